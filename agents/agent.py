@@ -1,0 +1,100 @@
+"""Agent = latent filter + behaviour, behind Stable-Baselines3's `predict`."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.model import WorldModel
+from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.types import State
+
+
+class Behaviour(Protocol):
+    """Chooses controls from latent states."""
+
+    def act(self, model: WorldModel, state: State, deterministic: bool = False) -> Tensor:
+        """Latent states (N, ...) -> controls (N, A)."""
+        ...
+
+
+class AgentState(NamedTuple):
+    """What an agent remembers between two observations."""
+
+    latent: State  # s_{t-1} of N environments
+    control: Tensor  # u_{t-1} (N, A), the last answer
+
+
+class Agent:
+    """Filters observations into latent states and lets a behaviour act on them.
+
+    The agent does not know whether its environment is real. Its whole memory is the :class:`AgentState` that
+    `predict` returns and takes back, so one agent serves any number of environments.
+    """
+
+    def __init__(
+        self, model: WorldModel, behaviour: Behaviour, obs_specs: ObservationSpecs, action_spec: ActionSpec
+    ) -> None:
+        self.model, self.behaviour = model, behaviour
+        self.obs_specs, self.action_spec = obs_specs, action_spec
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def act(
+        self, state: AgentState, obs: dict[str, Tensor], is_first: Tensor, deterministic: bool = False
+    ) -> AgentState:
+        """One step on tensors: {key: (N, width)}, is_first (N,) bool -> the next state, whose control is the answer."""
+        latent = self.model.filter(state.latent, obs, state.control, is_first, sample=not deterministic)
+        return AgentState(latent, self.behaviour.act(self.model, latent, deterministic))
+
+    def initial(self, count: int) -> AgentState:
+        """The memory before the first observation of `count` environments."""
+        return AgentState(self.model.initial(count), torch.zeros(count, self.action_spec.width, device=self.device))
+
+    def predict(
+        self,
+        observation: np.ndarray | Mapping[str, np.ndarray],
+        state: AgentState | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        """Environment observations, one or a batch (N, ...) -> environment actions and the next memory.
+
+        Args:
+            state: what the previous call returned; None at the start.
+            episode_start: (N,) bool, True where the observation is that of a reset; all True without a state.
+            deterministic: the mode of posterior and policy instead of samples.
+        Raises:
+            ValueError: if the observation has not the shape this agent was built for.
+        """
+        named = observation if isinstance(observation, Mapping) else {OBSERVATION: observation}
+        single = self._is_single(named)
+        if single:
+            named = {key: np.asarray(values)[None] for key, values in named.items()}
+        obs = {
+            key: torch.from_numpy(rows).to(self.device)
+            for key, rows in encode_observation(self.obs_specs, named).items()
+        }
+        count = len(next(iter(obs.values())))
+        first = np.full(count, state is None) if episode_start is None or state is None else np.asarray(episode_start)
+        is_first = torch.from_numpy(np.broadcast_to(first, count).astype(bool)).to(self.device)
+        state = self.act(self.initial(count) if state is None else state, obs, is_first, deterministic)
+        actions = self.action_spec.decode(state.control.cpu().numpy())
+        return (actions[0] if single else actions), state
+
+    def _is_single(self, named: Mapping[str, Any]) -> bool:
+        """Whether observations come without a batch dimension; refuses shapes that fit neither way."""
+        if set(named) != set(self.obs_specs):
+            raise ValueError(f"observation keys {sorted(named)}; this agent was trained on {sorted(self.obs_specs)}")
+        single = set()
+        for key, spec in self.obs_specs.items():
+            shape = np.shape(named[key])
+            if shape != spec.shape and shape[1:] != spec.shape:
+                raise ValueError(f"observation '{key}' has shape {shape}; this agent was trained on {spec.shape}")
+            single.add(shape == spec.shape)
+        return single == {True}

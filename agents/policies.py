@@ -1,0 +1,106 @@
+"""Policy distributions over control vectors: squashed Gaussians in [-1, 1]^A, and one-hot groups."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.distributions import LOG_2PI
+
+
+class PolicyFamily(ABC):
+    """A family of distributions over controls (..., A), indexed by parameters (..., P)."""
+
+    parameters: int
+
+    @abstractmethod
+    def sample(self, params: Tensor) -> Tensor:
+        """A control; differentiable in the parameters where the family allows it."""
+
+    @abstractmethod
+    def mode(self, params: Tensor) -> Tensor:
+        """The deterministic control."""
+
+    @abstractmethod
+    def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
+        """(..., P), (..., A) -> (...): log density or mass of a given control, in nats."""
+
+    @abstractmethod
+    def entropy(self, params: Tensor, control: Tensor) -> Tensor:
+        """(..., P), (..., A) -> (...): entropy in nats, exact or estimated from the sampled control."""
+
+
+class TanhNormal(PolicyFamily):
+    """u = tanh(a), a ~ N(mu, diag sigma^2), as in Dreamer V1 and SAC. Parameters are [mu, raw].
+
+    mu = 5 tanh(raw_mu / 5) keeps the mean from drifting to where tanh has no gradient (Dreamer V1).
+    """
+
+    limit = 5.0
+    min_std = 1e-4
+    edge = 1 - 1e-6  # atanh(1) is infinite; float32 tanh reaches 1 at 9
+
+    def __init__(self, size: int, initial_std: float = 1.0) -> None:
+        self.parameters = 2 * size
+        self.shift = initial_std + math.log(-math.expm1(-initial_std))  # softplus(shift) = initial_std
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation before the squashing, each (..., A)."""
+        mean, raw = params.chunk(2, -1)
+        return self.limit * torch.tanh(mean / self.limit), F.softplus(raw + self.shift) + self.min_std
+
+    def sample(self, params: Tensor) -> Tensor:
+        mean, std = self.moments(params)
+        return torch.tanh(torch.addcmul(mean, std, torch.randn_like(std)))
+
+    def mode(self, params: Tensor) -> Tensor:
+        return torch.tanh(self.moments(params)[0])
+
+    def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
+        mean, std = self.moments(params)
+        control = control.clamp(-self.edge, self.edge)
+        error = (control.atanh() - mean) / std
+        jacobian = torch.log1p(-control.square())  # log |d tanh(a) / da|
+        return (-0.5 * error.square() - std.log() - 0.5 * LOG_2PI - jacobian).sum(-1)
+
+    def entropy(self, params: Tensor, control: Tensor) -> Tensor:
+        """-log p of the sample: unbiased, since a squashed Gaussian's entropy has no closed form."""
+        return -self.log_prob(params, control)
+
+
+class OneHotCategorical(PolicyFamily):
+    """One categorical per discrete variable, as concatenated one-hot codes. Parameters are logits (..., A).
+
+    A share `unimix` of the uniform distribution keeps every action possible (DreamerV3), so that the log
+    probabilities of the score-function gradient stay bounded.
+    """
+
+    def __init__(self, classes: tuple[int, ...], unimix: float = 0.01) -> None:
+        self.classes, self.unimix = list(classes), unimix
+        self.parameters = sum(classes)
+
+    def _log_probs(self, params: Tensor) -> list[Tensor]:
+        groups = [group.softmax(-1) for group in params.split(self.classes, -1)]
+        return [((1 - self.unimix) * probs + self.unimix / probs.shape[-1]).log() for probs in groups]
+
+    def sample(self, params: Tensor) -> Tensor:
+        codes = []
+        for logs in self._log_probs(params):
+            probs = logs.exp()
+            race = probs.detach() / torch.empty_like(probs).exponential_()
+            code = F.one_hot(race.argmax(-1), probs.shape[-1]).to(probs.dtype)
+            codes.append(code + probs - probs.detach())
+        return torch.cat(codes, -1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        groups = params.split(self.classes, -1)
+        return torch.cat([F.one_hot(g.argmax(-1), g.shape[-1]).to(g.dtype) for g in groups], -1)
+
+    def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
+        return (torch.cat(self._log_probs(params), -1) * control).sum(-1)
+
+    def entropy(self, params: Tensor, control: Tensor) -> Tensor:
+        logs = torch.cat(self._log_probs(params), -1)
+        return -(logs.exp() * logs).sum(-1)

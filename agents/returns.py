@@ -1,0 +1,60 @@
+"""Lambda returns and the scale they are measured in."""
+
+import torch
+from torch import Tensor, nn
+
+
+def lambda_returns(reward: Tensor, cont: Tensor, value: Tensor, discount: float, lambda_: float) -> Tensor:
+    """Returns of imagined states s_0..s_{H-1}.
+
+        R_h = r_h + discount c_h ((1 - lambda) v_{h+1} + lambda R_{h+1}),    R_H = v_H
+
+    Args:
+        reward: (N, H), r_h received on arriving at s_{h+1}.
+        cont: (N, H), c_h, the probability that the return goes on after s_{h+1}.
+        value: (N, H + 1), v_0..v_H; v_0 is not used.
+    Returns:
+        (N, H). Schulman et al. 2016; Hafner et al. 2020, Eq. 6, with the index of an arrival.
+    """
+    steps = discount * cont
+    future, returns = value[:, -1], []
+    for h in reversed(range(reward.shape[1])):
+        future = reward[:, h] + steps[:, h] * torch.lerp(value[:, h + 1], future, lambda_)
+        returns.append(future)
+    return torch.stack(returns[::-1], 1)
+
+
+def arrival_weights(start: Tensor, cont: Tensor, discount: float) -> Tensor:
+    """Probability, discounted, that s_0..s_{H-1} are reached: (N,), (N, H) -> (N, H), without gradient.
+
+    w_0 is that of the start, w_h = w_{h-1} discount c_{h-1}: an action never weighs its own outcome.
+    """
+    steps = torch.cat([start.unsqueeze(1), discount * cont[:, :-1]], 1)
+    return steps.cumprod(1).detach()
+
+
+class ReturnScale(nn.Module):
+    """max(floor, EMA of P95 - P5 of the returns): the unit of advantages (DreamerV3, Eq. 7).
+
+    Large returns are scaled down; small ones are not blown up beyond the floor, so that noise stays noise.
+    """
+
+    spread: Tensor
+    seen: Tensor
+
+    def __init__(self, rate: float = 0.01, floor: float = 1.0) -> None:
+        super().__init__()
+        self.rate, self.floor = rate, floor
+        self.register_buffer("spread", torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, returns: Tensor) -> None:
+        """Take a batch of returns (any shape) into the average, corrected for its start at zero."""
+        low, high = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
+        self.spread.lerp_(high - low, self.rate)
+        self.seen.lerp_(torch.ones_like(self.seen), self.rate)
+
+    @property
+    def value(self) -> Tensor:
+        return (self.spread / self.seen.clamp(min=1e-8)).clamp(min=self.floor)

@@ -1,0 +1,23 @@
+"""Real and recorded environments: make them, know their spaces, record what happens in them."""
+
+from envs import probes
+from envs.alignment import Episode
+from envs.faults import EnvironmentFault
+from envs.make import EnvConfig, make, make_vector
+from envs.recorder import RecordEnvTrajectories, RecordTrajectories
+from envs.spaces import action_spec, observation_specs
+from envs.wrappers import ActionRepeat
+
+__all__ = [
+    "ActionRepeat",
+    "EnvConfig",
+    "EnvironmentFault",
+    "Episode",
+    "RecordEnvTrajectories",
+    "RecordTrajectories",
+    "action_spec",
+    "make",
+    "make_vector",
+    "observation_specs",
+    "probes",
+]

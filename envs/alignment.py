@@ -1,0 +1,227 @@
+"""The only place that aligns actions: environment steps in, arrivals out.
+
+An arrival is an observation with the control that led to it (see :mod:`worldmodel.types`). Gymnasium returns them
+in three ways at the end of an episode, its autoreset modes, and each becomes the same stream of rows:
+
+=========  ==================================================  =========================================
+mode       what `step` returns where an episode ends           rows of that environment
+=========  ==================================================  =========================================
+NEXT_STEP  the last observation; the next step ignores its     one per step, the second with is_first
+           action and returns the reset observation
+SAME_STEP  the reset observation; `final_obs` holds the last   two in this step: is_last, then is_first
+DISABLED   the last observation; the caller resets             one per step, one per reset
+=========  ==================================================  =========================================
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.vector import AutoresetMode
+
+from envs.faults import EnvironmentFault, Faults, named, structure_fault, value_faults
+from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.types import Arrival
+
+Sink = Callable[[Arrival, np.ndarray], None]
+"""Takes n rows and the (n,) environment indices they belong to, without repeats: `SequenceReplay.add` is one."""
+
+Rows = dict[str, np.ndarray]  # encoded observations {key: (n, width)}
+REWARD = "the reward"  # stands for an observation key in a fault
+
+
+class Episode(NamedTuple):
+    """A completed episode."""
+
+    total_reward: float
+    length: int  # environment steps
+    env: int
+
+
+class Recorder:
+    """Turns the resets and steps of n environments into arrivals, and counts them.
+
+    Args:
+        obs_specs, action_spec: of one environment.
+        num_envs: n.
+        mode: when the environments reset.
+        sink: receives the rows.
+    Attributes:
+        steps: decisions over all environments; resets do not count.
+        frames: simulator frames over all environments, from `infos["frames"]` where an environment reports it.
+    """
+
+    def __init__(
+        self, obs_specs: ObservationSpecs, action_spec: ActionSpec, num_envs: int, mode: AutoresetMode, sink: Sink
+    ) -> None:
+        self.obs_specs, self.action_spec, self.num_envs = obs_specs, action_spec, num_envs
+        self.mode, self.sink = mode, sink
+        self.steps = 0
+        self.frames = 0
+        self._vector_steps = 0
+        self._ready = False  # nothing is missing since a reset: no fault, and no step left unrecorded
+        self._ended = np.zeros(num_envs, bool)  # by the previous step; of no interest where that also reset them
+        self._total_reward = np.zeros(num_envs)  # of the running episodes
+        self._length = np.zeros(num_envs, np.int64)
+        self._episodes: list[Episode] = []
+
+    def pop_episodes(self) -> list[Episode]:
+        """The episodes completed since the last call, oldest first."""
+        episodes, self._episodes = self._episodes, []
+        return episodes
+
+    def controls(self, actions: np.ndarray) -> np.ndarray:
+        """Actions about to be taken (n, *shape) -> controls (n, A). Before the step: it may change them in place.
+
+        Raises:
+            ValueError: if an environment must be reset first, or an action is not one of its space.
+        """
+        if not self._ready:
+            raise ValueError("call reset() before step(): no reset was recorded yet, or a step since it failed")
+        if self.mode is AutoresetMode.DISABLED and self._ended.any():
+            ended = np.flatnonzero(self._ended).tolist()
+            raise ValueError(f"environments {ended} have ended: reset them before the next step")
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs, *self.action_spec.shape):
+            raise ValueError(f"actions have shape {actions.shape}, not {(self.num_envs, *self.action_spec.shape)}")
+        valid = self._valid_actions(actions.reshape(self.num_envs, -1))
+        if not valid.all():
+            env = int(np.flatnonzero(~valid)[0])
+            raise ValueError(f"action {actions[env].tolist()} of environment {env} is not in the action space")
+        self._ready = False  # until the step is recorded
+        return self.action_spec.encode(actions)
+
+    def _valid_actions(self, flat: np.ndarray) -> np.ndarray:
+        """(n,) bool. Out of bounds is valid where continuous: environments clip it, and so does the encoding."""
+        if not self.action_spec.classes:
+            return np.isfinite(flat).all(axis=1)
+        index = flat - np.asarray(self.action_spec.start)
+        return ((index >= 0) & (index < np.asarray(self.action_spec.classes))).all(axis=1)
+
+    def reset(self, observation: Any, mask: np.ndarray | None = None) -> None:
+        """Record the observation (n, ...) of a reset of all environments, or of those in `mask` (n,) bool.
+
+        An episode cut short by it gets no last row: nothing ended, so nothing is terminal.
+        """
+        first = np.ones(self.num_envs, bool) if mask is None else mask
+        ready, self._ready = self._ready or mask is None, False
+        self._ended = self._ended & ~first
+        self._total_reward[first] = 0
+        self._length[first] = 0
+        self._raise_first(self._give(self._first_rows(self._encode(observation)), first, {}))
+        self._ready = ready
+
+    def step(
+        self,
+        controls: np.ndarray,
+        observation: Any,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        infos: Mapping[str, Any],
+    ) -> None:
+        """Record what a step with `controls` (n, A) returned, as Gymnasium's vector environments return it.
+
+        Raises:
+            EnvironmentFault: at the first observation or reward that breaks the environment's contract, after
+                every sound row of this step has reached the sink.
+        """
+        self._vector_steps += 1
+        first = self._ended if self.mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
+        last = (np.asarray(terminated, bool) | np.asarray(truncated, bool)) & ~first
+        reward = np.where(first, 0.0, self._checked_reward(reward))
+        obs = self._encode(observation)
+        resets_now = last if self.mode is AutoresetMode.SAME_STEP else np.zeros(self.num_envs, bool)
+        reached, faults = self._with_final(obs, infos, resets_now)
+        terminal = np.asarray(terminated, bool) & last
+        prev_action = np.where(first[:, None], np.float32(0), controls)
+        rows = Arrival(reached, prev_action, reward.astype(np.float32), first, last, terminal)
+        faults = self._give(rows, np.ones(self.num_envs, bool), faults)
+        if resets_now.any():
+            faults = self._give(self._first_rows(obs), resets_now, {}) | faults
+        self._count(reward, last, ~first, infos, faults)
+        self._ended = last
+        self._raise_first(faults)
+        self._ready = True
+
+    def _first_rows(self, obs: Rows) -> Arrival:
+        n = self.num_envs
+        no, controls = np.zeros(n, bool), np.zeros((n, self.action_spec.width), np.float32)
+        return Arrival(obs, controls, np.zeros(n, np.float32), np.ones(n, bool), no, no)
+
+    def _encode(self, observation: Any) -> Rows:
+        fault = structure_fault(self.obs_specs, observation, (self.num_envs,))
+        if fault:
+            self._raise_first({0: fault})
+        return encode_observation(self.obs_specs, observation)
+
+    def _checked_reward(self, reward: Any) -> np.ndarray:
+        reward = np.asarray(reward)
+        if reward.shape != (self.num_envs,) or reward.dtype.kind not in "biuf":
+            self._raise_first({0: (REWARD, f"has shape {reward.shape[1:]} and dtype {reward.dtype}, not a number")})
+        return reward.astype(np.float64)
+
+    def _with_final(self, obs: Rows, infos: Mapping[str, Any], ended: np.ndarray) -> tuple[Rows, Faults]:
+        """Rows with the last observation of each ended episode put in place of the reset observation."""
+        if not ended.any():
+            return obs, {}
+        reached = {key: values.copy() for key, values in obs.items()}
+        faults: Faults = {}
+        for env in np.flatnonzero(ended).tolist():
+            final = infos["final_obs"][env] if "final_obs" in infos else None
+            fault = structure_fault(self.obs_specs, final)
+            if fault:
+                faults[env] = fault
+                continue
+            for key, value in named(final).items():
+                reached[key][env] = self.obs_specs[key].encode(np.asarray(value)[None])[0]
+        return reached, faults
+
+    def _give(self, rows: Arrival, mask: np.ndarray, faults: Faults) -> Faults:
+        """Hand the sound rows of `mask` to the sink; add the faults of the others to those already known."""
+        found = {int(env): (REWARD, "is not finite") for env in np.flatnonzero(~np.isfinite(rows.reward))}
+        found |= value_faults(self.obs_specs, rows.obs) | faults
+        sound = mask.copy()
+        sound[list(found)] = False
+        envs = np.flatnonzero(sound)
+        if len(envs) == self.num_envs:
+            self.sink(rows, envs)
+        elif len(envs):
+            obs = {key: values[envs] for key, values in rows.obs.items()}
+            self.sink(Arrival(obs, *(field[envs] for field in rows[1:])), envs)
+        return {env: fault for env, fault in found.items() if mask[env]}
+
+    def _count(
+        self,
+        reward: np.ndarray,
+        last: np.ndarray,
+        live: np.ndarray,
+        infos: Mapping[str, Any],
+        faults: Faults,
+    ) -> None:
+        self.steps += int(live.sum())
+        self.frames += int(_frames(infos, self.num_envs)[live].sum())
+        self._total_reward += reward
+        self._length += live
+        for env in np.flatnonzero(last).tolist():
+            if env not in faults:
+                self._episodes.append(Episode(float(self._total_reward[env]), int(self._length[env]), env))
+        self._total_reward[last] = 0
+        self._length[last] = 0
+
+    def _raise_first(self, faults: Faults) -> None:
+        if not faults:
+            return
+        env = min(faults)
+        key, problem = faults[env]
+        what = REWARD if key is REWARD else f"observation '{key}'"
+        raise EnvironmentFault(f"{what} of environment {env} {problem} at step {self._vector_steps}")
+
+
+def _frames(infos: Mapping[str, Any], num_envs: int) -> np.ndarray:
+    """Simulator frames of the last decision of each environment (n,): one where it does not report them."""
+    frames = np.ones(num_envs, np.int64)
+    for source in (infos, infos.get("final_info", {})):  # SAME_STEP moves the info of an ended episode there
+        if "frames" in source:
+            frames = np.where(source.get("_frames", True), source["frames"], frames)
+    return frames

@@ -1,0 +1,117 @@
+"""EnvConfig -> environments, with errors that say what to install or what was meant."""
+
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
+
+from envs.wrappers import ActionRepeat, CheckObservation
+
+PLUGINS = {  # id prefix: (module that registers the ids, what pip installs it from)
+    "ALE/": ("ale_py", "ale-py"),
+    "BabyAI-": ("minigrid", "minigrid"),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "dm_control/": ("shimmy", "shimmy[dm-control]"),
+}
+
+
+@dataclass
+class EnvConfig:
+    """One environment, and how many of it.
+
+    Raises:
+        ValueError: if a number is below 1, or `kwargs` sets what has a field of its own.
+    """
+
+    id: str = "Pendulum-v1"  # a registered Gymnasium id, or "module:Id" where importing the module registers it
+    num_envs: int = 1  # environments stepped together
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor
+    action_repeat: int = 1  # frames per environment step; PlaNet uses 2-8, Atari 4
+    time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "action_repeat", "time_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"env.{name} must be at least 1, got {value}")
+        if "max_episode_steps" in self.kwargs:
+            raise ValueError("env.kwargs may not hold max_episode_steps: set env.time_limit")
+
+
+def make(config: EnvConfig, index: int = 0) -> gym.Env[Any, Any]:
+    """One environment of `config`, named `index` in the errors about it.
+
+    A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
+    so that repeating actions leaves the task as long as its author made it.
+
+    Raises:
+        ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`.
+    """
+    env = _registered(config, max_episode_steps=None if config.time_limit is None else -1)
+    if config.action_repeat > 1:
+        env = ActionRepeat(env, config.action_repeat)
+    if config.time_limit is not None:
+        env = TimeLimit(env, config.time_limit)
+    return CheckObservation(env, index)
+
+
+def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv:
+    """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
+
+    Raises:
+        ValueError: as :func:`make`.
+    """
+    count = config.num_envs if num_envs is None else num_envs
+    if count < 1:
+        raise ValueError(f"num_envs must be at least 1, got {count}")
+    factories = [lambda index=index: make(config, index) for index in range(count)]
+    return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any, Any]:
+    """`gymnasium.make`, with its many errors told as one kind."""
+    name = _import_home(config.id)
+    try:
+        return gym.make(name, max_episode_steps=max_episode_steps, **config.kwargs)
+    except gym.error.DependencyNotInstalled as error:  # its message holds the pip command
+        raise ValueError(f"environment '{config.id}' is not installed: {error}") from error
+    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
+        raise ValueError(_unknown(config.id, name)) from error
+    except ImportError as error:
+        raise ValueError(f"environment '{config.id}' needs a package that is missing: {error}") from error
+    except TypeError as error:
+        raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
+    except gym.error.Error as error:
+        raise ValueError(f"environment '{config.id}': {error}") from error
+
+
+def _import_home(env_id: str) -> str:
+    """Import the module that registers an id, where it has one; return the id without it."""
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the module is the user's: anything can go wrong in it
+            problem = f"{type(error).__name__}: {error}"
+            raise ValueError(f"module '{module}' of environment '{env_id}' cannot be imported: {problem}") from error
+        return name
+    for prefix, (plugin, package) in PLUGINS.items():
+        if env_id.startswith(prefix):
+            try:
+                importlib.import_module(plugin)
+            except ImportError as error:
+                raise ValueError(
+                    f"environment '{env_id}' is not installed: pip install \"{package}\" ({error})"
+                ) from error
+    return env_id
+
+
+def _unknown(env_id: str, name: str) -> str:
+    registered = {known.lower(): known for known in gym.registry}
+    near = [registered[match] for match in difflib.get_close_matches(name.lower(), registered, n=3)]
+    hint = f"did you mean {', '.join(near)}?" if near else "no registered id is near it."
+    return f"unknown environment '{env_id}': {hint} An id of another package is written 'module:Id'"

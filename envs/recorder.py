@@ -1,0 +1,99 @@
+"""The wrappers that record: put one around an environment and every step reaches a sink, such as a replay."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+
+from envs.alignment import Episode, Recorder, Sink
+from envs.faults import named
+from envs.spaces import action_spec, observation_specs
+
+
+class _Counted:
+    """The counters of the recorder, shown on the wrapper."""
+
+    recorder: Recorder
+
+    @property
+    def steps(self) -> int:
+        """Decisions recorded, over all environments; resets do not count."""
+        return self.recorder.steps
+
+    @property
+    def frames(self) -> int:
+        """Simulator frames recorded: decisions times action repeat, except where an episode ended earlier."""
+        return self.recorder.frames
+
+    def pop_episodes(self) -> list[Episode]:
+        """The episodes completed since the last call, oldest first."""
+        return self.recorder.pop_episodes()
+
+
+class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
+    """Records every step of a vector environment, in any autoreset mode.
+
+    Args:
+        env: a vector environment that declares `metadata["autoreset_mode"]`.
+        sink: receives the rows, as `SequenceReplay.add` does.
+    Raises:
+        ValueError: if the spaces are not supported, or the autoreset mode is not declared.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], sink: Sink) -> None:
+        super().__init__(env)
+        if "autoreset_mode" not in env.metadata:
+            raise ValueError(f"{env} declares no metadata['autoreset_mode']: without it actions cannot be aligned")
+        self.recorder = Recorder(
+            observation_specs(env.single_observation_space),
+            action_spec(env.single_action_space),
+            env.num_envs,
+            AutoresetMode(env.metadata["autoreset_mode"]),
+            sink,
+        )
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or with `options={"reset_mask": mask}` some of them, and record it."""
+        mask = (options or {}).get("reset_mask")  # read first: the vector environment removes it
+        observation, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        self.recorder.reset(observation, mask)
+        return observation, infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        controls = self.recorder.controls(actions)
+        result = self.env.step(actions)
+        self.recorder.step(controls, *result)
+        return result
+
+
+class RecordEnvTrajectories(_Counted, gym.Wrapper[Any, Any, Any, Any]):
+    """Records every step of a single environment, as environment 0 of its sink.
+
+    Example:
+        env = RecordEnvTrajectories(gymnasium.make("Pendulum-v1"), replay.add)
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], sink: Sink) -> None:
+        super().__init__(env)
+        specs, control = observation_specs(env.observation_space), action_spec(env.action_space)
+        self.recorder = Recorder(specs, control, 1, AutoresetMode.DISABLED, sink)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.recorder.reset(_batched(observation))
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        controls = self.recorder.controls(np.asarray(action)[None])
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        ends = np.array([terminated]), np.array([truncated])
+        frames = {"frames": np.array([info["frames"]])} if "frames" in info else {}
+        self.recorder.step(controls, _batched(observation), np.asarray(reward)[None], *ends, frames)
+        return observation, reward, terminated, truncated, info
+
+
+def _batched(observation: Any) -> dict[str, np.ndarray]:
+    return {key: np.asarray(value)[None] for key, value in named(observation).items()}

@@ -1,0 +1,67 @@
+"""The wrappers that Gymnasium lacks."""
+
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
+
+from envs.faults import EnvironmentFault, structure_fault
+from envs.spaces import observation_specs
+
+
+class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Takes each action `repeat` times and sums the rewards; stops where the episode ends.
+
+    `info["frames"]` holds the number of times it was really taken.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], repeat: int) -> None:
+        if repeat < 1:
+            raise ValueError(f"action repeat must be at least 1, got {repeat}")
+        RecordConstructorArgs.__init__(self, repeat=repeat)
+        gym.Wrapper.__init__(self, env)
+        self.repeat = repeat
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        total, frames = 0.0, 0
+        for _ in range(self.repeat):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            frames += 1
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, {**info, "frames": frames}
+
+
+class CheckObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Checks keys and shapes before a vector environment stacks them, where the culprit can still be named.
+
+    Args:
+        env: whose observation space is the truth.
+        index: of the environment in its vector environment.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
+        RecordConstructorArgs.__init__(self, index=index)
+        gym.Wrapper.__init__(self, env)
+        self.index = index
+        self.steps = 0
+        self.specs = observation_specs(env.observation_space)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._check(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        result = self.env.step(action)
+        self._check(result[0])
+        return result
+
+    def _check(self, observation: Any) -> None:
+        fault = structure_fault(self.specs, observation)
+        if fault:
+            key, problem = fault
+            message = f"observation '{key}' of environment {self.index} {problem} at step {self.steps}"
+            raise EnvironmentFault(message)

@@ -1,0 +1,142 @@
+"""Environments are made as configured, or the error says what to do."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import TimeLimit
+
+from envs import EnvConfig, make, make_vector
+
+
+def episode(env: gym.Env) -> tuple[int, bool, bool]:
+    """(decisions, terminated, truncated) of one episode with a constant action."""
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    for steps in range(1, 1000):
+        _, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            return steps, terminated, truncated
+    raise AssertionError("no end")
+
+
+def wrappers(env: gym.Env) -> list[type]:
+    found = []
+    while isinstance(env, gym.Wrapper):
+        found.append(type(env))
+        env = env.env
+    return found
+
+
+@pytest.mark.parametrize(
+    ("repeat", "limit", "decisions"),
+    [(1, None, 200), (3, None, 67), (1, 30, 30), (4, 30, 30), (1, 250, 250)],
+)
+def test_time_limit_truncates(repeat: int, limit: int | None, decisions: int) -> None:
+    """Pendulum is registered with 200 frames and never terminates."""
+    env = make(EnvConfig("Pendulum-v1", action_repeat=repeat, time_limit=limit))
+    assert episode(env) == (decisions, False, True)
+    assert wrappers(env).count(TimeLimit) == 1
+
+
+def test_termination_stays_termination() -> None:
+    assert episode(make(EnvConfig("worldmodel/Counter-v0", kwargs={"length": 4}))) == (4, True, False)
+
+
+def test_made_environment_can_be_made_again_from_its_spec() -> None:
+    env = make(EnvConfig("Pendulum-v1", time_limit=10))
+    assert env.spec is not None
+    assert episode(gym.make(env.spec)) == (10, False, True)
+
+
+def test_vector() -> None:
+    config = EnvConfig("CartPole-v1", num_envs=3)
+    vector = make_vector(config)
+    assert vector.num_envs == 3
+    assert vector.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert make_vector(config, num_envs=2).num_envs == 2
+    with pytest.raises(ValueError, match="num_envs"):
+        make_vector(config, num_envs=0)
+
+
+@pytest.mark.parametrize("name", ["num_envs", "action_repeat", "time_limit"])
+def test_numbers_below_one(name: str) -> None:
+    with pytest.raises(ValueError, match=f"env.{name} must be at least 1, got 0"):
+        EnvConfig(**{name: 0})
+
+
+def test_limit_in_kwargs() -> None:
+    with pytest.raises(ValueError, match="time_limit"):
+        EnvConfig(kwargs={"max_episode_steps": 10})
+
+
+@pytest.mark.parametrize(
+    ("env_id", "hint"),
+    [
+        ("Pendlum-v1", "unknown environment 'Pendlum-v1': did you mean Pendulum-v1"),
+        ("cartpole", "did you mean CartPole-v1"),
+        ("Pendulum-v0", "Pendulum-v1"),
+        ("Pendulum-v9", "Pendulum-v1"),
+        ("Qqqq-v0", "no registered id is near it"),
+        ("worldmodel/Conter-v0", "worldmodel/Counter-v0"),
+        ("no spaces allowed", "no spaces allowed"),
+        ("absent_module:Foo-v0", "module 'absent_module' of environment 'absent_module:Foo-v0' cannot be imported"),
+        ("json:Foo-v0", "unknown environment 'json:Foo-v0'"),
+        ("Blackjack-v1", "FlattenObservation"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*out of date")
+def test_unknown_ids(env_id: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        make(EnvConfig(env_id))
+
+
+def test_unknown_argument() -> None:
+    with pytest.raises(ValueError, match=r"'Pendulum-v1' does not take kwargs \{'gravity': 1\}"):
+        make(EnvConfig("Pendulum-v1", kwargs={"gravity": 1}))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "module", "package"),
+    [
+        ("ALE/Pong-v5", "ale_py", "ale-py"),
+        ("MiniGrid-Empty-5x5-v0", "minigrid", "minigrid"),
+        ("dm_control/cartpole-swingup-v0", "shimmy", r"shimmy\[dm-control\]"),
+    ],
+)
+def test_plugin_that_is_not_installed(env_id: str, module: str, package: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=f'"{package}"'):
+        make(EnvConfig(env_id))
+
+
+def needs_box2d() -> None:
+    raise gym.error.DependencyNotInstalled('Box2D is not installed, run `pip install "gymnasium[box2d]"`')
+
+
+def test_dependency_that_is_not_installed(monkeypatch: Any) -> None:
+    name = "NeedsBox2D-v0"
+    monkeypatch.setitem(gym.registry, name, gym.envs.registration.EnvSpec(name, entry_point=needs_box2d))
+    with pytest.raises(ValueError, match=rf"'{name}' is not installed: .*gymnasium\[box2d\]"):
+        make(EnvConfig(name))
+
+
+def test_entry_point_that_cannot_be_imported(monkeypatch: Any) -> None:
+    name = "NeedsAbsent-v0"
+    monkeypatch.setitem(gym.registry, name, gym.envs.registration.EnvSpec(name, entry_point="absent_module:Env"))
+    with pytest.raises(ValueError, match=f"'{name}' needs a package that is missing: .*absent_module"):
+        make(EnvConfig(name))
+
+
+def test_module_ids(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    register = "import gymnasium\ngymnasium.register('Mine-v0', entry_point='envs.probes:Counter')\n"
+    (tmp_path / "my_good_envs.py").write_text(register)
+    (tmp_path / "my_bad_envs.py").write_text("1 / 0\n")
+    assert episode(make(EnvConfig("my_good_envs:Mine-v0"))) == (5, True, False)
+    with pytest.raises(ValueError, match=r"'my_bad_envs' .* cannot be imported: ZeroDivisionError"):
+        make(EnvConfig("my_bad_envs:Mine-v0"))
+    del gym.registry["Mine-v0"]

@@ -1,0 +1,160 @@
+"""The sequence replay stores what it is given, forgets the oldest, and samples every stored step alike."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.replay import SequenceReplay
+from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.types import Arrival, Batch
+
+OBS = {"x": ObservationSpec((1,)), "k": ObservationSpec((), classes=(7,), start=(0,))}
+ACTION = ActionSpec((1,), low=(-1.0,), high=(1.0,))
+EPISODE = 4  # rows
+
+
+def add(replay: SequenceReplay, env: int, rows: int) -> None:
+    """Append rows to one stream: x = 1000 env + index of the row, in episodes of `EPISODE` rows."""
+    for _ in range(rows):
+        index = int(replay.written[env])
+        obs = {"x": np.array([[1000 * env + index]], np.float32), "k": np.array([[index % 7]])}
+        first, last = np.array([index % EPISODE == 0]), np.array([index % EPISODE == EPISODE - 1])
+        control = np.where(first, 0, index)[:, None].astype(np.float32)
+        replay.add(Arrival(obs, control, control[:, 0] / 2, first, last, last), np.array([env]))
+
+
+def filled(rows: tuple[int, ...], capacity: int = 60) -> SequenceReplay:
+    replay = SequenceReplay(OBS, ACTION, len(rows), capacity)
+    for env, count in enumerate(rows):
+        add(replay, env, count)
+    return replay
+
+
+class Enumerate:
+    """In place of the random generator: every start once."""
+
+    def integers(self, high: int, size: int) -> np.ndarray:
+        assert size == high
+        return np.arange(high)
+
+
+def every_window(replay: SequenceReplay, window: int) -> Batch:
+    replay.rng = Enumerate()  # type: ignore[assignment]
+    return replay.sample(len(replay), window)
+
+
+def stored(env: int, rows: int, length: int) -> set[int]:
+    return {1000 * env + index for index in range(max(rows - length, 0), rows)}
+
+
+@pytest.mark.parametrize("rows", [(5,), (20, 20, 20), (3, 50, 0), (21, 1, 47)])
+@pytest.mark.parametrize("window", [1, 6, 30])
+def test_every_stored_step_is_in_as_many_windows(rows: tuple[int, ...], window: int) -> None:
+    """Exact: with every start equally likely, a step's chance is its number of places over all windows."""
+    replay = filled(rows)
+    batch = every_window(replay, window)
+    values, counts = batch.obs["x"].flatten().unique(return_counts=True)
+    expected = set().union(*(stored(env, count, replay.length) for env, count in enumerate(rows)))
+    assert set(values.int().tolist()) == expected
+    assert (counts == window).all() and len(expected) == len(replay)
+
+
+@pytest.mark.parametrize("rows", [(7, 9, 3), (33, 20, 100)])
+def test_windows_are_consecutive_except_at_seams(rows: tuple[int, ...]) -> None:
+    replay = filled(rows)
+    batch = every_window(replay, 25)
+    x = batch.obs["x"][..., 0]
+    assert ((x // 1000) == (x[:, :1] // 1000)).all()
+    follows = x[:, 1:] == x[:, :-1] + 1
+    env = (x // 1000).long()
+    oldest = torch.tensor([1000 * e + max(count - replay.length, 0) for e, count in enumerate(rows)])[env]
+    assert torch.equal(follows, (x != oldest)[:, 1:])  # a window goes on, or starts over at the oldest
+    index = (x % 1000).long()
+    assert torch.equal(batch.is_first, (index % EPISODE == 0) | (x == oldest))
+    assert torch.equal(batch.is_terminal, index % EPISODE == EPISODE - 1)
+    assert torch.equal(batch.is_last, batch.is_terminal)
+    acted = ~batch.is_first
+    assert torch.equal(batch.prev_action[..., 0], torch.where(acted, index, 0).float())
+    assert torch.equal(batch.reward, torch.where(acted, index, 0) / 2)
+    assert torch.equal(batch.obs["k"][..., 0], index % 7)
+    assert batch.mask.all()
+
+
+def test_oldest_steps_are_forgotten_first() -> None:
+    replay = filled((25, 10), capacity=20)
+    assert len(replay) == 20
+    assert replay.stream(0).obs["x"].flatten().tolist() == list(range(15, 25))
+    assert replay.stream(1).obs["x"].flatten().tolist() == list(range(1000, 1010))
+
+
+def test_a_step_of_several_environments_at_once() -> None:
+    replay = SequenceReplay(OBS, ACTION, 3, 30)
+    obs = {"x": np.array([[1.0], [2.0]], np.float32), "k": np.array([[1], [2]])}
+    flags = np.array([True, False])
+    replay.add(
+        Arrival(obs, np.ones((2, 1), np.float32), np.ones(2, np.float32), flags, ~flags, flags), np.array([2, 0])
+    )
+    assert replay.stream(2).obs["x"].tolist() == [[[1.0]]]
+    assert replay.stream(0).is_last.tolist() == [[True]]
+    assert replay.stream(1).reward.shape == (1, 0)
+
+
+def test_shapes_and_types() -> None:
+    batch = filled((9, 9)).sample(4, 5)
+    assert batch.obs["x"].shape == (4, 5, 1) and batch.obs["x"].dtype == torch.float32
+    assert batch.obs["k"].shape == (4, 5, 1) and batch.obs["k"].dtype == torch.int64
+    assert batch.prev_action.shape == (4, 5, 1)
+    for field in (batch.is_first, batch.is_last, batch.is_terminal):
+        assert field.shape == (4, 5) and field.dtype == torch.bool
+    assert batch.reward.shape == batch.mask.shape == (4, 5)
+
+
+def test_same_seed_samples_the_same() -> None:
+    first, second = (filled((20, 20)).sample(8, 5).obs["x"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def content(replay: SequenceReplay, env: int) -> list[float]:
+    return replay.stream(env).obs["x"].flatten().tolist()
+
+
+@pytest.mark.parametrize("rows", [(7, 3), (45, 12)])
+@pytest.mark.parametrize("capacity", [20, 40, 60])
+def test_save_and_load(rows: tuple[int, ...], capacity: int, tmp_path: Path) -> None:
+    """A replay of another size keeps what it can; all go on from there."""
+    replay, copy = filled(rows, capacity=40), SequenceReplay(OBS, ACTION, 2, capacity)
+    replay.save(tmp_path / "replay.npz")
+    copy.load(tmp_path / "replay.npz")
+    for env in range(2):
+        assert content(copy, env) == content(replay, env)[-capacity // 2 :]
+        ours, theirs = replay.stream(env), copy.stream(env)
+        for a, b in zip(ours[1:], theirs[1:], strict=True):
+            assert torch.equal(a[:, -len(content(copy, env)) :][:, 1:], b[:, 1:])
+        before = content(copy, env)
+        add(copy, env, 1)
+        assert content(copy, env)[:-1] in (before, before[1:])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: SequenceReplay(OBS, ACTION, 3, 40),
+        lambda: SequenceReplay(OBS | {"y": ObservationSpec((1,))}, ACTION, 2, 40),
+        lambda: SequenceReplay(OBS, ActionSpec((), classes=(3,)), 2, 40),
+    ],
+    ids=["environments", "observations", "actions"],
+)
+def test_load_of_another_replay_is_refused(other: Any, tmp_path: Path) -> None:
+    filled((45, 12), capacity=40).save(tmp_path / "replay.npz")
+    with pytest.raises(ValueError, match="replay"):
+        other().load(tmp_path / "replay.npz")
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="capacity 2 is below the 3"):
+        SequenceReplay(OBS, ACTION, 3, 2)
+    with pytest.raises(ValueError, match="empty"):
+        SequenceReplay(OBS, ACTION, 1, 10).sample(1, 1)

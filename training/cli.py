@@ -1,0 +1,80 @@
+"""The command line: `worldmodel train | evaluate | collect`. Imports torch only after the arguments are understood."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+OVERRIDES = "any key of the config can be given as --section.key value, for example --training.steps 3000"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of every command."""
+    top = argparse.ArgumentParser(
+        prog="worldmodel",
+        description="Learn a world model of a Gymnasium environment, and an agent in its imagination.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    train = commands.add_parser("train", help="train a world model and an agent", epilog=OVERRIDES)
+    train.add_argument("config", help="YAML file, for example configs/pendulum.yaml")
+    train.add_argument("--seed", type=int, help="of everything random; default: the config's")
+    train.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
+    evaluate = commands.add_parser("evaluate", help="returns of a trained agent on seeds it never saw")
+    evaluate.add_argument("run", metavar="RUN", help="a run folder")
+    evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
+    evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
+    collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
+    collect.add_argument("config", help="YAML file, for its env section")
+    collect.add_argument("--steps", type=int, required=True, help="environment steps")
+    collect.add_argument("--out", type=Path, required=True, metavar="PATH", help="an .npz file")
+    collect.add_argument("--seed", type=int, help="default: the config's")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, or 2 with one line that says what is wrong and what would be right."""
+    options, rest = parser().parse_known_args(arguments)
+    if rest and options.command == "evaluate":
+        parser().error(f"unknown arguments: {' '.join(rest)}")
+    sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
+    try:
+        {"train": _train, "evaluate": _evaluate, "collect": _collect}[options.command](options, rest)
+    except ValueError as error:
+        print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"worldmodel {options.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _seed(options: argparse.Namespace) -> dict[str, int]:
+    return {} if options.seed is None else {"seed": options.seed}
+
+
+def _train(options: argparse.Namespace, overrides: list[str]) -> None:
+    from training.loop import train
+
+    train(options.config, overrides, run=options.run, **_seed(options))
+
+
+def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
+    from training.loop import describe
+    from training.run import Run
+
+    run = Run.load(options.run)
+    result = run.evaluate(options.episodes)
+    print(f"{run.folder}: {describe(result)}, after {run.env_steps} environment steps")
+    if options.json:
+        summary = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+        print(json.dumps({**summary, "lengths": result.lengths, "env_steps": run.env_steps}))
+
+
+def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
+    from training.collect import collect
+    from training.config import load_config
+
+    rows = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
+    print(f"{options.out}: {rows} rows of {options.steps} environment steps")

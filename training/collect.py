@@ -1,0 +1,41 @@
+"""Record trajectories without learning from them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from envs import RecordTrajectories, action_spec, make_vector, observation_specs
+from training.config import Config
+from training.progress import Progress
+from worldmodel.replay import SequenceReplay
+
+
+def collect(config: Config, steps: int, out: Path) -> int:
+    """Step the config's environment with random actions and write what happened; returns the number of rows.
+
+    Rows are arrivals: there is one more of them per episode than there are steps. See `SequenceReplay.save` for the
+    file. Whatever ends the recording, the rows up to there are written.
+
+    Raises:
+        ValueError: if `steps` is below 1, `out` exists or is no .npz file, or the environment cannot be used.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1: {steps}")
+    if out.suffix != ".npz" or out.exists():
+        raise ValueError(f"{out}: give --out a new file that ends in .npz")
+    envs = make_vector(config.env)
+    specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
+    capacity = 2 * steps + 2 * envs.num_envs  # an episode of one step is two rows
+    replay = SequenceReplay(specs, control, envs.num_envs, capacity)
+    recorded = RecordTrajectories(envs, replay.add)
+    recorded.action_space.seed(config.seed)
+    try:
+        with Progress(steps) as progress:
+            recorded.reset(seed=config.seed)
+            while recorded.steps < steps:
+                recorded.step(np.asarray(recorded.action_space.sample()))
+                progress.update(recorded.steps)
+    finally:
+        replay.save(out)
+        recorded.close()
+    return len(replay)

@@ -1,0 +1,95 @@
+"""Everything a run can be told. Each default stands beside the class it belongs to; a YAML file lists differences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agents import ActorCriticConfig
+from envs import EnvConfig
+from training.logger import LoggerConfig
+from training.schema import ConfigError, build, load_yaml, merge, parse_overrides, to_mapping
+from worldmodel.learner import LearnerConfig
+from worldmodel.model import ModelConfig
+from worldmodel.objective import ObjectiveConfig
+
+
+@dataclass
+class ReplayConfig:
+    """What is stored and how it is replayed."""
+
+    capacity: int = 100_000  # environment steps
+    batch_size: int = 32  # windows per update
+    window: int = 32  # steps per window
+
+    def __post_init__(self) -> None:
+        if min(self.capacity, self.batch_size, self.window) < 1:
+            raise ValueError("capacity, batch_size and window must be at least 1")
+
+
+@dataclass
+class TrainingConfig:
+    """The collect-learn loop."""
+
+    steps: int = 5_000  # environment steps in all, the prefill included
+    prefill: int = 400  # environment steps with random actions before the first update
+    replay_ratio: float = 512.0  # replayed steps per environment step
+    pretrain: int = 50  # updates on the prefill before the policy acts for the first time
+    threads: int = 1  # of torch; more fight with every other busy process, environments included
+    device: str = "cpu"
+    log_every: int = 100  # environment steps between two rows of metrics
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.prefill, self.threads, self.log_every) < 1 or self.pretrain < 0:
+            raise ValueError("steps, prefill, threads and log_every must be at least 1, pretrain at least 0")
+        if self.replay_ratio <= 0:
+            raise ValueError(f"replay_ratio must be positive: {self.replay_ratio}")
+
+
+@dataclass
+class EvaluationConfig:
+    """Deterministic evaluation on environments and seeds of its own."""
+
+    every: int = 500  # environment steps between two evaluations
+    episodes: int = 10  # of each
+    final_episodes: int = 20  # of the last one, on seeds used nowhere else
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.episodes, self.final_episodes) < 1:
+            raise ValueError("every, episodes and final_episodes must be at least 1")
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    seed: int = 0
+    env: EnvConfig = field(default_factory=EnvConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)  # of the world model
+    behaviour: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative: {self.seed}")
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> Config:
+    """A config from a YAML file (or a mapping) of differences.
+
+    Args:
+        overrides: `["--section.key", "value", ...]`, as on the command line; they win over the file.
+        values: top-level keys such as `seed` or sections given as mappings; they win over both.
+    Raises:
+        ConfigError: naming the key, for anything that does not fit.
+    """
+    mapping = source if isinstance(source, Mapping) else load_yaml(source)
+    return build(Config, merge(merge(mapping, parse_overrides(overrides)), values))
+
+
+__all__ = ["Config", "ConfigError", "EvaluationConfig", "ReplayConfig", "TrainingConfig", "load_config", "to_mapping"]

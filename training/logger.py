@@ -1,0 +1,134 @@
+"""Where metrics become numbers: one line of `metrics.jsonl` and one Weights & Biases row per call.
+
+Below the logger every metric is a tensor, so that an update never waits for the device; here, and only here,
+they are read. Both records carry `global_step`, in environment steps, as their axis.
+"""
+
+import json
+import math
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.wandb_run import Mode, start_wandb
+
+Metrics = Mapping[str, Tensor | float]
+"""Scalars by name: tensors of one element, floats or ints."""
+
+
+@dataclass
+class LoggerConfig:
+    """Which record is kept beside `metrics.jsonl`, and what it is called there."""
+
+    wandb: Mode = "auto"  # auto: online where a key is found
+    project: str = "worldmodel"  # on Weights & Biases
+    name: str | None = None  # of the run there; by default the name of its folder
+    tags: list[str] = field(default_factory=list)
+
+
+def numbers(metrics: Metrics) -> dict[str, float]:
+    """Read every metric, all tensors in one transfer from the device.
+
+    Raises:
+        ValueError: if a tensor holds more than one element.
+    """
+    tensors = {name: _scalar(name, value) for name, value in metrics.items() if isinstance(value, Tensor)}
+    read = torch.stack(list(tensors.values())).tolist() if tensors else []
+    plain = {**metrics, **dict(zip(tensors, read, strict=True))}  # in the order they were given
+    return {name: value if isinstance(value, int) else float(value) for name, value in plain.items()}
+
+
+def _scalar(name: str, value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise ValueError(f"metric '{name}' has shape {tuple(value.shape)}: reduce it to a scalar first")
+    return value.detach().float().reshape(())
+
+
+class Averages:
+    """Means of metrics over many updates, summed where they are: reading them is left to :meth:`pop`."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, metrics: Metrics) -> None:
+        """Add one update's metrics. An update may leave some out; each name is averaged over those that had it."""
+        for name, value in metrics.items():
+            # `+ 0.0` copies: a captured update writes its next metrics over the tensors of the last.
+            self.sums[name] = self.sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
+        self.counts.update(metrics.keys())
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last call; `{}` if there was no update."""
+        means = {name: total / self.counts[name] for name, total in numbers(self.sums).items()}
+        self.sums, self.counts = {}, Counter()
+        return means
+
+
+class Logger:
+    """Writes the metrics of one run.
+
+    Args:
+        run_dir: the run's folder, which gets `metrics.jsonl` and `wandb/`.
+        run_config: the resolved config of the whole run, seed included, to be found with it on Weights & Biases.
+        say: prints a line for the user.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: LoggerConfig, run_config: Mapping[str, Any], say: Callable[[str], None] = print
+    ) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.began = time.monotonic()
+        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.run = start_wandb(
+            run_dir,
+            config.wandb,
+            say,
+            project=config.project,
+            name=config.name or run_dir.resolve().name,
+            tags=config.tags,
+            config={**run_config, **provenance()},
+        )
+
+    def log(self, metrics: Metrics, step: int) -> None:
+        """Record `metrics` at `step` environment steps."""
+        row = {"global_step": step, **numbers(metrics)}
+        seconds = round(time.monotonic() - self.began, 3)
+        line = {"global_step": step, "seconds": seconds, **{name: _json_safe(value) for name, value in row.items()}}
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+        if self.run is not None:
+            self.run.log(row)
+
+    def close(self) -> None:
+        """Finish both records; further calls of :meth:`log` are errors."""
+        self.file.close()
+        if self.run is not None:
+            self.run.finish()
+
+
+def _json_safe(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def provenance() -> dict[str, str | None]:
+    """Which code runs: the package's version, and the commit of the repository in the working directory, if any."""
+    try:
+        installed = version("worldmodel")
+    except PackageNotFoundError:
+        installed = None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {"version": installed, "commit": commit}

@@ -1,0 +1,129 @@
+"""From a config to a finished run: the collect-learn loop, and what a person sees of it."""
+
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.config import load_config, to_mapping
+from training.evaluation import Evaluation, evaluate
+from training.logger import Averages, Logger
+from training.progress import Progress
+from training.run import Run, free_folder
+from training.trainer import Trainer
+
+PERIODIC = 1  # stream of evaluation seeds during training
+RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
+
+
+def train(
+    config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), run: str | Path | None = None, **values: Any
+) -> Run:
+    """Train a world model and an agent in its imagination, and evaluate it at the end.
+
+    Args:
+        config: a YAML file, or a mapping, of differences from the defaults.
+        overrides: `["--section.key", "value", ...]`, as on the command line.
+        run: the folder to make; by default a free one under `runs/`, named after the config.
+        values: `seed=1` or whole sections as mappings.
+    Returns:
+        The run, saved in its folder, whatever ended it: an error or an interrupt leaves what was recorded there.
+    Raises:
+        ValueError: before anything is trained, for a config, an environment or a folder that cannot be used.
+    """
+    resolved = load_config(config, overrides, **values)
+    name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
+    made = Run.create(free_folder(name) if run is None else run, resolved)
+    trainer = Trainer(made)
+    with Progress(resolved.training.steps) as progress:
+        logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
+        try:
+            Loop(trainer, logger, progress).run()
+            result = made.evaluate()
+            final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
+            logger.log(final, made.env_steps)
+            progress.note(f"final evaluation on unseen seeds: {describe(result)}")
+        finally:
+            made.save()
+            logger.close()
+            trainer.envs.close()
+            progress.note(f"run saved in {made.folder}")
+    return made
+
+
+class Loop:
+    """When to update, log and evaluate; what a person sees of it."""
+
+    def __init__(self, trainer: Trainer, logger: Logger, progress: Progress) -> None:
+        self.trainer, self.logger, self.progress = trainer, logger, progress
+        self.config = trainer.config
+        self.averages = Averages()
+        self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
+        self.shown: dict[str, float] = {}
+        self.began = time.monotonic()
+
+    @property
+    def steps(self) -> int:
+        return self.trainer.envs.steps
+
+    def run(self) -> None:
+        """Prefill, then one environment step and the updates it pays for, until all steps are done."""
+        config, replay = self.config.training, self.config.replay
+        self.trainer.prefill()
+        due = float(config.pretrain)
+        per_step = config.replay_ratio / (replay.batch_size * replay.window)
+        while True:
+            for _ in range(int(due)):
+                self.averages.add(self.trainer.update())
+                self.progress.update(self.steps, **self.shown)
+            due -= int(due)
+            before = self.steps
+            if before >= config.steps:
+                break
+            self.trainer.collect(self.trainer.run.behaviour)
+            due += per_step * (self.steps - before)
+            self.report(before)
+
+    def report(self, before: int) -> None:
+        """Log and evaluate where the last step crossed a multiple of the configured interval."""
+        for episode in self.trainer.envs.pop_episodes():
+            self.recent.append((episode.total_reward, episode.length))
+        if self.steps // self.config.training.log_every > before // self.config.training.log_every:
+            self.log()
+        if self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
+            self.evaluate()
+
+    def log(self) -> None:
+        metrics = self.averages.pop()
+        if self.recent:
+            returns, lengths = zip(*self.recent, strict=True)
+            metrics |= {"rollout/ep_rew_mean": float(np.mean(returns)), "rollout/ep_len_mean": float(np.mean(lengths))}
+        metrics["time/fps"] = self.steps / (time.monotonic() - self.began)
+        metrics["time/frames"] = self.trainer.envs.frames
+        metrics["replay/steps"] = len(self.trainer.run.replay)
+        self.logger.log(metrics, self.steps)
+        names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
+        self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}
+
+    def evaluate(self) -> None:
+        config = self.config.evaluation
+        result = evaluate(self.trainer.run.agent, self.config.env, config.episodes, PERIODIC)
+        self.logger.log(evaluation_metrics(result), self.steps)
+        self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
+
+
+def evaluation_metrics(result: Evaluation) -> dict[str, float]:
+    """Under the names people know from Stable-Baselines3."""
+    return {
+        "eval/mean_reward": result.mean,
+        "eval/std_reward": result.std,
+        "eval/mean_ep_length": float(np.mean(result.lengths)),
+    }
+
+
+def describe(result: Evaluation) -> str:
+    """One line for a person."""
+    return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes"

@@ -1,0 +1,103 @@
+"""A run folder and what lives in it: `config.yaml  metrics.jsonl  checkpoint/  replay/  wandb/`."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from agents import ActorCritic, Agent
+from envs import action_spec, make, observation_specs
+from training.checkpoint import load_module, save_module, write_text_atomic
+from training.config import Config, load_config
+from training.evaluation import Evaluation, evaluate
+from training.schema import dump_yaml, to_mapping
+from worldmodel.model import WorldModel
+from worldmodel.replay import SequenceReplay
+
+CONFIG, CHECKPOINT, REPLAY = "config.yaml", "checkpoint", "replay/replay.npz"
+FINAL = 2  # stream of evaluation seeds, used by the final evaluation and `worldmodel evaluate` alone
+
+
+class Run:
+    """The parts of one run, new or read back: `config`, `model`, `behaviour`, `agent`, `replay`.
+
+    Raises:
+        ValueError: if the environment is unknown, its spaces are not supported, or the model cannot act.
+    """
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+        torch.set_num_threads(config.training.threads)
+        env = make(config.env)
+        self.obs_specs, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
+        env.close()
+        torch.manual_seed(config.seed)
+        self.model = WorldModel.build(config.model, self.obs_specs, self.action_spec).to(config.training.device)
+        if not self.model.dynamics.can_filter:
+            raise ValueError(
+                f"model.dynamics.{config.model.dynamics.name}.posterior: a smoother needs future observations and "
+                "cannot act; set it to filter"
+            )
+        behaviour = ActorCritic(config.behaviour, self.model.feature_size, self.action_spec)
+        self.behaviour = behaviour.to(config.training.device)
+        self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
+        self.replay = SequenceReplay(
+            self.obs_specs, self.action_spec, config.env.num_envs, config.replay.capacity, config.seed
+        )
+        self.env_steps = 0  # that the agent has been trained for
+
+    @staticmethod
+    def create(folder: str | Path, config: Config) -> "Run":
+        """A new run in a folder that holds none; nothing is written if a part of it cannot be made.
+
+        Raises:
+            ValueError: if the folder already holds a run, or as the class says.
+        """
+        folder = Path(folder)
+        if folder.is_file() or (folder / CONFIG).exists():
+            raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+        run = Run(folder, config)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
+        return run
+
+    @staticmethod
+    def load(folder: str | Path) -> "Run":
+        """Open a finished or interrupted run.
+
+        Raises:
+            ValueError: if the folder holds no run, or a file in it does not fit its config.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
+        run = Run(folder, load_config(folder / CONFIG))
+        checkpoint = folder / CHECKPOINT
+        if not (checkpoint / "state.json").is_file():
+            raise ValueError(f"{folder} holds no checkpoint yet: the run stopped before its first save")
+        load_module(checkpoint / "model.safetensors", run.model)
+        load_module(checkpoint / "behaviour.safetensors", run.behaviour)
+        run.env_steps = json.loads((checkpoint / "state.json").read_text())["env_steps"]
+        if (folder / REPLAY).is_file():
+            run.replay.load(folder / REPLAY)
+        return run
+
+    def save(self) -> None:
+        """Write weights and counters, then the replay; each file replaces its predecessor in one step."""
+        checkpoint = self.folder / CHECKPOINT
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        save_module(checkpoint / "model.safetensors", self.model)
+        save_module(checkpoint / "behaviour.safetensors", self.behaviour)
+        write_text_atomic(checkpoint / "state.json", json.dumps({"env_steps": self.env_steps}) + "\n")
+        self.replay.save(self.folder / REPLAY)
+
+    def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
+        """Whole episodes in new environments, on seeds never used in training: the same ones for every run."""
+        count = self.config.evaluation.final_episodes if episodes is None else episodes
+        return evaluate(self.agent, self.config.env, count, FINAL, deterministic)
+
+
+def free_folder(name: str) -> Path:
+    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that holds no run."""
+    folders = (Path("runs") / (name if k == 1 else f"{name}-{k}") for k in range(1, 1_000_000))
+    return next(folder for folder in folders if not (folder / CONFIG).exists())

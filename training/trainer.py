@@ -1,0 +1,71 @@
+"""One environment step, and one update of the model and of the behaviour that imagines in it."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents import Agent, AgentState, Behaviour, RandomBehaviour
+from envs import RecordTrajectories, make_vector
+from training.run import Run
+from worldmodel.learner import Learner
+from worldmodel.model import WorldModel
+from worldmodel.objective import ObjectiveConfig, objective
+from worldmodel.types import Batch, State
+
+Metrics = dict[str, Tensor]
+
+
+def model_loss(model: WorldModel, config: ObjectiveConfig, batch: Batch) -> tuple[Tensor, tuple[State, Metrics]]:
+    """The mean objective over recorded steps, the posterior states, and the exact ELBO in nats per step."""
+    loss, inference, elbo = objective(model, batch, config)
+    count = batch.mask.sum()
+    terms = {"elbo": elbo.total, "kl": elbo.kl}
+    terms |= {f"log_likelihood/{key}": value for key, value in elbo.log_likelihood.items()}
+    metrics = {f"world_model/{name}": value.detach().sum() / count for name, value in terms.items()}
+    states = type(inference.states)(*(field.detach() for field in inference.states))
+    return loss.sum() / count, (states, metrics)
+
+
+class Trainer:
+    """Collects arrivals for a run, replays them, and updates its model and its behaviour."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.envs = RecordTrajectories(make_vector(run.config.env), run.replay.add)
+        self.learner = Learner(
+            partial(model_loss, run.model, run.config.objective), run.model.parameters(), run.config.learner
+        )
+        self.acting: AgentState | None = None
+        self.observation, _ = self.envs.reset(seed=run.config.seed)
+        self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
+
+    def collect(self, behaviour: Behaviour) -> None:
+        """One step of every environment, recorded."""
+        agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
+        actions, self.acting = agent.predict(self.observation, self.acting, self.start)
+        self.observation, _, terminated, truncated, _ = self.envs.step(actions)
+        self.start = terminated | truncated
+        self.run.env_steps = self.envs.steps
+
+    def prefill(self) -> None:
+        """Record random actions, and fix the model's units by what they showed."""
+        random = RandomBehaviour(self.run.action_spec)
+        while self.envs.steps < min(self.config.training.prefill, self.config.training.steps):
+            self.collect(random)
+        self.run.model.fit_units(self.run.replay.stream(0))
+
+    def update(self) -> Metrics:
+        """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""
+        replay, device = self.config.replay, self.config.training.device
+        batch = self.run.replay.sample(replay.batch_size, replay.window, device)
+        (states, metrics), report = self.learner.update(batch)
+        metrics |= {f"world_model/{name}": value for name, value in report.items()}
+        return {**metrics, **self.run.behaviour.update(self.run.model, *self.starts(states, batch))}
+
+    def starts(self, states: State, batch: Batch) -> tuple[State, Tensor]:
+        """Filtered states to imagine from (N, ...), and whether anything can follow them (N,)."""
+        chosen = torch.randperm(batch.reward.numel(), device=batch.reward.device)[: self.config.behaviour.starts]
+        alive = (batch.mask * ~batch.is_terminal).flatten()[chosen]
+        return type(states)(*(field.flatten(0, 1)[chosen] for field in states)), alive

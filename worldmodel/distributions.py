@@ -1,0 +1,177 @@
+"""Latent families: how a parameter tensor is read as a distribution over z.
+
+Inside the time loop only parameter tensors travel; a family samples from them and owns its closed-form KL, so that
+no code path can compute a divergence that disagrees with the sampling. All results are in nats, summed over the
+latent's dimensions, never averaged.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass
+class LatentConfig:
+    """The latent variable z_t of a member of the family."""
+
+    family: Literal["gaussian", "onehot"] = "gaussian"
+    size: int = 16  # dimensions of a Gaussian
+    min_std: float = 0.1  # floor of a Gaussian's standard deviation (PlaNet)
+    groups: int = 16  # one-hot variables
+    classes: int = 16  # categories of each
+    unimix: float = 0.01  # share of the uniform distribution in every category (DreamerV3)
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.groups, self.classes) < 1:
+            raise ValueError(f"size, groups and classes must be at least 1: {self.size}, {self.groups}, {self.classes}")
+        if self.min_std <= 0:
+            raise ValueError(f"min_std must be positive, since a log density divides by it: {self.min_std}")
+        if not 0 <= self.unimix < 1:
+            raise ValueError(f"unimix must lie in [0, 1): {self.unimix}")
+
+
+class LatentFamily(ABC):
+    """A family of distributions over z (..., Z), indexed by parameters (..., P)."""
+
+    size: int  # Z
+    parameters: int  # P
+
+    @abstractmethod
+    def sample(self, params: Tensor) -> Tensor:
+        """(..., P) -> (..., Z): one sample, differentiable in the parameters."""
+
+    @abstractmethod
+    def mode(self, params: Tensor) -> Tensor:
+        """(..., P) -> (..., Z): the most likely value."""
+
+    @abstractmethod
+    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+        """(..., P), (..., P) -> (...): KL(q || p) in nats, in closed form."""
+
+    @abstractmethod
+    def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
+        """(..., P), (..., Z) -> (...): log density (or mass) of z in nats."""
+
+
+class Gaussian(LatentFamily):
+    """N(mu, diag sigma^2), with sigma = softplus(raw) + min_std. Parameters are [mu, raw]."""
+
+    def __init__(self, size: int, min_std: float = 0.1) -> None:
+        self.size, self.parameters, self.min_std = size, 2 * size, min_std
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., 2 Z) -> mean and standard deviation, each (..., Z)."""
+        mean, raw = params.chunk(2, -1)
+        return mean, F.softplus(raw) + self.min_std
+
+    def sample(self, params: Tensor) -> Tensor:
+        mean, std = self.moments(params)
+        return torch.addcmul(mean, std, torch.randn_like(std))
+
+    def mode(self, params: Tensor) -> Tensor:
+        return params.chunk(2, -1)[0]
+
+    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+        (mean_q, std_q), (mean_p, std_p) = self.moments(q), self.moments(p)
+        ratio = (std_q / std_p).square()
+        return 0.5 * (ratio + ((mean_q - mean_p) / std_p).square() - 1 - ratio.log()).sum(-1)
+
+    def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
+        mean, std = self.moments(params)
+        return (-0.5 * ((z - mean) / std).square() - std.log() - 0.5 * LOG_2PI).sum(-1)
+
+
+class OneHot(LatentFamily):
+    """G independent one-hot variables of C classes, mixed with the uniform distribution (DreamerV2, DreamerV3).
+
+    Parameters are logits (..., G * C). Probabilities are (1 - unimix) softmax(logits) + unimix / C, and every
+    method, the KL included, uses those. Samples carry the straight-through gradient of the probabilities.
+    """
+
+    def __init__(self, groups: int, classes: int, unimix: float = 0.01) -> None:
+        self.groups, self.classes, self.unimix = groups, classes, unimix
+        self.size = self.parameters = groups * classes
+
+    def probs(self, params: Tensor) -> Tensor:
+        """(..., G * C) -> (..., G, C) class probabilities."""
+        probs = params.unflatten(-1, (self.groups, self.classes)).softmax(-1)
+        return (1 - self.unimix) * probs + self.unimix / self.classes if self.unimix else probs
+
+    def _log_probs(self, params: Tensor) -> Tensor:
+        if self.unimix:
+            return self.probs(params).log()
+        return params.unflatten(-1, (self.groups, self.classes)).log_softmax(-1)
+
+    def sample(self, params: Tensor) -> Tensor:
+        probs = self.probs(params)
+        race = probs.detach() / torch.empty_like(probs).exponential_()  # the first arrival is a categorical draw
+        code = F.one_hot(race.argmax(-1), self.classes).to(probs.dtype)
+        return (code + probs - probs.detach()).flatten(-2)
+
+    def mode(self, params: Tensor) -> Tensor:
+        probs = self.probs(params)
+        return F.one_hot(probs.argmax(-1), self.classes).to(probs.dtype).flatten(-2)
+
+    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+        log_q = self._log_probs(q)
+        return (log_q.exp() * (log_q - self._log_probs(p))).sum((-1, -2))
+
+    def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
+        return (self._log_probs(params) * z.unflatten(-1, (self.groups, self.classes))).sum((-1, -2))
+
+
+class FullGaussian(LatentFamily):
+    """N(mu, L L^T) with a lower-triangular factor L. Parameters are [mu, rows of L]; for exact linear systems."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.parameters = size, size + size * size
+
+    def pack(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """Mean (..., Z) and covariance (..., Z, Z) -> parameters (..., P)."""
+        factor = torch.linalg.cholesky(covariance).expand(*mean.shape, self.size)
+        return torch.cat([mean, factor.flatten(-2)], -1)
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., P) -> mean (..., Z) and factor L (..., Z, Z)."""
+        mean, factor = params.split([self.size, self.size**2], -1)
+        return mean, factor.unflatten(-1, (self.size, self.size))
+
+    def sample(self, params: Tensor) -> Tensor:
+        mean, factor = self.moments(params)
+        return mean + (factor @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        return self.moments(params)[0]
+
+    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+        (mean_q, factor_q), (mean_p, factor_p) = self.moments(q), self.moments(p)
+        spread = _solve(factor_p, factor_q).square().sum((-1, -2))
+        shift = _solve(factor_p, (mean_q - mean_p).unsqueeze(-1)).square().sum((-1, -2))
+        return 0.5 * (spread + shift - self.size) + _log_det(factor_p) - _log_det(factor_q)
+
+    def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
+        mean, factor = self.moments(params)
+        distance = _solve(factor, (z - mean).unsqueeze(-1)).square().sum((-1, -2))
+        return -0.5 * (distance + self.size * LOG_2PI) - _log_det(factor)
+
+
+def _solve(factor: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, right, upper=False)
+
+
+def _log_det(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def latent_family(config: LatentConfig) -> LatentFamily:
+    """The family that a config names."""
+    if config.family == "onehot":
+        return OneHot(config.groups, config.classes, config.unimix)
+    return Gaussian(config.size, config.min_std)

@@ -1,0 +1,124 @@
+"""The skeleton of every dynamical variational autoencoder with controls.
+
+    log p(x_{1:T} | u_{0:T-1}) >= sum_t E_q[ log p(x_t | s_t) ] - sum_t E_q[ KL( q(z_t | .) || p(z_t | .) ) ]
+
+A member chooses what its prior and its posterior are conditioned on; observing, filtering and imagining are the same
+for all and are written here once. The state s_t is what is carried on from t (z_t, and a recurrent h_t where there is
+one); the context c_t is the deterministic part of t-1 -> t, computed once and shared by prior and posterior:
+
+    s_{t-1}, u_{t-1} --advance--> c_t --prior-----------------> p(z_t | c_t)
+                                  c_t, evidence_t --posterior-> q(z_t | c_t, e_t)
+                                  c_t, z_t --with_latent------> s_t --feature--> heads p(x_t | s_t)
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import LatentFamily
+from worldmodel.scan import scan
+from worldmodel.types import Inference, State
+
+
+def restart(state: State, start: State, is_first: Tensor) -> State:
+    """Replace the rows of `state` where `is_first` (B,) by those of `start`."""
+    reset = is_first.unsqueeze(-1)
+    return type(state)(*(torch.where(reset, new, old) for new, old in zip(start, state, strict=True)))
+
+
+class SequentialVAE(nn.Module, ABC):
+    """A latent dynamics model p(z_t | z_{<t}, u_{<t}) with its posterior q.
+
+    Members define `Context` (a NamedTuple of tensors) and the methods below `contract`; states and contexts are flat
+    NamedTuples of tensors with leading dimensions (B,) or (B, T), so that every method works on one step and on a
+    whole window. At `is_first` the state restarts from `initial` and the control is null, so that x_1 is explained by
+    p(z_1 | z_0, u_0 = 0) whatever came before.
+    """
+
+    Context: ClassVar[type]
+    latent: LatentFamily
+    feature_size: int  # F
+    can_filter: bool = True  # whether q(z_t | .) sees no observation later than x_t
+
+    # The contract: what a member fills in.
+
+    @abstractmethod
+    def initial(self, batch_size: int) -> State:
+        """The state before x_1, each field (B, ...)."""
+
+    @abstractmethod
+    def advance(self, state: State, control: Tensor) -> Any:
+        """s_{t-1}, u_{t-1} (B, A) -> context c_t."""
+
+    @abstractmethod
+    def prior(self, context: Any) -> Tensor:
+        """c_t -> parameters (..., P) of p(z_t | z_{t-1}, u_{t-1})."""
+
+    @abstractmethod
+    def posterior(self, context: Any, evidence: Tensor) -> Tensor:
+        """c_t, e_t -> parameters (..., P) of q(z_t | .)."""
+
+    @abstractmethod
+    def with_latent(self, context: Any, z: Tensor) -> State:
+        """c_t, z_t -> s_t."""
+
+    @abstractmethod
+    def feature(self, state: State) -> Tensor:
+        """s_t -> what the heads and behaviours read, (..., F)."""
+
+    @abstractmethod
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
+        """What the posterior at each t sees of the data, for all t at once.
+
+        Args:
+            embed: (B, T, E) embeddings of x_1..x_T. control: (B, T, A), u_0..u_{T-1}. is_first: (B, T).
+        """
+
+    # Written once for all members.
+
+    def observe(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State | None = None) -> Inference:
+        """Sample the posterior over a window.
+
+        Args:
+            embed: (B, T, E). control: (B, T, A), the control that led to each x_t. is_first: (B, T) bool.
+            state: s_0, if the window continues a known one; `initial` by default.
+        """
+        control = control * ~is_first.unsqueeze(-1)
+        evidence = self.evidence(embed, control, is_first)
+        start = self.initial(len(embed))
+
+        def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
+            control, evidence, is_first = inputs
+            context = self.advance(restart(state, start, is_first), control)
+            posterior = self.posterior(context, evidence)
+            z = self.latent.sample(posterior)
+            return self.with_latent(context, z), (z, posterior, *context)
+
+        _, (z, posterior, *fields) = scan(step, start if state is None else state, (control, evidence, is_first))
+        contexts = self.Context(*fields)
+        return Inference(self.with_latent(contexts, z), self.prior(contexts), posterior)
+
+    def filter(self, state: State, embed: Tensor, control: Tensor, is_first: Tensor, sample: bool = True) -> State:
+        """One step of :meth:`observe`: s_{t-1}, x_t (B, E), u_{t-1} (B, A), is_first (B,) -> s_t.
+
+        Raises:
+            ValueError: if this member's posterior needs the future.
+        """
+        if not self.can_filter:
+            raise ValueError(
+                f"{type(self).__name__} with a smoothing posterior needs future observations and cannot act: "
+                "choose its filtering posterior (posterior: filter) or another member such as rssm"
+            )
+        control = control * ~is_first.unsqueeze(-1)
+        context = self.advance(restart(state, self.initial(len(embed)), is_first), control)
+        evidence = self.evidence(embed.unsqueeze(1), control.unsqueeze(1), is_first.unsqueeze(1)).squeeze(1)
+        posterior = self.posterior(context, evidence)
+        z = self.latent.sample(posterior) if sample else self.latent.mode(posterior)
+        return self.with_latent(context, z)
+
+    def imagine(self, state: State, control: Tensor) -> State:
+        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior alone."""
+        context = self.advance(state, control)
+        return self.with_latent(context, self.latent.sample(self.prior(context)))

@@ -1,0 +1,83 @@
+"""Recurrent state-space model (Hafner et al. 2019, "Learning Latent Dynamics for Planning from Pixels")."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import LatentFamily
+from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.networks import MLP, GRUCell
+
+
+@dataclass
+class RSSMConfig:
+    """Sizes of the recurrent state-space model."""
+
+    deter: int = 128  # width of the recurrent h_t
+    hidden: int = 128  # width of the layers around it
+
+    def __post_init__(self) -> None:
+        if min(self.deter, self.hidden) < 1:
+            raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+
+
+class RSSMState(NamedTuple):
+    deter: Tensor  # h_t (..., deter)
+    latent: Tensor  # z_t (..., Z)
+
+
+class RSSMContext(NamedTuple):
+    deter: Tensor  # h_t (..., deter)
+
+
+class RSSM(SequentialVAE):
+    """A deterministic memory h_t and a stochastic z_t.
+
+        u_{t-1} ──┐
+        z_{t-1} ──┴─> h_t ──> z_t        h_t = GRU(h_{t-1}, z_{t-1}, u_{t-1})
+        h_{t-1} ─────> │       │         p(z_t | h_t)
+                       └─> x_t <┘        q(z_t | h_t, x_t),  p(x_t | h_t, z_t)
+
+    The posterior filters: it can act. With Gaussian latents this is PlaNet's and Dreamer V1's model, with one-hot
+    latents Dreamer V2's and V3's.
+    """
+
+    Context = RSSMContext
+
+    def __init__(self, config: RSSMConfig, latent: LatentFamily, control_size: int, embed_size: int) -> None:
+        super().__init__()
+        self.latent, self.deter_size = latent, config.deter
+        self.feature_size = config.deter + latent.size
+        self.input = MLP(latent.size + control_size, config.hidden, layers=1)
+        self.cell = GRUCell(config.hidden, config.deter)
+        self.prior_net = MLP(config.deter, config.hidden, 1, latent.parameters)
+        # The posterior's first layer is split, so that the embedding's share is one product for all t.
+        self.posterior_embed = nn.Linear(embed_size, config.hidden)
+        self.posterior_deter = nn.Linear(config.deter, config.hidden, bias=False)
+        self.posterior_out = nn.Sequential(
+            nn.LayerNorm(config.hidden), nn.SiLU(), nn.Linear(config.hidden, latent.parameters)
+        )
+
+    def initial(self, batch_size: int) -> RSSMState:
+        like = self.posterior_deter.weight
+        return RSSMState(like.new_zeros(batch_size, self.deter_size), like.new_zeros(batch_size, self.latent.size))
+
+    def advance(self, state: RSSMState, control: Tensor) -> RSSMContext:
+        return RSSMContext(self.cell(self.input(torch.cat([state.latent, control], -1)), state.deter))
+
+    def prior(self, context: RSSMContext) -> Tensor:
+        return self.prior_net(context.deter)
+
+    def posterior(self, context: RSSMContext, evidence: Tensor) -> Tensor:
+        return self.posterior_out(self.posterior_deter(context.deter) + evidence)
+
+    def with_latent(self, context: RSSMContext, z: Tensor) -> RSSMState:
+        return RSSMState(context.deter, z)
+
+    def feature(self, state: RSSMState) -> Tensor:
+        return torch.cat([state.deter, state.latent], -1)
+
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
+        return self.posterior_embed(embed)

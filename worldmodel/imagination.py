@@ -1,0 +1,34 @@
+"""Imagined rollouts: the policy and the prior take turns, with no observation."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from worldmodel.model import WorldModel
+from worldmodel.scan import scan
+from worldmodel.types import Rollout, State
+
+Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
+
+
+def rollout(model: WorldModel, start: State, policy: Policy, horizon: int) -> Rollout:
+    """Imagine `horizon` steps from filtered states.
+
+    Args:
+        start: s_0, each field (N, ...). A smoothed state would leak the future it was inferred from.
+        policy: called with the features of s_0..s_{H-1}; gradients flow through what it returns.
+    Returns:
+        H + 1 features and H controls, rewards and continuations; see :class:`Rollout` for their indices.
+    """
+
+    def step(state: State, _: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
+        action, params = policy(model.feature(state))
+        state = model.imagine(state, action)
+        return state, (model.feature(state), action, params)
+
+    first = model.feature(start).unsqueeze(1)
+    _, (features, actions, params) = scan(step, start, (), length=horizon)
+    outcome = model.predict(features, decode=False)
+    return Rollout(torch.cat([first, features], 1), actions, params, outcome.reward, outcome.cont)

@@ -1,0 +1,149 @@
+"""WorldModel = encoder + dynamics + heads: everything environments and agents may ask of a latent model."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import LatentConfig, latent_family
+from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
+from worldmodel.networks import Encoder, Head
+from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, SymlogNormal, TwoHot
+from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
+from worldmodel.types import Batch, Elbo, Inference, Prediction, State
+
+REWARD, CONTINUE = "reward", "continue"
+
+
+@dataclass
+class ModelConfig:
+    """A world model for any observation and action spec."""
+
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    hidden: int = 128  # width of encoder and heads
+    encoder_layers: int = 2
+    head_layers: int = 2
+    vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
+    reward_output: Literal["normal", "symlog", "twohot"] = "normal"
+
+    def __post_init__(self) -> None:
+        if self.hidden < 1 or min(self.encoder_layers, self.head_layers) < 0:
+            raise ValueError(f"hidden must be at least 1 and layers at least 0: {self}")
+
+
+def scalar_output(name: str) -> Output:
+    """The output distribution of a scalar, by the name a config uses."""
+    return {"normal": lambda: Normal(1), "symlog": lambda: SymlogNormal(1), "twohot": lambda: TwoHot()}[name]()
+
+
+def observation_output(spec: ObservationSpec, vector_output: str) -> Output:
+    """The output distribution of one observation key."""
+    if spec.classes:
+        return Categorical(spec.classes)
+    return SymlogNormal(spec.width) if vector_output == "symlog" else Normal(spec.width)
+
+
+class WorldModel(nn.Module):
+    """p(x_t, r_t, continue_t | s_t) over a latent dynamics model with controls.
+
+    The public contract is `initial`, `observe`, `filter`, `imagine`, `feature`, `predict` and `elbo`; a model of
+    another kind that answers them can take its place anywhere.
+
+    Args:
+        encoder: {key: (..., width)} -> (..., E), with `fit` for its units.
+        dynamics: a member of the family.
+        decoders: {key: head} for every observation key.
+        reward, cont: heads of the reward and of the continuation flag; None for a model of recorded sequences alone.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        dynamics: SequentialVAE,
+        decoders: dict[str, Head],
+        reward: Head | None = None,
+        cont: Head | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.dynamics = encoder, dynamics
+        self.keys = list(decoders)
+        self.decoders = nn.ModuleList(decoders.values())  # a list: a key may hold characters a module's name may not
+        self.reward, self.cont = reward, cont
+        self.feature_size = dynamics.feature_size
+
+    @staticmethod
+    def build(config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec) -> "WorldModel":
+        """The model a config describes, for these observations and actions."""
+        encoder = Encoder(obs_specs, config.hidden, config.encoder_layers)
+        name = config.dynamics.name
+        sizes = getattr(config.dynamics, name)
+        dynamics = DYNAMICS[name](sizes, latent_family(config.latent), action_spec.width, encoder.size)
+
+        def head(output: Output, scale: float = 1.0) -> Head:
+            return Head(dynamics.feature_size, config.hidden, config.head_layers, output, scale)
+
+        decoders = {key: head(observation_output(spec, config.vector_output)) for key, spec in obs_specs.items()}
+        reward, cont = head(scalar_output(config.reward_output), 0.0), head(Bernoulli(1))
+        return WorldModel(encoder, dynamics, decoders, reward, cont)
+
+    def _decoders(self) -> Iterator[tuple[str, Head]]:
+        return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)
+
+    def fit_units(self, batch: Batch) -> None:
+        """Fix the units of inputs and outputs from a recorded batch, before the first update."""
+        self.encoder.fit(batch.obs, batch.mask)
+        for key, decoder in self._decoders():
+            decoder.output.fit(batch.obs[key], batch.mask)
+        if self.reward is not None:
+            self.reward.output.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first)
+
+    def initial(self, batch_size: int) -> State:
+        """The state before the first observation, each field (B, ...)."""
+        return self.dynamics.initial(batch_size)
+
+    def observe(self, batch: Batch, state: State | None = None) -> Inference:
+        """Sample the posterior over a batch of windows, from `state` or from the initial one."""
+        return self.dynamics.observe(self.encoder(batch.obs), batch.prev_action, batch.is_first, state)
+
+    def filter(
+        self, state: State, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor, sample: bool = True
+    ) -> State:
+        """One step of :meth:`observe`: s_{t-1}, {key: (B, width)}, u_{t-1} (B, A), is_first (B,) -> s_t."""
+        return self.dynamics.filter(state, self.encoder(obs), prev_action, is_first, sample)
+
+    def imagine(self, state: State, control: Tensor) -> State:
+        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior."""
+        return self.dynamics.imagine(state, control)
+
+    def feature(self, state: State) -> Tensor:
+        """s_t -> (..., F)."""
+        return self.dynamics.feature(state)
+
+    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+        """(..., F) -> means of the reward, the continuation and, if `decode`, every observation key."""
+        obs = {key: head.mean(feature) for key, head in self._decoders()} if decode else {}
+        ones = torch.ones_like(feature[..., 0])
+        reward = torch.zeros_like(ones) if self.reward is None else self.reward.mean(feature).squeeze(-1)
+        cont = ones if self.cont is None else self.cont.mean(feature).squeeze(-1)
+        return Prediction(obs, reward, cont)
+
+    def log_likelihood(self, batch: Batch, feature: Tensor) -> dict[str, Tensor]:
+        """{emission: (B, T)} log p(. | s_t) in nats of everything recorded; a reset brings no reward to explain."""
+        logs = {key: head.log_prob(feature, batch.obs[key]) for key, head in self._decoders()}
+        if self.reward is not None:
+            logs[REWARD] = self.reward.log_prob(feature, batch.reward.unsqueeze(-1)) * ~batch.is_first
+        if self.cont is not None:
+            logs[CONTINUE] = self.cont.log_prob(feature, 1 - batch.is_terminal.float().unsqueeze(-1))
+        return logs
+
+    def elbo(self, batch: Batch, inference: Inference | None = None) -> Elbo:
+        """The sequential ELBO of every step, a one-sample estimate: (B, T) in nats, zero where padded."""
+        inference = self.observe(batch) if inference is None else inference
+        logs = self.log_likelihood(batch, self.feature(inference.states))
+        logs = {key: value * batch.mask for key, value in logs.items()}
+        kl = self.dynamics.latent.kl(inference.posterior, inference.prior) * batch.mask
+        assert kl.shape == batch.reward.shape, (kl.shape, batch.reward.shape)
+        return Elbo(torch.stack(list(logs.values())).sum(0) - kl, logs, kl)

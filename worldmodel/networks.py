@@ -1,0 +1,94 @@
+"""Multi-layer perceptrons, recurrent cells, and the encoder of vector and discrete observations."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.outputs import Output, Standardise, symlog
+from worldmodel.spaces import ObservationSpecs
+
+
+class MLP(nn.Sequential):
+    """`layers` times (Linear, LayerNorm, SiLU), then a Linear to `outputs`: (..., inputs) -> (..., outputs).
+
+    With `outputs=None` the last hidden layer is the result. `output_scale` shrinks the initial last layer; 0 makes
+    the first prediction of every input the same (DreamerV3 starts reward and value there).
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, layers: int, outputs: int | None = None, output_scale: float = 1.0
+    ) -> None:
+        modules: list[nn.Module] = []
+        for width in [inputs] + [hidden] * (layers - 1) if layers else []:
+            modules += [nn.Linear(width, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
+        if outputs is not None:
+            last = nn.Linear(hidden if layers else inputs, outputs)
+            with torch.no_grad():
+                last.weight.mul_(output_scale)
+                last.bias.zero_()
+            modules.append(last)
+        super().__init__(*modules)
+
+
+class GRUCell(nn.Module):
+    """Gated recurrent unit with layer norm on its gates, as in the Dreamer line (Hafner et al. 2020).
+
+    reset = sigmoid(r), candidate = tanh(reset * c), update = sigmoid(u - 1), h' = update c + (1 - update) h, where
+    [r, c, u] = LayerNorm(W [x, h]). The update gate starts near closed, so that memory is the default.
+    """
+
+    def __init__(self, inputs: int, size: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(inputs + size, 3 * size, bias=False)
+        self.norm = nn.LayerNorm(3 * size)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        reset, candidate, update = self.norm(self.gates(torch.cat([x, h], -1))).chunk(3, -1)
+        candidate = torch.tanh(reset.sigmoid() * candidate)
+        return torch.lerp(h, candidate, (update - 1).sigmoid())
+
+
+class Encoder(nn.Module):
+    """{key: (..., width)} -> embedding (..., E): standardised, squashed vectors and one-hot codes through an MLP."""
+
+    def __init__(self, specs: ObservationSpecs, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.keys, self.size = list(specs), hidden
+        self.classes = [spec.classes for spec in specs.values()]
+        self.units = nn.ModuleList(nn.Identity() if s.classes else Standardise(s.width) for s in specs.values())
+        self.mlp = MLP(sum(sum(spec.classes) or spec.width for spec in specs.values()), hidden, layers)
+
+    def fit(self, obs: dict[str, Tensor], mask: Tensor) -> None:
+        """Fix the units of every vector key from recorded observations (B, T, width)."""
+        for key, units in zip(self.keys, self.units, strict=True):
+            if isinstance(units, Standardise):
+                units.fit(obs[key], mask)
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        parts = []
+        for key, classes, units in zip(self.keys, self.classes, self.units, strict=True):
+            if classes:
+                parts += [F.one_hot(obs[key][..., i], n).float() for i, n in enumerate(classes)]
+            else:
+                parts.append(symlog(units(obs[key])))
+        return self.mlp(torch.cat(parts, -1))
+
+
+class Head(nn.Module):
+    """An emission of the latent state: an MLP whose last layer an :class:`Output` reads as a distribution."""
+
+    def __init__(self, inputs: int, hidden: int, layers: int, output: Output, output_scale: float = 1.0) -> None:
+        super().__init__()
+        self.mlp = MLP(inputs, hidden, layers, output.parameters_size, output_scale)
+        self.output = output
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.mlp(feature)
+
+    def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
+        """(..., F), (..., width) -> (...)."""
+        return self.output.log_prob(self.mlp(feature), value)
+
+    def mean(self, feature: Tensor) -> Tensor:
+        """(..., F) -> (..., width)."""
+        return self.output.mean(self.mlp(feature))

@@ -1,0 +1,178 @@
+"""Output distributions: how the last layer of a head is read as p(x_t | z_t).
+
+Every `log_prob` is in nats, summed over the entries of one observation, and exact: constants and the Jacobian of a
+change of variables are included, so that likelihoods of different outputs can be compared.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.distributions import LOG_2PI
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|) (DreamerV3, Eq. 9): the identity near 0, a logarithm far from it."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """sign(x) (exp |x| - 1), the inverse of :func:`symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+class Output(nn.Module, ABC):
+    """Reads parameters (..., P) as a distribution over a value (..., width)."""
+
+    width: int
+    parameters_size: int  # P
+
+    @abstractmethod
+    def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        """(..., P), (..., width) -> (...): log density or mass in nats."""
+
+    @abstractmethod
+    def mean(self, params: Tensor) -> Tensor:
+        """(..., P) -> (..., width)."""
+
+    def fit(self, value: Tensor, mask: Tensor) -> None:
+        """Adapt fixed units to recorded values (..., width) where mask (...) is set; most outputs have none."""
+
+
+class Standardise(nn.Module):
+    """x -> (x - loc) / scale, with units fixed once from recorded data rather than drifting during training."""
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def fit(self, value: Tensor, mask: Tensor) -> None:
+        """Take mean and standard deviation of values (..., width); an entry that never varies keeps the scale 1."""
+        rows = value[mask > 0]
+        std = rows.std(0, correction=0)
+        self.loc.copy_(rows.mean(0))
+        self.scale.copy_(torch.where(std > 1e-6 * (1 + rows.abs().amax(0)), std, torch.ones_like(std)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.loc) / self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.loc
+
+
+class Normal(Output):
+    """N(mu, diag sigma^2) in standardised units, both predicted: sigma = softplus(raw) + min_std.
+
+    A predicted sigma weighs each entry by how well it can be known. With sigma fixed at 1, observations that vary
+    by less than 1 cost less to ignore than to encode, and the posterior collapses onto the prior (Rybkin et al.
+    2021, "Simple and Effective VAE Training with Calibrated Decoders").
+    """
+
+    def __init__(self, width: int, min_std: float = 0.03) -> None:
+        super().__init__()
+        self.width, self.parameters_size, self.min_std = width, 2 * width, min_std
+        self.units = Standardise(width)
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., 2 width) -> mean and standard deviation in standardised units, each (..., width)."""
+        mean, raw = params.chunk(2, -1)
+        return mean, F.softplus(raw) + self.min_std
+
+    def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        mean, std = self.moments(params)
+        error = (self.units(value) - mean) / std
+        return (-0.5 * error.square() - std.log() - self.units.scale.log() - 0.5 * LOG_2PI).sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return self.units.inverse(params.chunk(2, -1)[0])
+
+    def fit(self, value: Tensor, mask: Tensor) -> None:
+        self.units.fit(value, mask)
+
+
+class SymlogNormal(Output):
+    """symlog(x) ~ N(mu, 1): squared error in symlog space (DreamerV3), as a density over x itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = self.parameters_size = width
+
+    def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        jacobian = value.abs().log1p()  # d symlog / dx = 1 / (1 + |x|)
+        return (-0.5 * (symlog(value) - params).square() - 0.5 * LOG_2PI - jacobian).sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return symexp(params)  # the median; the mean of a symlog-normal has no closed form
+
+
+class Bernoulli(Output):
+    """Independent binary entries; parameters are logits, `mean` is the probability of 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = self.parameters_size = width
+
+    def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        return -F.binary_cross_entropy_with_logits(params, value, reduction="none").sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return params.sigmoid()
+
+
+class Categorical(Output):
+    """One variable per entry of `classes`; values are indices (..., G), `mean` is concatenated probabilities."""
+
+    def __init__(self, classes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.classes, self.width, self.parameters_size = list(classes), len(classes), sum(classes)
+
+    def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        groups = params.split(self.classes, -1)
+        logs = [g.log_softmax(-1).gather(-1, value[..., i : i + 1]) for i, g in enumerate(groups)]
+        return torch.cat(logs, -1).sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        return torch.cat([group.softmax(-1) for group in params.split(self.classes, -1)], -1)
+
+
+class TwoHot(Output):
+    """A scalar as a categorical over bins spaced evenly in symlog (DreamerV3, Eq. 10), from symexp(-limit) up.
+
+    The target puts its mass on the two bins around the value, so that the expected bin equals it. `log_prob` is the
+    cross entropy with that target: a mass over bins in nats, not a density.
+    """
+
+    bins: Tensor
+
+    def __init__(self, bins: int = 255, limit: float = 20.0) -> None:
+        super().__init__()
+        if bins < 3 or bins % 2 == 0:
+            raise ValueError(f"two-hot needs an odd number of bins, at least 3, so that one lies at 0: {bins}")
+        self.width, self.parameters_size = 1, bins
+        half = symexp(torch.linspace(-limit, 0, bins // 2 + 1, dtype=torch.float64))
+        self.register_buffer("bins", torch.cat([half, -half[:-1].flip(0)]).float(), persistent=False)
+
+    def target(self, value: Tensor) -> Tensor:
+        """(...) -> (..., bins): the two-hot code; values outside the bins go to the last one."""
+        value = value.clamp(self.bins[0], self.bins[-1])
+        above = torch.searchsorted(self.bins, value.contiguous()).clamp(1, len(self.bins) - 1)
+        low, high = self.bins[above - 1], self.bins[above]
+        weight = ((value - low) / (high - low)).unsqueeze(-1)
+        code = torch.zeros(*value.shape, len(self.bins), dtype=value.dtype, device=value.device)
+        return code.scatter(-1, above.unsqueeze(-1) - 1, 1 - weight).scatter(-1, above.unsqueeze(-1), weight)
+
+    def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        return (self.target(value.squeeze(-1)) * params.log_softmax(-1)).sum(-1)
+
+    def mean(self, params: Tensor) -> Tensor:
+        probs = params.softmax(-1)
+        middle = len(self.bins) // 2
+        # Opposite bins first: where both have the same mass, huge bins cancel exactly, as they must at the start.
+        pairs = (probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) * self.bins[middle + 1 :]
+        return pairs.sum(-1, keepdim=True)

@@ -1,0 +1,138 @@
+"""Sequence replay: one ring of arrivals per environment, and windows of consecutive arrivals out of them.
+
+Every stored step has the same chance of being replayed. A window may start at any stored step; one that runs
+past the newest step goes on at the oldest of the same environment, and that seam carries `is_first` with its null
+control and no reward, so that nothing crosses it. Each step is then covered by exactly T of the equally likely
+windows, wherever it lies.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldmodel.spaces import ActionSpec, ObservationSpecs
+from worldmodel.types import Arrival, Batch
+
+FLAGS = ("is_first", "is_last", "is_terminal")
+
+
+class SequenceReplay:
+    """Stores arrivals and samples batches of windows.
+
+    Args:
+        obs_specs, action_spec: what a row holds.
+        num_envs: independent streams; a window never mixes two of them.
+        capacity: steps kept over all streams; the oldest are forgotten first.
+        seed: of the sampling order.
+    Raises:
+        ValueError: if `capacity` does not hold one step per environment.
+    """
+
+    def __init__(
+        self, obs_specs: ObservationSpecs, action_spec: ActionSpec, num_envs: int, capacity: int, seed: int = 0
+    ) -> None:
+        if capacity < num_envs:
+            raise ValueError(f"replay capacity {capacity} is below the {num_envs} environments: raise replay.capacity")
+        self.length = capacity // num_envs  # of each ring
+        self.written = np.zeros(num_envs, np.int64)  # rows ever added to each ring
+        self.rng = np.random.default_rng(seed)
+        rows = (num_envs, self.length)
+        self.obs = {key: np.zeros((*rows, spec.width), spec.dtype) for key, spec in obs_specs.items()}
+        self.prev_action = np.zeros((*rows, action_spec.width), np.float32)
+        self.reward = np.zeros(rows, np.float32)
+        self.flags = {name: np.zeros(rows, bool) for name in FLAGS}
+
+    def __len__(self) -> int:
+        """Steps stored now."""
+        return int(self._stored().sum())
+
+    def _stored(self) -> np.ndarray:
+        return np.minimum(self.written, self.length)
+
+    def add(self, rows: Arrival, envs: np.ndarray) -> None:
+        """Append one row to the stream of each environment index in `envs` (n,), without repeats."""
+        slot = self.written[envs] % self.length
+        for key, values in rows.obs.items():
+            self.obs[key][envs, slot] = values
+        self.prev_action[envs, slot] = rows.prev_action
+        self.reward[envs, slot] = rows.reward
+        for name in FLAGS:
+            self.flags[name][envs, slot] = getattr(rows, name)
+        self.written[envs] += 1
+
+    def sample(self, batch_size: int, window: int, device: torch.device | str = "cpu") -> Batch:
+        """`batch_size` windows of `window` steps: (B, T, ...), uniform over stored steps.
+
+        Raises:
+            ValueError: if nothing is stored yet.
+        """
+        stored = self._stored()
+        if not stored.any():
+            raise ValueError("the replay is empty: collect before sampling")
+        start = self.rng.integers(stored.sum(), size=batch_size)
+        ends = np.cumsum(stored)
+        env = np.searchsorted(ends, start, side="right")
+        age = (start - (ends - stored)[env])[:, None] + np.arange(window)  # steps after the oldest of its ring
+        return self._gather(env[:, None], age % stored[env][:, None], device)
+
+    def stream(self, env: int) -> Batch:
+        """Everything stored of one environment as one window (1, L, ...), oldest first."""
+        age = np.arange(self._stored()[env])[None]
+        return self._gather(np.full_like(age, env), age, "cpu")
+
+    def _gather(self, env: np.ndarray, age: np.ndarray, device: torch.device | str) -> Batch:
+        slot = (np.maximum(self.written - self.length, 0)[env] + age) % self.length
+        seam = age == 0  # the oldest step of its ring: what came before it is forgotten
+
+        def tensor(array: np.ndarray, at_seam: Any = None) -> torch.Tensor:
+            rows = array[env, slot]
+            if at_seam is not None:
+                rows[seam] = at_seam
+            return torch.from_numpy(rows).to(device)
+
+        obs = {key: tensor(array) for key, array in self.obs.items()}
+        reward = tensor(self.reward, 0)
+        first, last, terminal = (tensor(self.flags[name], True if name == "is_first" else None) for name in FLAGS)
+        return Batch(obs, tensor(self.prev_action, 0), reward, first, last, terminal, torch.ones_like(reward))
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        named = {f"obs/{key}": array for key, array in self.obs.items()}
+        return named | {"prev_action": self.prev_action, "reward": self.reward} | self.flags
+
+    def save(self, file: Path) -> None:
+        """Write every stored step, oldest first, as an `.npz` archive.
+
+        It holds `obs/KEY`, `prev_action`, `reward` and the three flags, each (num_envs, L, ...), and `stored`, the
+        number of rows of each environment that count. It replaces an older file in one step, so that a crash
+        leaves one of the two.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stored = self._stored()
+        age = np.arange(stored.max(initial=0))
+        slot = (np.maximum(self.written - self.length, 0)[:, None] + age) % self.length
+        env = np.arange(len(stored))[:, None]
+        partial = file.with_name(f"{file.stem}.partial.npz")
+        np.savez(partial, stored=stored, **{name: array[env, slot] for name, array in self._arrays().items()})
+        partial.replace(file)
+
+    def load(self, file: Path) -> None:
+        """Replace the content by what :meth:`save` wrote; a smaller replay keeps the newest steps.
+
+        Raises:
+            ValueError: if the file holds other keys, widths or another number of environments.
+        """
+        with np.load(file, allow_pickle=False) as archive:
+            saved = {name: archive[name] for name in archive.files}
+        arrays = self._arrays()
+        if set(saved) != {"stored", *arrays}:
+            raise ValueError(f"{file} holds {sorted(saved)}; this replay needs {sorted(arrays)}")
+        for name, array in arrays.items():
+            if saved[name].shape[2:] != array.shape[2:] or len(saved[name]) != len(array):
+                raise ValueError(f"{file}: '{name}' is {saved[name].shape}, which does not fit into {array.shape}")
+        for env, stored in enumerate(saved["stored"]):
+            kept = min(stored, self.length)
+            for name, array in arrays.items():
+                array[env, :kept] = saved[name][env, stored - kept : stored]
+            self.written[env] = kept

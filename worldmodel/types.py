@@ -1,0 +1,81 @@
+"""What crosses the borders between rooms: flat tuples of arrays, and the glossary of their shapes.
+
+====== ==============================================================================
+letter meaning
+====== ==============================================================================
+B, T   sequences in a batch, steps in a sequence (batch first, time second)
+N, H   environments or imagined trajectories, imagined steps (the horizon)
+A      width of a control vector u: action dimensions, or the sum of one-hot widths
+Z, P   latent size, number of parameters of a latent distribution
+F, E   feature (what heads and behaviours read), embedding (what the posterior reads)
+====== ==============================================================================
+
+A row is an *arrival*: the observation x_t together with the control u_{t-1} that led to it. A reset is an
+arrival too, with a null control and no reward. This is the only alignment used anywhere in the project, and
+:class:`envs.recorder.RecordTrajectories` is the only place that makes it.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+State = Any
+"""A member's latent state: a NamedTuple of tensors whose leading dimensions are (B,) or (B, T)."""
+
+
+class Arrival(NamedTuple):
+    """n simultaneous arrivals, one per environment, as NumPy arrays."""
+
+    obs: dict[str, np.ndarray]  # {key: (n, width)} float32, or (n, groups) int64 where discrete
+    prev_action: np.ndarray  # (n, A) float32: the control u_{t-1} that led here; zero where is_first
+    reward: np.ndarray  # (n,) float32: received on the way here; zero where is_first
+    is_first: np.ndarray  # (n,) bool: the observation of a reset
+    is_last: np.ndarray  # (n,) bool: the episode ends here, by termination or truncation
+    is_terminal: np.ndarray  # (n,) bool: no return can follow; never set by a time limit
+
+
+class Batch(NamedTuple):
+    """B windows of T consecutive arrivals, as tensors on the model's device."""
+
+    obs: dict[str, Tensor]  # {key: (B, T, width)}
+    prev_action: Tensor  # (B, T, A)
+    reward: Tensor  # (B, T)
+    is_first: Tensor  # (B, T) bool: also set where a window crosses a seam of the replay
+    is_last: Tensor  # (B, T) bool
+    is_terminal: Tensor  # (B, T) bool
+    mask: Tensor  # (B, T) float: 1 for a recorded step, 0 for padding; padding starts with is_first
+
+
+class Inference(NamedTuple):
+    """The posterior over a window, and what the ELBO needs of it."""
+
+    states: State  # posterior states s_1..s_T, each field (B, T, ...)
+    prior: Tensor  # (B, T, P) parameters of p(z_t | .)
+    posterior: Tensor  # (B, T, P) parameters of q(z_t | .)
+
+
+class Elbo(NamedTuple):
+    """The sequential ELBO, in nats, summed over dimensions; never reweighted, never averaged."""
+
+    total: Tensor  # (B, T): sum of log_likelihood minus kl
+    log_likelihood: dict[str, Tensor]  # {head: (B, T)}: E_q log p(x_t | z_t), one entry per emission
+    kl: Tensor  # (B, T): KL(q(z_t | .) || p(z_t | z_{t-1}, u_{t-1}))
+
+
+class Prediction(NamedTuple):
+    """Means of every emission of a latent state."""
+
+    obs: dict[str, Tensor]  # {key: (..., width)}; class probabilities where discrete
+    reward: Tensor  # (...,)
+    cont: Tensor  # (...,) probability that the episode goes on after this state
+
+
+class Rollout(NamedTuple):
+    """An imagined trajectory: H + 1 states, and the H controls, rewards and continuations between them."""
+
+    features: Tensor  # (N, H + 1, F) of s_0..s_H
+    actions: Tensor  # (N, H, A): actions[:, h] leads from s_h to s_{h+1}
+    policy: Tensor  # (N, H, P): parameters of the policy that drew actions[:, h] at s_h
+    reward: Tensor  # (N, H): reward[:, h] is received on arriving at s_{h+1}
+    cont: Tensor  # (N, H): cont[:, h] is the probability that the return goes on after s_{h+1}
