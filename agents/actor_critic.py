@@ -11,36 +11,47 @@ from agents.policies import OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout
 from worldmodel.learner import Learner, LearnerConfig
-from worldmodel.model import WorldModel, scalar_output
+from worldmodel.model import ScalarOutput, WorldModel, scalar_output
 from worldmodel.networks import MLP, Head
+from worldmodel.outputs import Normal
 from worldmodel.spaces import ActionSpec
-from worldmodel.types import Rollout, State
+from worldmodel.types import Batch, Rollout, State
 
 Metrics = dict[str, Tensor]
+
+LIFETIME = 1000.0  # steps that count where nothing is discounted
 
 
 @dataclass
 class ActorCriticConfig:
     """Actor-critic in imagination."""
 
-    hidden: int = 128
+    hidden: int = 64
     layers: int = 2
     starts: int = 256  # imagined trajectories per update, drawn from the posterior states of the batch
     horizon: int = 15  # imagined steps
     discount: float = 0.99
     lambda_: float = 0.95
     gradient: Literal["auto", "pathwise", "score"] = "auto"  # auto: pathwise for continuous actions, else score
-    entropy: float = 1e-3  # weight of the entropy beside normalised returns
-    value_output: Literal["normal", "symlog", "twohot"] = "twohot"
-    slow_rate: float = 0.02  # share of the critic that enters its slow copy per update
+    entropy: float = 3e-3  # weight of the entropy beside normalised returns
+    value_output: ScalarOutput = "normal"
+    slow_critic_rate: float = 0.1  # share of the critic that enters its slow copy, the target, per update
+    slow_actor_rate: float = 0.02  # share of the actor that enters its average, the deterministic policy, per update
     scale_rate: float = 0.01  # share of a batch in the running return scale
-    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=3e-4))
+    learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=1e-3))
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.layers, self.starts, self.horizon) < 1:
             raise ValueError("hidden, layers, starts and horizon must be at least 1")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
+
+
+def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+    """slow <- (1 - rate) slow + rate fast, for every parameter."""
+    with torch.no_grad():
+        for average, latest in zip(slow.parameters(), fast.parameters(), strict=True):
+            average.lerp_(latest, rate)
 
 
 class ActorCritic(nn.Module):
@@ -60,15 +71,31 @@ class ActorCritic(nn.Module):
         )
         self.actor = MLP(feature_size, config.hidden, config.layers, self.family.parameters, output_scale=0.01)
         self.critic = Head(feature_size, config.hidden, config.layers, scalar_output(config.value_output), 0.0)
+        self.slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)
         trained = [*self.actor.parameters(), *self.critic.parameters()]
         self.learner = Learner(self.loss, trained, config.learner)
 
+    def fit_units(self, batch: Batch) -> None:
+        """Fix the unit of the value from recorded rewards: their root mean square over a discounted lifetime."""
+        output = self.critic.output
+        if isinstance(output, Normal):
+            square = (batch.reward.square() * batch.mask).sum() / batch.mask.sum()
+            unit = square.sqrt() / max(1 - self.config.discount, 1 / LIFETIME)
+            output.units.scale.fill_(unit if unit > 0 else 1.0)
+            self.slow_critic.output.load_state_dict(output.state_dict())
+
     def act(self, model: WorldModel, state: State, deterministic: bool = False) -> Tensor:
-        """Latent states (N, ...) -> controls (N, A)."""
-        params = self.actor(model.feature(state))
-        return self.family.mode(params) if deterministic else self.family.sample(params)
+        """Latent states (N, ...) -> controls (N, A): a sample of the actor, or the mode of its slow average.
+
+        The average over recent updates is what the actor fluctuates about (Polyak and Juditsky 1992), so that one
+        unlucky update does not decide an evaluation.
+        """
+        feature = model.feature(state)
+        if deterministic:
+            return self.family.mode(self.slow_actor(feature))
+        return self.family.sample(self.actor(feature))
 
     def value(self, feature: Tensor) -> Tensor:
         """(..., F) -> (...): the slow critic's value, which is what returns bootstrap from."""
@@ -77,8 +104,8 @@ class ActorCritic(nn.Module):
     def update(self, model: WorldModel, starts: State, alive: Tensor) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
         metrics, report = self.learner.update(model, starts, alive)
-        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-            slow.lerp_(fast.detach(), self.config.slow_rate)
+        follow(self.slow_actor, self.actor, self.config.slow_actor_rate)
+        follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
         return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
     def loss(self, model: WorldModel, starts: State, alive: Tensor) -> tuple[Tensor, Metrics]:
@@ -127,5 +154,5 @@ class ActorCritic(nn.Module):
             params = self.actor(trajectory.features[:, :-1])  # with gradient, for all steps at once
             advantage = (returns - value[:, :-1]) / scale
             gain = advantage * self.family.log_prob(params, trajectory.actions)
-        entropy = self.family.entropy(params, trajectory.actions)
+        entropy = self.family.entropy(params)
         return -gain - self.config.entropy * entropy, entropy

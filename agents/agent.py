@@ -97,4 +97,6 @@ class Agent:
             if shape != spec.shape and shape[1:] != spec.shape:
                 raise ValueError(f"observation '{key}' has shape {shape}; this agent was trained on {spec.shape}")
             single.add(shape == spec.shape)
+        if len(single) > 1:
+            raise ValueError(f"observation keys {sorted(named)}: give all of them one by one, or all in batches")
         return single == {True}

@@ -28,8 +28,8 @@ class PolicyFamily(ABC):
         """(..., P), (..., A) -> (...): log density or mass of a given control, in nats."""
 
     @abstractmethod
-    def entropy(self, params: Tensor, control: Tensor) -> Tensor:
-        """(..., P), (..., A) -> (...): entropy in nats, exact or estimated from the sampled control."""
+    def entropy(self, params: Tensor) -> Tensor:
+        """(..., P) -> (...): entropy in nats, exact or an unbiased estimate, differentiable in the parameters."""
 
 
 class TanhNormal(PolicyFamily):
@@ -65,9 +65,12 @@ class TanhNormal(PolicyFamily):
         jacobian = torch.log1p(-control.square())  # log |d tanh(a) / da|
         return (-0.5 * error.square() - std.log() - 0.5 * LOG_2PI - jacobian).sum(-1)
 
-    def entropy(self, params: Tensor, control: Tensor) -> Tensor:
-        """-log p of the sample: unbiased, since a squashed Gaussian's entropy has no closed form."""
-        return -self.log_prob(params, control)
+    def entropy(self, params: Tensor) -> Tensor:
+        """H[N(mu, sigma)] + E[log |d tanh(a) / da|]: the first exact, the second from one sample."""
+        mean, std = self.moments(params)
+        sample = torch.addcmul(mean, std, torch.randn_like(std))
+        jacobian = 2 * (math.log(2) - sample - F.softplus(-2 * sample))  # log (1 - tanh(a)^2), stable for large a
+        return (std.log() + 0.5 * (LOG_2PI + 1) + jacobian).sum(-1)
 
 
 class OneHotCategorical(PolicyFamily):
@@ -101,6 +104,6 @@ class OneHotCategorical(PolicyFamily):
     def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
         return (torch.cat(self._log_probs(params), -1) * control).sum(-1)
 
-    def entropy(self, params: Tensor, control: Tensor) -> Tensor:
+    def entropy(self, params: Tensor) -> Tensor:
         logs = torch.cat(self._log_probs(params), -1)
         return -(logs.exp() * logs).sum(-1)

@@ -19,8 +19,8 @@ class ReplayConfig:
     """What is stored and how it is replayed."""
 
     capacity: int = 100_000  # environment steps
-    batch_size: int = 32  # windows per update
-    window: int = 32  # steps per window
+    batch_size: int = 64  # windows per update
+    window: int = 16  # steps per window
 
     def __post_init__(self) -> None:
         if min(self.capacity, self.batch_size, self.window) < 1:
@@ -32,8 +32,8 @@ class TrainingConfig:
     """The collect-learn loop."""
 
     steps: int = 5_000  # environment steps in all, the prefill included
-    prefill: int = 400  # environment steps with random actions before the first update
-    replay_ratio: float = 512.0  # replayed steps per environment step
+    prefill: int = 200  # environment steps with random actions before the first update
+    replay_ratio: float = 256.0  # replayed steps per environment step
     pretrain: int = 50  # updates on the prefill before the policy acts for the first time
     threads: int = 1  # of torch; more fight with every other busy process, environments included
     device: str = "cpu"
@@ -51,7 +51,7 @@ class EvaluationConfig:
     """Deterministic evaluation on environments and seeds of its own."""
 
     every: int = 500  # environment steps between two evaluations
-    episodes: int = 10  # of each
+    episodes: int = 20  # of each
     final_episodes: int = 20  # of the last one, on seeds used nowhere else
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from envs import EnvironmentFault
 from training.config import load_config, to_mapping
 from training.evaluation import Evaluation, evaluate
 from training.logger import Averages, Logger
@@ -32,20 +33,27 @@ def train(
     Returns:
         The run, saved in its folder, whatever ended it: an error or an interrupt leaves what was recorded there.
     Raises:
-        ValueError: before anything is trained, for a config, an environment or a folder that cannot be used.
+        ValueError: before anything is trained, for a config, an environment or a folder that cannot be used; later
+            only as an `EnvironmentFault`, for an observation or a reward that breaks the environment's contract.
     """
     resolved = load_config(config, overrides, **values)
     name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
     made = Run.create(free_folder(name) if run is None else run, resolved)
     trainer = Trainer(made)
+    made.begin()
     with Progress(resolved.training.steps) as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
+        progress.note(made.summary)
         try:
             Loop(trainer, logger, progress).run()
             result = made.evaluate()
             final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
             logger.log(final, made.env_steps)
             progress.note(f"final evaluation on unseen seeds: {describe(result)}")
+        except EnvironmentFault:
+            raise
+        except ValueError as error:  # no mistake in what the user gave: that was found before
+            raise RuntimeError(f"training stopped at {made.env_steps} environment steps") from error
         finally:
             made.save()
             logger.close()
@@ -86,6 +94,8 @@ class Loop:
             self.trainer.collect(self.trainer.run.behaviour)
             due += per_step * (self.steps - before)
             self.report(before)
+        if self.averages.counts:  # what the last steps paid for, and all of a run that ends with its prefill
+            self.log()
 
     def report(self, before: int) -> None:
         """Log and evaluate where the last step crossed a multiple of the configured interval."""
@@ -111,8 +121,9 @@ class Loop:
     def evaluate(self) -> None:
         config = self.config.evaluation
         result = evaluate(self.trainer.run.agent, self.config.env, config.episodes, PERIODIC)
-        self.logger.log(evaluation_metrics(result), self.steps)
+        self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
+        self.trainer.run.save()
 
 
 def evaluation_metrics(result: Evaluation) -> dict[str, float]:

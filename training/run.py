@@ -12,9 +12,11 @@ from training.config import Config, load_config
 from training.evaluation import Evaluation, evaluate
 from training.schema import dump_yaml, to_mapping
 from worldmodel.model import WorldModel
+from worldmodel.objective import check_weights
 from worldmodel.replay import SequenceReplay
 
 CONFIG, CHECKPOINT, REPLAY = "config.yaml", "checkpoint", "replay/replay.npz"
+MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
 FINAL = 2  # stream of evaluation seeds, used by the final evaluation and `worldmodel evaluate` alone
 
 
@@ -22,7 +24,8 @@ class Run:
     """The parts of one run, new or read back: `config`, `model`, `behaviour`, `agent`, `replay`.
 
     Raises:
-        ValueError: if the environment is unknown, its spaces are not supported, or the model cannot act.
+        ValueError: if the environment is unknown, its spaces are not supported, the model cannot act, or the
+            objective weighs what it does not emit.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -38,6 +41,7 @@ class Run:
                 f"model.dynamics.{config.model.dynamics.name}.posterior: a smoother needs future observations and "
                 "cannot act; set it to filter"
             )
+        check_weights(self.model, config.objective)
         behaviour = ActorCritic(config.behaviour, self.model.feature_size, self.action_spec)
         self.behaviour = behaviour.to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
@@ -48,7 +52,7 @@ class Run:
 
     @staticmethod
     def create(folder: str | Path, config: Config) -> "Run":
-        """A new run in a folder that holds none; nothing is written if a part of it cannot be made.
+        """A new run for a folder that holds none; nothing is written before :meth:`begin`.
 
         Raises:
             ValueError: if the folder already holds a run, or as the class says.
@@ -56,10 +60,12 @@ class Run:
         folder = Path(folder)
         if folder.is_file() or (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
-        run = Run(folder, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
-        return run
+        return Run(folder, config)
+
+    def begin(self) -> None:
+        """Make the folder, with the resolved config in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(self.folder / CONFIG, dump_yaml(to_mapping(self.config)))
 
     @staticmethod
     def load(folder: str | Path) -> "Run":
@@ -73,22 +79,34 @@ class Run:
             raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
         run = Run(folder, load_config(folder / CONFIG))
         checkpoint = folder / CHECKPOINT
-        if not (checkpoint / "state.json").is_file():
-            raise ValueError(f"{folder} holds no checkpoint yet: the run stopped before its first save")
-        load_module(checkpoint / "model.safetensors", run.model)
-        load_module(checkpoint / "behaviour.safetensors", run.behaviour)
-        run.env_steps = json.loads((checkpoint / "state.json").read_text())["env_steps"]
+        missing = [name for name in (MODEL, BEHAVIOUR, STATE) if not (checkpoint / name).is_file()]
+        if missing:
+            raise ValueError(
+                f"{folder} holds no complete checkpoint, {', '.join(missing)} missing: the run stopped before its "
+                "first save, or files were removed"
+            )
+        load_module(checkpoint / MODEL, run.model)
+        load_module(checkpoint / BEHAVIOUR, run.behaviour)
+        run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
         if (folder / REPLAY).is_file():
             run.replay.load(folder / REPLAY)
         return run
+
+    @property
+    def summary(self) -> str:
+        """One line for a person: what is trained, and on what."""
+        config, model = self.config, self.config.model
+        size = sum(p.numel() for p in (*self.model.parameters(), *self.behaviour.learner.parameters))
+        what = f"{model.dynamics.name} with {model.latent.family} latents, {size:,} parameters"
+        return f"{config.env.id}: {what}, {config.training.device}, {config.training.threads} torch thread(s)"
 
     def save(self) -> None:
         """Write weights and counters, then the replay; each file replaces its predecessor in one step."""
         checkpoint = self.folder / CHECKPOINT
         checkpoint.mkdir(parents=True, exist_ok=True)
-        save_module(checkpoint / "model.safetensors", self.model)
-        save_module(checkpoint / "behaviour.safetensors", self.behaviour)
-        write_text_atomic(checkpoint / "state.json", json.dumps({"env_steps": self.env_steps}) + "\n")
+        save_module(checkpoint / MODEL, self.model)
+        save_module(checkpoint / BEHAVIOUR, self.behaviour)
+        write_text_atomic(checkpoint / STATE, json.dumps({"env_steps": self.env_steps}) + "\n")
         self.replay.save(self.folder / REPLAY)
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:

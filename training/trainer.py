@@ -54,7 +54,10 @@ class Trainer:
         random = RandomBehaviour(self.run.action_spec)
         while self.envs.steps < min(self.config.training.prefill, self.config.training.steps):
             self.collect(random)
-        self.run.model.fit_units(self.run.replay.stream(0))
+        recorded = self.run.replay.everything()
+        self.run.model.fit_units(recorded)
+        self.run.behaviour.fit_units(recorded)
+        self.acting = None  # it was filtered in other units
 
     def update(self) -> Metrics:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""

@@ -24,11 +24,13 @@ class LatentConfig:
     family: Literal["gaussian", "onehot"] = "gaussian"
     size: int = 16  # dimensions of a Gaussian
     min_std: float = 0.1  # floor of a Gaussian's standard deviation (PlaNet)
-    groups: int = 16  # one-hot variables
-    classes: int = 16  # categories of each
+    groups: int = 8  # one-hot variables
+    classes: int = 8  # categories of each
     unimix: float = 0.01  # share of the uniform distribution in every category (DreamerV3)
 
     def __post_init__(self) -> None:
+        if self.family not in ("gaussian", "onehot"):
+            raise ValueError(f"family must be gaussian or onehot: '{self.family}'")
         if min(self.size, self.groups, self.classes) < 1:
             raise ValueError(f"size, groups and classes must be at least 1: {self.size}, {self.groups}, {self.classes}")
         if self.min_std <= 0:
@@ -113,7 +115,7 @@ class OneHot(LatentFamily):
         probs = self.probs(params)
         race = probs.detach() / torch.empty_like(probs).exponential_()  # the first arrival is a categorical draw
         code = F.one_hot(race.argmax(-1), self.classes).to(probs.dtype)
-        return (code + probs - probs.detach()).flatten(-2)
+        return (code + (probs - probs.detach())).flatten(-2)  # the brackets keep the sample exactly 0 or 1
 
     def mode(self, params: Tensor) -> Tensor:
         probs = self.probs(params)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from worldmodel.types import Batch, Elbo, Inference, Prediction, State
 
 REWARD, CONTINUE = "reward", "continue"
 
+ScalarOutput = Literal["normal", "symlog", "twohot"]
+
 
 @dataclass
 class ModelConfig:
@@ -23,18 +25,21 @@ class ModelConfig:
 
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     latent: LatentConfig = field(default_factory=LatentConfig)
-    hidden: int = 128  # width of encoder and heads
+    hidden: int = 64  # width of encoder and heads
     encoder_layers: int = 2
     head_layers: int = 2
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
-    reward_output: Literal["normal", "symlog", "twohot"] = "normal"
+    reward_output: ScalarOutput = "normal"
 
     def __post_init__(self) -> None:
         if self.hidden < 1 or min(self.encoder_layers, self.head_layers) < 0:
             raise ValueError(f"hidden must be at least 1 and layers at least 0: {self}")
+        for name, choices in (("vector_output", ("normal", "symlog")), ("reward_output", get_args(ScalarOutput))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}: '{getattr(self, name)}'")
 
 
-def scalar_output(name: str) -> Output:
+def scalar_output(name: ScalarOutput) -> Output:
     """The output distribution of a scalar, by the name a config uses."""
     return {"normal": lambda: Normal(1), "symlog": lambda: SymlogNormal(1), "twohot": lambda: TwoHot()}[name]()
 
@@ -57,6 +62,8 @@ class WorldModel(nn.Module):
         dynamics: a member of the family.
         decoders: {key: head} for every observation key.
         reward, cont: heads of the reward and of the continuation flag; None for a model of recorded sequences alone.
+    Raises:
+        ValueError: if an observation key is called like one of those two emissions.
     """
 
     def __init__(
@@ -73,6 +80,8 @@ class WorldModel(nn.Module):
         self.decoders = nn.ModuleList(decoders.values())  # a list: a key may hold characters a module's name may not
         self.reward, self.cont = reward, cont
         self.feature_size = dynamics.feature_size
+        if len(set(self.emissions)) < len(self.emissions):
+            raise ValueError(f"an observation key has the name of another emission, rename it: {self.emissions}")
 
     @staticmethod
     def build(config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec) -> "WorldModel":
@@ -91,6 +100,12 @@ class WorldModel(nn.Module):
 
     def _decoders(self) -> Iterator[tuple[str, Head]]:
         return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)
+
+    @property
+    def emissions(self) -> list[str]:
+        """Names of everything the latent state explains: the keys of `Elbo.log_likelihood`."""
+        extra = [(REWARD, self.reward), (CONTINUE, self.cont)]
+        return self.keys + [name for name, head in extra if head is not None]
 
     def fit_units(self, batch: Batch) -> None:
         """Fix the units of inputs and outputs from a recorded batch, before the first update."""

@@ -11,8 +11,10 @@ from worldmodel.spaces import ObservationSpecs
 class MLP(nn.Sequential):
     """`layers` times (Linear, LayerNorm, SiLU), then a Linear to `outputs`: (..., inputs) -> (..., outputs).
 
-    With `outputs=None` the last hidden layer is the result. `output_scale` shrinks the initial last layer; 0 makes
-    the first prediction of every input the same (DreamerV3 starts reward and value there).
+    The biases stand before the norms because a norm forgets the length of its input: without them an observation and
+    its double would look the same. With `outputs=None` the last hidden layer is the result. `output_scale` shrinks
+    the initial last layer; 0 makes the first prediction of every input the same (DreamerV3 starts reward and value
+    there).
     """
 
     def __init__(
@@ -20,7 +22,7 @@ class MLP(nn.Sequential):
     ) -> None:
         modules: list[nn.Module] = []
         for width in [inputs] + [hidden] * (layers - 1) if layers else []:
-            modules += [nn.Linear(width, hidden, bias=False), nn.LayerNorm(hidden), nn.SiLU()]
+            modules += [nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.SiLU()]
         if outputs is not None:
             last = nn.Linear(hidden if layers else inputs, outputs)
             with torch.no_grad():
@@ -34,12 +36,12 @@ class GRUCell(nn.Module):
     """Gated recurrent unit with layer norm on its gates, as in the Dreamer line (Hafner et al. 2020).
 
     reset = sigmoid(r), candidate = tanh(reset * c), update = sigmoid(u - 1), h' = update c + (1 - update) h, where
-    [r, c, u] = LayerNorm(W [x, h]). The update gate starts near closed, so that memory is the default.
+    [r, c, u] = LayerNorm(W [x, h] + b). The update gate starts near closed, so that memory is the default.
     """
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__()
-        self.gates = nn.Linear(inputs + size, 3 * size, bias=False)
+        self.gates = nn.Linear(inputs + size, 3 * size)
         self.norm = nn.LayerNorm(3 * size)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:

@@ -11,10 +11,14 @@ from worldmodel.types import Batch, Elbo, Inference
 
 @dataclass
 class ObjectiveConfig:
-    """loss = - sum_k weight_k log p_k + beta max(free_nats, KL). With the neutral values the loss is -ELBO."""
+    """loss = - sum_k weight_k log p_k + beta max(free_nats, KL). With free_nats 0, else defaults, it is -ELBO.
+
+    Without free nats a run can fall into a collapse that costs it the exact ELBO as well: what changes slowly (the
+    cart's position) is at first cheaper to call noise, by a large predicted sigma, than to carry in z_t.
+    """
 
     beta: float = 1.0
-    free_nats: float = 0.0  # nats per step below which the KL is not pushed (Kingma et al. 2016; PlaNet 3, V3 1)
+    free_nats: float = 1.0  # nats per step below which the KL is not pushed (Kingma et al. 2016; PlaNet 3, V3 1)
     balance: float | None = None  # share of the KL that trains the prior alone (DreamerV2, Eq. 2); None: plain KL
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
 
@@ -25,15 +29,31 @@ class ObjectiveConfig:
             raise ValueError(f"balance must lie in [0, 1]: {self.balance}")
 
 
-def balanced_kl(model: WorldModel, inference: Inference, config: ObjectiveConfig) -> Tensor:
-    """(B, T): the KL as it is trained, with the gradient split between prior and posterior, and free nats."""
+def trained_kl(model: WorldModel, inference: Inference, config: ObjectiveConfig) -> Tensor:
+    """(B, T): the KL as it is trained. Its value is max(free_nats, KL); its gradient is split in two.
+
+        balance KL(sg q || p) + (1 - balance) max(free_nats, KL(q || sg p)),    without balance: 1 and 1
+
+    Free nats hold for the posterior alone: a prior that is not pushed either would stop learning the dynamics just
+    where they are almost known.
+    """
     kl = model.dynamics.latent.kl
-    q, p = inference.posterior, inference.prior
+    to_prior = kl(inference.posterior.detach(), inference.prior)
+    to_posterior = kl(inference.posterior, inference.prior.detach()).clamp(min=config.free_nats)
     if config.balance is None:
-        return kl(q, p).clamp(min=config.free_nats)
-    to_prior = kl(q.detach(), p).clamp(min=config.free_nats)
-    to_posterior = kl(q, p.detach()).clamp(min=config.free_nats)
+        return to_posterior + (to_prior - to_prior.detach())
     return config.balance * to_prior + (1 - config.balance) * to_posterior
+
+
+def check_weights(model: WorldModel, config: ObjectiveConfig) -> None:
+    """Refuse weights of what the model does not emit.
+
+    Raises:
+        ValueError: naming them and what there is.
+    """
+    unknown = sorted(config.weights.keys() - set(model.emissions))
+    if unknown:
+        raise ValueError(f"objective.weights names {unknown}; the model emits {sorted(model.emissions)}")
 
 
 def objective(model: WorldModel, batch: Batch, config: ObjectiveConfig) -> tuple[Tensor, Inference, Elbo]:
@@ -42,12 +62,10 @@ def objective(model: WorldModel, batch: Batch, config: ObjectiveConfig) -> tuple
     Raises:
         ValueError: if `config.weights` names no emission of the model.
     """
+    check_weights(model, config)
     inference = model.observe(batch)
     elbo = model.elbo(batch, inference)
-    unknown = set(config.weights) - set(elbo.log_likelihood)
-    if unknown:
-        raise ValueError(f"objective.weights names {sorted(unknown)}; the model emits {sorted(elbo.log_likelihood)}")
     fit = torch.stack([config.weights.get(key, 1.0) * log for key, log in elbo.log_likelihood.items()]).sum(0)
-    loss = config.beta * balanced_kl(model, inference, config) * batch.mask - fit
+    loss = config.beta * trained_kl(model, inference, config) * batch.mask - fit
     assert loss.shape == batch.reward.shape, (loss.shape, batch.reward.shape)
     return loss, inference, elbo

@@ -53,8 +53,14 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit(self, value: Tensor, mask: Tensor) -> None:
-        """Take mean and standard deviation of values (..., width); an entry that never varies keeps the scale 1."""
+        """Take mean and standard deviation of values (..., width); an entry that never varies keeps the scale 1.
+
+        Raises:
+            ValueError: if `mask` (...) leaves nothing to take them from.
+        """
         rows = value[mask > 0]
+        if not len(rows):
+            raise ValueError("no recorded step to take units from: record some first")
         std = rows.std(0, correction=0)
         self.loc.copy_(rows.mean(0))
         self.scale.copy_(torch.where(std > 1e-6 * (1 + rows.abs().amax(0)), std, torch.ones_like(std)))

@@ -8,6 +8,7 @@ windows, wherever it lies.
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -82,6 +83,12 @@ class SequenceReplay:
         age = np.arange(self._stored()[env])[None]
         return self._gather(np.full_like(age, env), age, "cpu")
 
+    def everything(self) -> Batch:
+        """Every stored step as one window (1, L, ...), one stream after the other."""
+        streams = [self.stream(env) for env in range(len(self.written))]
+        obs = {key: torch.cat([each.obs[key] for each in streams], 1) for key in self.obs}
+        return Batch(obs, *(torch.cat(columns, 1) for columns in zip(*(each[1:] for each in streams), strict=True)))
+
     def _gather(self, env: np.ndarray, age: np.ndarray, device: torch.device | str) -> Batch:
         slot = (np.maximum(self.written - self.length, 0)[env] + age) % self.length
         seam = age == 0  # the oldest step of its ring: what came before it is forgotten
@@ -121,10 +128,13 @@ class SequenceReplay:
         """Replace the content by what :meth:`save` wrote; a smaller replay keeps the newest steps.
 
         Raises:
-            ValueError: if the file holds other keys, widths or another number of environments.
+            ValueError: if the file is damaged, or holds other keys, widths or another number of environments.
         """
-        with np.load(file, allow_pickle=False) as archive:
-            saved = {name: archive[name] for name in archive.files}
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                saved = {name: archive[name] for name in archive.files}
+        except (BadZipFile, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read as a replay: {error}") from error
         arrays = self._arrays()
         if set(saved) != {"stored", *arrays}:
             raise ValueError(f"{file} holds {sorted(saved)}; this replay needs {sorted(arrays)}")

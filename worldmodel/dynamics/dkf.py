@@ -16,12 +16,14 @@ from worldmodel.scan import scan
 class DKFConfig:
     """Sizes of the deep Kalman filter, and what its posterior may see."""
 
-    hidden: int = 128  # width of transition and posterior
+    hidden: int = 64  # width of transition and posterior
     posterior: Literal["filter", "smoother"] = "filter"  # x_t alone, or x_t..x_T through a backward GRU
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
             raise ValueError(f"hidden must be at least 1: {self.hidden}")
+        if self.posterior not in ("filter", "smoother"):
+            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
 
 
 class DKFState(NamedTuple):

@@ -15,8 +15,8 @@ from worldmodel.networks import MLP, GRUCell
 class RSSMConfig:
     """Sizes of the recurrent state-space model."""
 
-    deter: int = 128  # width of the recurrent h_t
-    hidden: int = 128  # width of the layers around it
+    deter: int = 64  # width of the recurrent h_t
+    hidden: int = 64  # width of the layers around it
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:

@@ -1,0 +1,130 @@
+"""Learning curves of a suite of tasks over several seeds, as a CSV that anyone can make again.
+
+    python benchmarks/learning.py classic --seeds 5 --jobs 2 --out results/classic.csv
+
+Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run that is finished is
+not made again, so that the command goes on where it was stopped. The table at the end lists every seed.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds"]
+
+
+class Curve(NamedTuple):
+    """One cell of a suite: a config and what is changed in it."""
+
+    task: str
+    variant: str
+    config: str
+    overrides: tuple[str, ...]
+    solved: float  # mean return at which the task counts as solved
+
+    def folder(self, root: Path, seed: int) -> Path:
+        return root / f"{self.task}-{self.variant}-{seed}"
+
+
+def _classic() -> list[Curve]:
+    often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    pendulum = ("configs/pendulum.yaml", ("--evaluation.every", "200", "--training.steps", "5000", *often))
+    cartpole = ("configs/cartpole.yaml", ("--evaluation.every", "500", "--training.steps", "10000", *often))
+    dkf, onehot = ("--model.dynamics.name", "dkf"), ("--model.latent.family", "onehot")
+    return [
+        Curve("Pendulum-v1", "rssm-gaussian", pendulum[0], pendulum[1], -200),
+        Curve("Pendulum-v1", "dkf-gaussian", pendulum[0], (*pendulum[1], *dkf), -200),
+        Curve("CartPole-v1", "rssm-gaussian", cartpole[0], cartpole[1], 475),
+        Curve("CartPole-v1", "rssm-onehot", cartpole[0], (*cartpole[1], *onehot), 475),
+    ]
+
+
+SUITES = {"classic": _classic()}
+
+
+def finished(folder: Path) -> bool:
+    return any("final/mean_reward" in row for row in rows(folder))
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The lines of a run's metrics, none if it has not begun."""
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def make(curve: Curve, seed: int, root: Path) -> None:
+    """Train one curve, unless it is there."""
+    folder = curve.folder(root, seed)
+    if finished(folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    code = "import sys; from training.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "train", curve.config, "--seed", str(seed), "--run", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("w") as log:
+        result = subprocess.run([*command, *curve.overrides], cwd=ROOT, env=environment, stdout=log, stderr=log)
+    print(f"{folder.name}: {'done' if result.returncode == 0 else f'FAILED, see {log.name}'}", flush=True)
+
+
+def collect(curves: Iterable[Curve], seeds: range, root: Path) -> list[dict[str, object]]:
+    """Every evaluation of every curve, as rows of the CSV."""
+    table: list[dict[str, object]] = []
+    for curve in curves:
+        for seed in seeds:
+            for row in rows(curve.folder(root, seed)):
+                if "eval/mean_reward" in row:
+                    values = (row["global_step"], row["time/frames"], row["eval/mean_reward"], row["seconds"])
+                    table.append(dict(zip(COLUMNS, (curve.task, curve.variant, seed, *values), strict=True)))
+    return table
+
+
+def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
+    """Print one line per seed: when it was first solved, what it ended at, and the worst of its second half."""
+    for curve in curves:
+        print(f"\n{curve.task} {curve.variant}, solved at {curve.solved:g}")
+        print("seed  first solved  final return  worst later half  seconds")
+        for seed in seeds:
+            history = rows(curve.folder(root, seed))
+            points = [(row["global_step"], row["eval/mean_reward"]) for row in history if "eval/mean_reward" in row]
+            final = next((row["final/mean_reward"] for row in history if "final/mean_reward" in row), None)
+            if final is None:
+                print(f"{seed:>4}  unfinished")
+                continue
+            first = next((str(int(step)) for step, value in points if value >= curve.solved), "never")
+            worst = min(value for step, value in points if step > points[-1][0] / 2)
+            print(f"{seed:>4}  {first:>12}  {final:>12.1f}  {worst:>16.1f}  {history[-1]['seconds']:>7.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--seeds", type=int, default=5, help="training seeds 1..N (default: 5)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each (default: 1)")
+    parser.add_argument("--only", default="", help="curves whose 'task variant' contains this")
+    parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    options = parser.parse_args()
+    curves = [curve for curve in SUITES[options.suite] if options.only in f"{curve.task} {curve.variant}"]
+    seeds, root = range(1, options.seeds + 1), options.runs.resolve()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(lambda cell: make(*cell, root), [(curve, seed) for curve in curves for seed in seeds]))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(collect(curves, seeds, root))
+    summarise(curves, seeds, root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+"""The actor-critic on hand-made dynamics whose values and best actions are known, and what an update may touch."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents import ActorCritic, ActorCriticConfig
+from worldmodel import ModelConfig, Prediction, WorldModel
+from worldmodel.distributions import LatentConfig
+from worldmodel.dynamics import DynamicsConfig, RSSMConfig
+from worldmodel.learner import LearnerConfig
+from worldmodel.spaces import ActionSpec, ObservationSpec
+
+DISCRETE = ActionSpec((), classes=(3,), start=(0,))
+CONTINUOUS = ActionSpec((1,), low=(-2.0,), high=(2.0,))
+KINDS = [(DISCRETE, "score"), (DISCRETE, "pathwise"), (CONTINUOUS, "score"), (CONTINUOUS, "pathwise")]
+IDS = [f"{'discrete' if spec.classes else 'continuous'}-{gradient}" for spec, gradient in KINDS]
+kinds = pytest.mark.parametrize(("spec", "gradient"), KINDS, ids=IDS)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def settings(**changes: Any) -> ActorCriticConfig:
+    """Everything these tests depend on, whatever the defaults are tuned to."""
+    base: dict[str, Any] = {
+        "hidden": 32,
+        "layers": 1,
+        "horizon": 3,
+        "discount": 0.8,
+        "lambda_": 0.95,
+        "entropy": 0.0,
+        "value_output": "twohot",
+        "slow_critic_rate": 0.2,
+        "slow_actor_rate": 0.2,
+        "scale_rate": 0.01,
+        "learner": LearnerConfig(lr=5e-3),
+    }
+    return ActorCriticConfig(**base | changes)
+
+
+# ------------------------------------------------------------------------------ dynamics with known answers
+
+
+class Place(NamedTuple):
+    code: Tensor  # (..., length + 1) one-hot: how many steps have been taken
+
+
+class Chain:
+    """One step forward whatever the action, with reward 1; the last place ends the episode, or leads to the first."""
+
+    def __init__(self, length: int, ends: bool) -> None:
+        self.length, self.ends = length, ends
+
+    def starts(self, count: int) -> Place:
+        places = torch.arange(count) % (self.length + 1)
+        return Place(F.one_hot(places, self.length + 1).float())
+
+    def feature(self, state: Place) -> Tensor:
+        return state.code
+
+    def imagine(self, state: Place, control: Tensor) -> Place:
+        return Place(state.code.roll(1, -1))
+
+    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+        last = feature[..., -1]
+        return Prediction({}, torch.ones_like(last), 1 - last if self.ends else torch.ones_like(last))
+
+
+class Cue(NamedTuple):
+    cue: Tensor  # (..., n): a one-hot symbol, or a number in [-1, 1]
+    reward: Tensor  # (..., 1): of the action that led here
+
+
+class CueTask:
+    """Every step shows a cue and pays for the answer to it: the symbol itself, or half the number; then it ends."""
+
+    def __init__(self, spec: ActionSpec) -> None:
+        self.classes = spec.width if spec.classes else 0
+        self.feature_size = spec.width + 2
+
+    def starts(self, count: int) -> Cue:
+        if self.classes:
+            cue = F.one_hot(torch.randint(self.classes, (count,)), self.classes).float()
+        else:
+            cue = torch.rand(count, 1) * 2 - 1
+        return Cue(cue, torch.zeros(count, 1))
+
+    def feature(self, state: Cue) -> Tensor:
+        return torch.cat([state.cue, torch.ones_like(state.reward), state.reward], -1)
+
+    def imagine(self, state: Cue, control: Tensor) -> Cue:
+        if self.classes:
+            reward = (state.cue * control).sum(-1, keepdim=True)
+        else:
+            reward = 1 - (control - 0.5 * state.cue).square()
+        return Cue(self.starts(len(reward)).cue, reward)
+
+    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+        reward = feature[..., -1]
+        return Prediction({}, reward, torch.zeros_like(reward))
+
+
+@pytest.mark.parametrize("value_output", ["normal", "symlog", "twohot"])
+@pytest.mark.parametrize("ends", [True, False])
+def test_critic_learns_the_closed_form(value_output: str, ends: bool) -> None:
+    """(1 - gamma^(n - t)) / (1 - gamma) where the chain ends after n steps, 1 / (1 - gamma) where it never does."""
+    length, discount = 4, 0.8
+    chain: Any = Chain(length, ends)
+    learner = ActorCritic(settings(value_output=value_output, discount=discount), length + 1, DISCRETE)
+    starts = chain.starts(5 * (length + 1))
+    alive = 1 - starts.code[:, -1] if ends else torch.ones(len(starts.code))
+    for _ in range(250):
+        learner.update(chain, starts, alive)
+    values = learner.value(torch.eye(length + 1))[:length]
+    left = length - torch.arange(length)
+    exact = (1 - discount**left) / (1 - discount) if ends else torch.full((length,), 1 / (1 - discount))
+    torch.testing.assert_close(values, exact, rtol=0.04, atol=0.02)
+
+
+@kinds
+def test_actor_learns_the_known_answer(spec: ActionSpec, gradient: Any) -> None:
+    task: Any = CueTask(spec)
+    learner = ActorCritic(settings(gradient=gradient, entropy=1e-3, horizon=1), task.feature_size, spec)
+    for _ in range(250):
+        learner.update(task, task.starts(128), torch.ones(128))
+    tests = task.starts(64)
+    answers = learner.act(task, tests, deterministic=True)
+    if spec.classes:
+        assert torch.equal(answers, tests.cue)
+    else:
+        assert (answers - 0.5 * tests.cue).abs().max() < 0.15
+    sampled = task.imagine(tests, learner.act(task, tests)).reward.mean().item()
+    assert sampled > 0.9
+
+
+def test_actor_and_critic_see_the_size_of_a_feature() -> None:
+    learner = ActorCritic(settings(), 1, CONTINUOUS)
+    small, large = torch.full((1, 1), 0.5), torch.full((1, 1), 2.0)
+    assert not torch.allclose(learner.actor(small), learner.actor(large), rtol=1e-2)
+
+
+def test_gradient_kind_follows_the_actions_unless_given() -> None:
+    kind = {True: "pathwise", False: "score"}
+    chosen = {
+        (bool(spec.classes), gradient): kind[ActorCritic(settings(gradient=gradient), 4, spec).pathwise]
+        for spec in (DISCRETE, CONTINUOUS)
+        for gradient in ("auto", "pathwise", "score")
+    }
+    assert chosen[True, "auto"] == "score" and chosen[False, "auto"] == "pathwise"
+    assert all(made == asked for (_, asked), made in chosen.items() if asked != "auto")
+
+
+@pytest.mark.parametrize(
+    ("spec", "gradient"), KINDS, ids=IDS
+)
+def test_entropy_is_rewarded_by_its_weight(spec: ActionSpec, gradient: Any) -> None:
+    """Where every action pays the same, a large weight makes a narrow policy wide again."""
+    chain: Any = Chain(4, ends=True)
+    learner = ActorCritic(settings(gradient=gradient, entropy=1.0, horizon=1), 5, spec)
+    last = learner.actor[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([3.0, 0, 0] if spec.classes else [0.0, -3]))
+    starts = chain.starts(64)
+    before = learner.loss(chain, starts, torch.ones(64))[1]["actor_critic/entropy"]
+    for _ in range(60):
+        metrics = learner.update(chain, starts, torch.ones(64))
+    assert metrics["actor_critic/entropy"] > before + 0.3
+
+
+# ------------------------------------------------------------------------- what an update reads and changes
+
+
+class Point(NamedTuple):
+    x: Tensor  # (..., 3)
+
+
+class Smooth(nn.Module):
+    """Learnable, bounded dynamics; rewards so small that returns stay below the floor of the return scale."""
+
+    def __init__(self, actions: int) -> None:
+        super().__init__()
+        self.dynamics, self.reward, self.cont = nn.Linear(3 + actions, 3), nn.Linear(3, 1), nn.Linear(3, 1)
+
+    def feature(self, state: Point) -> Tensor:
+        return state.x
+
+    def imagine(self, state: Point, control: Tensor) -> Point:
+        return Point(torch.tanh(self.dynamics(torch.cat([state.x, control], -1))))
+
+    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+        reward = 0.1 * torch.tanh(self.reward(feature)).squeeze(-1)
+        return Prediction({}, reward, self.cont(feature).sigmoid().squeeze(-1))
+
+
+def smooth(spec: ActionSpec, **changes: Any) -> tuple[Any, ActorCritic]:
+    """The same model and actor-critic every time, with a critic that is not constant."""
+    torch.manual_seed(1)
+    changes = {"value_output": "normal", **changes}  # two-hot bins would make large returns of random weights
+    model, learner = Smooth(spec.width), ActorCritic(settings(**changes), 3, spec)
+    for head in (learner.critic, learner.slow_critic):
+        last = head.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.weight.add_(0.01 * torch.randn_like(last.weight))
+    return model, learner
+
+
+def gradients(model: Any, learner: ActorCritic, starts: Point, alive: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Of the loss by the actor's and by the critic's parameters, for the same random numbers every time."""
+    torch.manual_seed(2)
+    loss, _ = learner.loss(model, starts, alive)
+    actor, critic = list(learner.actor.parameters()), list(learner.critic.parameters())
+    found = torch.autograd.grad(loss, actor + critic)
+    return list(found[: len(actor)]), list(found[len(actor) :])
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-8) for x, y in zip(a, b, strict=True))
+
+
+@kinds
+def test_update_leaves_the_model_alone(spec: ActionSpec, gradient: Any) -> None:
+    model, learner = smooth(spec, gradient=gradient)
+    model_before = {name: value.clone() for name, value in model.state_dict().items()}
+    actor_before = [p.clone() for p in learner.actor.parameters()]
+    learner.update(model, Point(torch.randn(16, 3)), torch.ones(16))
+    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is None for p in [*learner.slow_critic.parameters(), *learner.slow_actor.parameters()])
+    assert all(torch.equal(value, model_before[name]) for name, value in model.state_dict().items())
+    assert not same(actor_before, list(learner.actor.parameters()))
+
+
+@kinds
+def test_slow_copies_follow_by_their_rates(spec: ActionSpec, gradient: Any) -> None:
+    model, learner = smooth(spec, gradient=gradient, slow_critic_rate=0.25, slow_actor_rate=0.1)
+    pairs = [(learner.slow_critic, learner.critic, 0.25), (learner.slow_actor, learner.actor, 0.1)]
+    for _ in range(2):
+        before = [[p.clone() for p in slow.parameters()] for slow, _, _ in pairs]
+        learner.update(model, Point(torch.randn(16, 3)), torch.ones(16))
+        for (slow, fast, rate), old in zip(pairs, before, strict=True):
+            expected = [a + rate * (b - a) for a, b in zip(old, fast.parameters(), strict=True)]
+            assert same(list(slow.parameters()), expected) and not same(list(slow.parameters()), old)
+
+
+def test_the_deterministic_policy_is_the_mode_of_the_slow_actor() -> None:
+    model, learner = smooth(CONTINUOUS)
+    state = Point(torch.randn(16, 3))
+    learner.slow_actor[-1].bias.data.fill_(0.7)  # [mean, raw]
+    mode = learner.family.mode(learner.slow_actor(state.x))
+    assert torch.equal(learner.act(model, state, deterministic=True), mode)
+    sampled = torch.stack([learner.act(model, state) for _ in range(500)])
+    assert (sampled.mean(0) - learner.family.mode(learner.actor(state.x))).abs().max() < 0.2 < (mode.mean() - 0.2)
+
+
+@kinds
+def test_actor_and_critic_losses_do_not_meet(spec: ActionSpec, gradient: Any) -> None:
+    """The fast critic's weights do not reach the actor's gradient; the actor's loss does not reach the critic's."""
+    starts, alive = Point(torch.randn(16, 3)), torch.ones(16)
+    actor, critic = gradients(*smooth(spec, gradient=gradient), starts, alive)
+    model, learner = smooth(spec, gradient=gradient)
+    with torch.no_grad():
+        for parameter in learner.critic.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    other_actor, other_critic = gradients(model, learner, starts, alive)
+    assert same(actor, other_actor) and not same(critic, other_critic)
+    other_actor, other_critic = gradients(*smooth(spec, gradient=gradient, entropy=10.0), starts, alive)
+    assert same(critic, other_critic) and not same(actor, other_actor)
+
+
+@kinds
+def test_terminal_starts_have_no_weight(spec: ActionSpec, gradient: Any) -> None:
+    """What a dead start holds changes no gradient, while a living one's content does."""
+    alive = torch.tensor([1.0, 0, 1, 0])
+    starts = torch.randn(4, 3)
+    dead_moved, alive_moved = starts.clone(), starts.clone()
+    dead_moved[alive == 0] += 5
+    alive_moved[alive == 1] += 5
+    actor, critic = gradients(*smooth(spec, gradient=gradient), Point(starts), alive)
+    others = gradients(*smooth(spec, gradient=gradient), Point(dead_moved), alive)
+    assert same(actor, others[0]) and same(critic, others[1])
+    others = gradients(*smooth(spec, gradient=gradient), Point(alive_moved), alive)
+    assert not same(actor, others[0]) and not same(critic, others[1])
+    model, learner = smooth(spec, gradient=gradient)
+    assert learner.loss(model, Point(starts), torch.zeros(4))[0].item() == 0
+
+
+def test_pathwise_gradient_is_that_of_the_mean_return() -> None:
+    """One step, no bootstrap: the actor's gradient is minus that of the reward, by finite differences."""
+    task: Any = CueTask(CONTINUOUS)
+    learner = ActorCritic(settings(gradient="pathwise", horizon=1), task.feature_size, CONTINUOUS)
+    learner.double()
+    starts = Cue(torch.tensor([[0.4], [-0.8]], dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64))
+    bias = learner.actor[-1].bias
+
+    def mean_reward(shift: float) -> float:
+        torch.manual_seed(3)
+        with torch.no_grad():
+            bias[0] += shift
+            control = learner.family.sample(learner.actor(task.feature(starts)))
+            bias[0] -= shift
+        return (1 - (control - 0.5 * starts.cue).square()).mean().item()
+
+    torch.manual_seed(3)
+    loss, _ = learner.loss(task, starts, torch.ones(2, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad(loss, [bias])
+    slope = (mean_reward(1e-4) - mean_reward(-1e-4)) / 2e-4
+    assert gradient[0].item() == pytest.approx(-slope, rel=1e-4) and abs(slope) > 1e-3
+
+
+# -------------------------------------------------------------------------------------------------- tracing
+
+
+@pytest.mark.parametrize(("spec", "gradient"), [KINDS[0], KINDS[3]], ids=["discrete-score", "continuous-pathwise"])
+def test_loss_traces_without_a_graph_break(spec: ActionSpec, gradient: Any) -> None:
+    sizes = DynamicsConfig("rssm", rssm=RSSMConfig(deter=8, hidden=8))
+    config = ModelConfig(sizes, LatentConfig("gaussian", size=4), hidden=8, encoder_layers=1, head_layers=1)
+    model = WorldModel.build(config, {"x": ObservationSpec((2,))}, spec)
+    torch.manual_seed(1)
+    learner = ActorCritic(settings(gradient=gradient, hidden=8), model.feature_size, spec)
+    starts, alive = model.initial(6), torch.ones(6)
+    torch.manual_seed(2)
+    eager, _ = learner.loss(model, starts, alive)
+    torch.manual_seed(1)
+    learner = ActorCritic(settings(gradient=gradient, hidden=8), model.feature_size, spec)
+    torch.compiler.reset()
+    traced = torch.compile(learner.loss, backend="eager", fullgraph=True, dynamic=False)
+    torch.manual_seed(2)
+    loss, metrics = traced(model, starts, alive)
+    torch.testing.assert_close(loss, eager)
+    loss.backward(inputs=list(learner.actor.parameters()))
+    assert all(p.grad is not None for p in learner.actor.parameters())
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_sizes_are_checked() -> None:
+    with pytest.raises(ValueError, match="horizon"):
+        settings(horizon=0)
+    with pytest.raises(ValueError, match=r"1\.5"):
+        settings(discount=1.5)

@@ -1,0 +1,334 @@
+"""Whole runs, tiny ones: what they leave, that they repeat, and that every combination of parts trains."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_file
+
+from agents import RandomBehaviour
+from training import Run, train
+from training.config import load_config
+from training.evaluation import evaluate, evaluation_seeds
+from training.loop import PERIODIC, Loop
+from training.run import FINAL
+from training.schema import merge
+from training.trainer import Trainer
+
+TINY: dict[str, Any] = {
+    "seed": 0,
+    "env": {"id": "Pendulum-v1", "time_limit": 20},
+    "model": {
+        "hidden": 16,
+        "encoder_layers": 1,
+        "head_layers": 1,
+        "latent": {"size": 4, "groups": 3, "classes": 3},
+        "dynamics": {"name": "rssm", "rssm": {"deter": 16, "hidden": 16}, "dkf": {"hidden": 16}},
+    },
+    "behaviour": {"hidden": 16, "layers": 1, "starts": 8, "horizon": 3},
+    "replay": {"batch_size": 4, "window": 8, "capacity": 1000},
+    "training": {"steps": 60, "prefill": 24, "pretrain": 2, "replay_ratio": 8, "log_every": 10, "threads": 1},
+    "evaluation": {"every": 30, "episodes": 2, "final_episodes": 3},
+    "logger": {"wandb": "disabled"},
+}
+NAMES = [
+    "rollout/ep_rew_mean",
+    "eval/mean_reward",
+    "time/fps",
+    "world_model/elbo",
+    "world_model/kl",
+    "world_model/log_likelihood/observation",
+    "world_model/log_likelihood/reward",
+    "world_model/log_likelihood/continue",
+    "imagination/return",
+    "final/mean_reward",
+]
+CLOCKS = ("seconds", "time/fps")  # what may differ between two equal runs
+
+
+class Rooms(gym.Env[Any, Any]):
+    """A dictionary observation and a discrete action that starts at 1; ends by termination after 7 steps."""
+
+    observation_space = spaces.Dict({"at": spaces.Box(-9, 9, (2,), np.float32), "room": spaces.Discrete(3, start=5)})
+    action_space = spaces.Discrete(2, start=1)
+
+    def observe(self) -> Any:
+        return {"at": np.array([self.time, -1], np.float32), "room": np.int64(5 + self.time % 3)}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        self.time += 1
+        return self.observe(), float(action), self.time == 7, False, {}
+
+
+gym.register("test-train/Rooms-v0", entry_point=Rooms)
+
+
+def run(folder: Path, **changes: Any) -> Run:
+    return train(merge(TINY, changes), run=folder)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    files = ("model", "behaviour")
+    return {f"{f}.{k}": v for f in files for k, v in load_file(folder / "checkpoint" / f"{f}.safetensors").items()}
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run(tmp_path_factory.mktemp("runs") / "pendulum")
+
+
+# --------------------------------------------------------------------------------------------- what is left
+
+
+def test_run_folder(trained: Run) -> None:
+    files = {str(path.relative_to(trained.folder)) for path in trained.folder.rglob("*") if path.is_file()}
+    assert files == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoint/model.safetensors",
+        "checkpoint/behaviour.safetensors",
+        "checkpoint/state.json",
+        "replay/replay.npz",
+    }
+    assert load_config(trained.folder / "config.yaml") == trained.config
+    assert trained.env_steps == 60
+
+
+def test_metric_names(trained: Run) -> None:
+    found = rows(trained.folder)
+    seen = {name for line in (trained.folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert seen >= set(NAMES)
+    assert {row["global_step"] for row in found if "world_model/elbo" in row} == {30, 40, 50, 60}
+    assert [row["global_step"] for row in found if "eval/mean_reward" in row] == [30, 60]
+    assert all(value is not None for row in found for value in row.values())
+    for row in found:
+        if "world_model/elbo" in row:
+            fit = sum(v for name, v in row.items() if name.startswith("world_model/log_likelihood/"))
+            assert row["world_model/elbo"] == pytest.approx(fit - row["world_model/kl"], rel=1e-4, abs=1e-4)
+
+
+def test_recorded_returns_are_those_of_the_environment(trained: Run) -> None:
+    """The mean in the log is that of the episodes in the replay: rewards arrive where they belong."""
+    stream = trained.replay.stream(0)
+    episode = stream.is_first[0].cumsum(0)
+    ended = episode[stream.is_last[0]]
+    returns = [stream.reward[0][episode == k].sum().item() for k in ended]
+    logged = [row["rollout/ep_rew_mean"] for row in rows(trained.folder) if "rollout/ep_rew_mean" in row]
+    assert len(returns) == 3 and logged[-1] == pytest.approx(np.mean(returns), rel=1e-4)
+    assert not stream.is_terminal.any()  # Pendulum only ever runs out of time
+
+
+def test_offline_wandb_lives_in_the_run_folder(tmp_path: Path) -> None:
+    made = run(tmp_path / "run", logger={"wandb": "offline"}, training={"steps": 30})
+    assert len(list(made.folder.glob("wandb/offline-run-*/*.wandb"))) == 1
+    assert (made.folder / "metrics.jsonl").stat().st_size > 0
+
+
+# ----------------------------------------------------------------------------------------------- repetition
+
+
+def test_same_seed_same_run(trained: Run, tmp_path: Path) -> None:
+    torch.rand(3)  # where the global random state stood before must not matter
+    again = run(tmp_path / "again")
+    assert equal(weights(trained.folder), weights(again.folder))
+    assert rows(trained.folder) == rows(again.folder)
+    with np.load(trained.folder / "replay/replay.npz") as a, np.load(again.folder / "replay/replay.npz") as b:
+        assert all(np.array_equal(a[name], b[name]) for name in a.files)
+
+
+def test_different_seed_different_run(trained: Run, tmp_path: Path) -> None:
+    other = run(tmp_path / "other", seed=1)
+    assert not equal(weights(trained.folder), weights(other.folder))
+    assert not torch.equal(trained.replay.stream(0).obs["observation"], other.replay.stream(0).obs["observation"])
+
+
+def test_watching_more_closely_changes_nothing(trained: Run, tmp_path: Path) -> None:
+    often = run(tmp_path / "often", evaluation={"every": 7, "episodes": 3}, training={"log_every": 3})
+    assert len([row for row in rows(often.folder) if "eval/mean_reward" in row]) > 4
+    assert equal(weights(trained.folder), weights(often.folder))
+
+
+# ---------------------------------------------------------------------------------------------- reading back
+
+
+def test_loaded_run_is_the_same(trained: Run) -> None:
+    loaded = Run.load(trained.folder)
+    assert loaded.config == trained.config and loaded.env_steps == trained.env_steps
+    ours, theirs = trained.replay.stream(0), loaded.replay.stream(0)
+    assert torch.equal(ours.obs["observation"], theirs.obs["observation"])
+    assert all(torch.equal(a, b) for a, b in zip(ours[1:], theirs[1:], strict=True))
+    states: list[Any] = [None, None]
+    for seed in range(4):
+        obs = np.random.default_rng(seed).uniform(-1, 1, (5, 3)).astype(np.float32)
+        answers = []
+        for i, each in enumerate((trained, loaded)):
+            action, states[i] = each.agent.predict(obs, states[i], deterministic=True)
+            answers.append(action)
+        np.testing.assert_array_equal(*answers)
+
+
+def test_loaded_run_evaluates_as_at_the_end_of_training(trained: Run) -> None:
+    (final,) = [row for row in rows(trained.folder) if "final/mean_reward" in row]
+    result = Run.load(trained.folder).evaluate()
+    assert len(result.returns) == 3 and result.lengths == [20] * 3
+    assert result.mean == final["final/mean_reward"] and result.std == final["final/std_reward"]
+    assert result == trained.evaluate()
+    assert trained.evaluate(2).returns == pytest.approx(result.returns[:2], rel=1e-4)
+
+
+def test_final_seeds_are_not_those_of_training(trained: Run) -> None:
+    assert not set(evaluation_seeds(50, PERIODIC)) & set(evaluation_seeds(50, FINAL))
+    assert min(evaluation_seeds(50, FINAL)) >= 2**31
+    assert evaluate(trained.agent, trained.config.env, 2, PERIODIC).mean != pytest.approx(trained.evaluate(2).mean)
+
+
+# ------------------------------------------------------------------------------------------------- schedule
+
+
+class Counted(Trainer):
+    updates = 0
+
+    def update(self) -> dict[str, torch.Tensor]:
+        self.updates += 1
+        return super().update()
+
+
+class Silent:
+    """Stands in for logger and progress."""
+
+    def log(self, metrics: Any, step: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def update(self, step: int, **fields: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("ratio", "num_envs", "expected"),
+    [(8.0, 1, 2 + 9), (24.0, 1, 2 + 27), (1.0, 1, 2 + 1), (8.0, 4, 2 + 9)],
+)
+def test_updates_follow_the_replay_ratio(tmp_path: Path, ratio: float, num_envs: int, expected: int) -> None:
+    """36 steps after the prefill, 4 x 8 replayed steps per update: pretrain + 36 ratio / 32 updates."""
+    changes = {"training": {"replay_ratio": ratio}, "env": {"num_envs": num_envs}, "evaluation": {"every": 1000}}
+    made = Run.create(tmp_path / "run", load_config(merge(TINY, changes)))
+    trainer: Any = Counted(made)
+    silent: Any = Silent()
+    Loop(trainer, silent, silent).run()
+    assert trainer.updates == expected
+    assert made.env_steps == 60
+
+
+def test_a_run_shorter_than_its_prefill_still_ends_well(tmp_path: Path) -> None:
+    made = run(tmp_path / "run", training={"steps": 20, "prefill": 400})
+    assert made.env_steps == 20
+    assert any("world_model/elbo" in row for row in rows(made.folder))
+    assert Run.load(made.folder).evaluate(1).lengths == [20]
+
+
+def test_every_update_reaches_the_log(tmp_path: Path) -> None:
+    """Also those after the last multiple of log_every."""
+    made = run(tmp_path / "run", training={"steps": 27, "log_every": 1000})
+    assert any("world_model/elbo" in row for row in rows(made.folder))
+
+
+class Watched(RandomBehaviour):
+    """Random actions; keeps the recurrent memories it was shown."""
+
+    def act(self, model: Any, state: Any, deterministic: bool = False) -> torch.Tensor:
+        self.memories = [*getattr(self, "memories", []), state.deter.clone()]
+        return super().act(model, state, deterministic)
+
+
+def test_memory_restarts_with_every_episode_that_is_collected(tmp_path: Path) -> None:
+    """At a first observation the memory h_1 is that of the initial state alone; later it depends on what was seen."""
+    env = {"id": "test-train/Rooms-v0", "time_limit": None, "num_envs": 2}
+    trainer = Trainer(Run.create(tmp_path / "run", load_config(merge(TINY, {"env": env}))))
+    watched = Watched(trainer.run.action_spec)
+    for _ in range(20):
+        trainer.collect(watched)
+    fresh = [t for t, memory in enumerate(watched.memories) if torch.allclose(memory, watched.memories[0])]
+    assert fresh == [0, 7, 14]
+
+
+def test_imagination_starts_from_truncated_states_but_not_from_terminal_ones(tmp_path: Path) -> None:
+    trainer = Trainer(Run.create(tmp_path / "run", load_config(merge(TINY, {"behaviour": {"starts": 32}}))))
+    trainer.prefill()
+    batch = trainer.run.replay.sample(4, 8)
+    flags = torch.zeros(2, 4, 8, dtype=torch.bool)
+    flags[0, :, 2] = flags[1, 0, 2] = flags[0, 1, 5] = flags[1, 1, 5] = True
+    batch = batch._replace(is_last=flags[0], is_terminal=flags[1])
+    states = trainer.run.model.observe(batch).states
+    starts, alive = trainer.starts(states, batch)
+    assert (alive == 0).sum() == 2 and (alive == 1).sum() == 30
+    dead = {tuple(row) for row in starts.latent[alive == 0].tolist()}
+    assert dead == {tuple(states.latent[0, 2].tolist()), tuple(states.latent[1, 5].tolist())}
+
+
+# --------------------------------------------------------------------------------------------- combinations
+
+ENVS: dict[str, dict[str, Any]] = {
+    "pendulum": {"id": "Pendulum-v1", "time_limit": 20},
+    "cartpole": {"id": "CartPole-v1", "time_limit": 20},
+    "dict": {"id": "test-train/Rooms-v0", "time_limit": None},
+}
+SHORT = {"training": {"steps": 30, "prefill": 24}, "evaluation": {"every": 1000, "final_episodes": 1}}
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("family", ["gaussian", "onehot"])
+@pytest.mark.parametrize("member", ["rssm", "dkf"])
+def test_every_member_family_and_environment_trains(tmp_path: Path, member: str, family: str, env: str) -> None:
+    model = {"dynamics": {"name": member}, "latent": {"family": family}}
+    made = run(tmp_path / "run", env=ENVS[env], model=model, **SHORT)
+    before = Run.create(tmp_path / "untrained", made.config)
+    for trained, fresh in ((made.model, before.model), (made.behaviour, before.behaviour)):
+        moved = [not torch.equal(a, b) for a, b in zip(trained.parameters(), fresh.parameters(), strict=True)]
+        assert any(moved) and all(p.isfinite().all() for p in trained.parameters())
+    metrics = next(row for row in rows(made.folder) if "world_model/elbo" in row)
+    keys = ("at", "room") if env == "dict" else ("observation",)
+    assert all(f"world_model/log_likelihood/{key}" in metrics for key in keys)
+    assert all(value is not None for value in metrics.values())
+
+
+@pytest.mark.parametrize(("env", "gradient"), [("pendulum", "score"), ("cartpole", "pathwise")])
+def test_the_other_gradient_trains(tmp_path: Path, env: str, gradient: str) -> None:
+    made = run(tmp_path / "run", env=ENVS[env], behaviour={"gradient": gradient}, **SHORT)
+    assert all(p.isfinite().all() for p in made.behaviour.parameters())
+
+
+def test_several_environments(tmp_path: Path) -> None:
+    made = run(tmp_path / "run", env={"num_envs": 3}, training={"steps": 61})
+    assert made.env_steps == 63  # all three step together
+    for env in range(3):
+        stream = made.replay.stream(env)
+        assert (~stream.is_first).sum() == 21 and stream.is_first[0, 0] and stream.is_last.sum() == 1
+    starts = [made.replay.stream(env).obs["observation"][0, 0] for env in range(3)]
+    assert not torch.equal(starts[0], starts[1]) and not torch.equal(starts[1], starts[2])
+
+
+def test_action_repeat_counts_decisions_and_frames(tmp_path: Path) -> None:
+    made = run(tmp_path / "run", env={"action_repeat": 3, "time_limit": 10})
+    assert made.env_steps == 60
+    frames = [row["time/frames"] for row in rows(made.folder) if "time/frames" in row]
+    assert frames[-1] == 180
+    assert made.evaluate(1).lengths == [10]

@@ -1,0 +1,158 @@
+"""The objective is the ELBO under neutral settings, and what its config says otherwise; the learner minimises it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.model import WorldModel
+from worldmodel.objective import ObjectiveConfig, balanced_kl, objective
+from worldmodel.types import Batch, Inference
+
+Build = Callable[..., WorldModel]
+Window = Callable[..., Batch]
+
+
+def padded(batch: Batch) -> Batch:
+    """The batch with its last step masked out."""
+    mask, is_first = batch.mask.clone(), batch.is_first.clone()
+    mask[:, -1], is_first[:, -1] = 0, True
+    return batch._replace(mask=mask, is_first=is_first)
+
+
+def test_neutral_objective_is_minus_the_elbo(build: Build, window: Window, member: str, family: str) -> None:
+    loss, _, elbo = objective(build(member, family), padded(window(3, 5)), ObjectiveConfig())
+    assert torch.equal(loss, -elbo.total)
+    assert (loss[:, -1] == 0).all() and (loss[:, :-1] != 0).all()
+
+
+def test_beta_weights_and_free_nats_reweight_the_terms(build: Build, window: Window) -> None:
+    model, batch = build("rssm"), padded(window(3, 5))
+    middle = float(model.elbo(batch).kl[:, :-1].detach().median())
+    config = ObjectiveConfig(beta=0.3, free_nats=middle, weights={"reward": 10.0, "phase": 0.0})
+    loss, _, elbo = objective(model, batch, config)
+    kl, logs = elbo.kl, elbo.log_likelihood
+    assert (kl < middle).any() and (kl > middle).any()
+    expected = 0.3 * kl.clamp(min=middle) * batch.mask - logs["x"] - 10 * logs["reward"] - logs["continue"]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(elbo.total, sum(logs.values()) - kl)  # the ELBO beside it stays exact
+
+
+def test_unknown_emission_in_the_weights_is_named(build: Build, window: Window) -> None:
+    with pytest.raises(ValueError, match=r"rewrad.*reward"):
+        objective(build("rssm"), window(1, 2), ObjectiveConfig(weights={"rewrad": 1.0}))
+
+
+@pytest.mark.parametrize("wrong", [{"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}])
+def test_objective_config_refuses_nonsense(wrong: dict[str, float]) -> None:
+    (value,) = wrong.values()
+    with pytest.raises(ValueError, match=str(value)):
+        ObjectiveConfig(**wrong)  # type: ignore[arg-type]
+
+
+def leaves(model: WorldModel, batch: Batch) -> Inference:
+    """An inference whose prior and posterior parameters are leaves of the graph."""
+    inference = model.observe(batch)
+    return inference._replace(
+        prior=inference.prior.detach().requires_grad_(), posterior=inference.posterior.detach().requires_grad_()
+    )
+
+
+def gradients(value: Tensor, inference: Inference) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(value.sum(), [inference.prior, inference.posterior])
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.8, 1.0])
+def test_balance_splits_the_gradient_of_the_kl_but_keeps_its_value(
+    build: Build, window: Window, family: str, balance: float
+) -> None:
+    model = build("rssm", family)
+    inference = leaves(model, window(3, 5))
+    plain = balanced_kl(model, inference, ObjectiveConfig())
+    balanced = balanced_kl(model, inference, ObjectiveConfig(balance=balance))
+    torch.testing.assert_close(balanced, plain)
+    to_prior, to_posterior = gradients(plain, inference)
+    torch.testing.assert_close(gradients(balanced, inference), (balance * to_prior, (1 - balance) * to_posterior))
+
+
+@pytest.mark.parametrize("balance", [None, 0.8])
+def test_free_nats_stop_the_gradient_below_them(build: Build, window: Window, balance: float | None) -> None:
+    model = build("rssm")
+    inference = leaves(model, window(3, 5))
+    kl = balanced_kl(model, inference, ObjectiveConfig())
+    middle = float(kl.detach().median())
+    trained = balanced_kl(model, inference, ObjectiveConfig(free_nats=middle, balance=balance))
+    below = kl < middle
+    assert below.any() and not below.all()
+    for gradient in gradients(trained, inference):
+        assert (gradient[below] == 0).all()
+        assert (gradient[~below].abs().sum(-1) > 0).all()
+
+
+# The learner.
+
+
+class Pair(nn.Module):
+    """Two weights whose product must become a target: one is trained, the other belongs to somebody else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def loss(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        error = (self.own * self.other - target).square()
+        return error.sum(), error.detach()
+
+
+def test_learner_minimises_over_its_own_parameters_only() -> None:
+    pair = Pair()
+    learner = Learner(pair.loss, [pair.own], LearnerConfig(lr=0.1))
+    target = torch.tensor([0.0, 2.0, 5.0])
+    reports = [learner.update(target) for _ in range(300)]
+    torch.testing.assert_close(pair.own.detach(), target, atol=0.01, rtol=0)
+    assert torch.equal(pair.other, torch.ones(3)) and pair.other.grad is None
+    error, report = reports[0]
+    assert torch.equal(error, torch.tensor([1.0, 1.0, 16.0]))
+    assert report["loss"] == 18 and not report["loss"].requires_grad
+    assert reports[-1][1]["loss"] < 1e-3
+
+
+@pytest.mark.parametrize(("clip", "used"), [(1.0, 1.0), (100.0, 48**0.5)])
+def test_learner_clips_the_global_norm_and_reports_it_unclipped(clip: float, used: float) -> None:
+    pair = Pair()
+    learner = Learner(pair.loss, pair.parameters(), LearnerConfig(clip=clip))
+    _, report = learner.update(torch.tensor([0.0, 2.0, 3.0]))  # gradients (2, -2, -4) of both weights, norm sqrt(48)
+    norm = torch.cat([pair.own.grad, pair.other.grad]).norm()
+    assert float(report["grad_norm"]) == pytest.approx(48**0.5)
+    assert float(norm) == pytest.approx(used, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"eps": -1.0}, {"clip": 0.0}])
+def test_learner_config_refuses_nonsense(wrong: dict[str, float]) -> None:
+    (value,) = wrong.values()
+    with pytest.raises(ValueError, match=str(value)):
+        LearnerConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_switch_gives_the_same_updates(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    compiler, built = torch.compile, []
+
+    def compile_with_backend(loss: Callable, **options: bool) -> Callable:
+        built.append(options)
+        return compiler(loss, backend=backend, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_with_backend)
+    one, two = Pair(), Pair()
+    eager = Learner(one.loss, [one.own], LearnerConfig(lr=0.1))
+    assert not built
+    compiled = Learner(two.loss, [two.own], LearnerConfig(lr=0.1, compile="update"))
+    assert built == [{"fullgraph": True, "dynamic": False}]
+    target = torch.tensor([0.0, 2.0, 5.0])
+    for _ in range(3):
+        torch.testing.assert_close(compiled.update(target)[1], eager.update(target)[1])
+    torch.testing.assert_close(two.own, one.own)
+    assert not torch.equal(two.own, torch.ones(3))
+    assert two.other.grad is None

@@ -1,0 +1,158 @@
+"""Output distributions are normalised, in nats, with constants and Jacobians; two-hot against an independent one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worldmodel.outputs import (
+    Bernoulli,
+    Categorical,
+    Normal,
+    Output,
+    Standardise,
+    SymlogNormal,
+    TwoHot,
+    symexp,
+    symlog,
+)
+
+VALUES = torch.tensor([-1e6, -3.0, -1.0, -0.01, 0.0, 1e-4, 0.5, 2.0, 1e4], dtype=torch.float64)
+
+
+def fitted_normal() -> Normal:
+    """A Normal in the units of records with mean 5 and standard deviation 4."""
+    output = Normal(1)
+    output.fit(torch.tensor([[1.0], [9.0], [1000.0]]), torch.tensor([1.0, 1.0, 0.0]))
+    return output
+
+
+def integral(output: Output, params: Tensor) -> float:
+    """Of the density over x, on a grid that is fine near 0 and wide."""
+    grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64).sinh()
+    density = output.double().log_prob(params.double().expand(len(grid), -1), grid.unsqueeze(-1)).exp()
+    return float(torch.trapezoid(density, grid))
+
+
+@pytest.mark.parametrize("params", [[0.0, 0.0], [2.0, -3.0], [-1.0, 4.0]])
+@pytest.mark.parametrize("make", [lambda: Normal(1), fitted_normal], ids=["plain", "fitted"])
+def test_normal_density_integrates_to_one(make: type[Normal], params: list[float]) -> None:
+    assert integral(make(), torch.tensor(params)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("param", [-2.0, 0.0, 3.0])
+def test_symlog_density_integrates_to_one(param: float) -> None:
+    assert integral(SymlogNormal(1), torch.tensor([param])) == pytest.approx(1, abs=1e-5)
+
+
+def test_normal_is_the_normal_of_the_recorded_units() -> None:
+    output = fitted_normal()
+    params, value = torch.tensor([0.5, 0.2]), torch.tensor([8.0])
+    std = 4 * (math.log1p(math.exp(0.2)) + output.min_std)
+    expected = torch.distributions.Normal(5 + 4 * 0.5, std).log_prob(value).sum()
+    torch.testing.assert_close(output.log_prob(params, value), expected)
+    torch.testing.assert_close(output.mean(params), torch.tensor([7.0]))
+
+
+def test_log_probs_sum_over_the_entries_of_an_observation() -> None:
+    params, value = torch.randn(5, 6), torch.randn(5, 3)
+    mean, raw = params.chunk(2, -1)
+    entries = [Normal(1).log_prob(torch.stack([mean[:, i], raw[:, i]], -1), value[:, i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(Normal(3).log_prob(params, value), torch.stack(entries).sum(0))
+
+
+def test_bernoulli_and_categorical_masses() -> None:
+    logits = torch.tensor([0.3, -1.2])
+    both = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    mass = Bernoulli(2).log_prob(logits.expand(4, -1), both).exp()
+    assert float(mass.sum()) == pytest.approx(1)
+    p = Bernoulli(2).mean(logits)
+    torch.testing.assert_close(mass[2], p[0] * (1 - p[1]))
+
+    output, params = Categorical((2, 3)), torch.tensor([0.1, -0.4, 1.0, 0.0, -1.0])
+    pairs = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    mass = output.log_prob(params.expand(6, -1), pairs).exp()
+    assert float(mass.sum()) == pytest.approx(1)
+    first, second = output.mean(params).split([2, 3])
+    torch.testing.assert_close(mass, (first[:, None] * second).flatten())
+
+
+def test_symlog_and_symexp_are_inverse() -> None:
+    torch.testing.assert_close(symexp(symlog(VALUES)), VALUES, rtol=1e-12, atol=0)
+    torch.testing.assert_close(symlog(VALUES), -symlog(-VALUES))
+    assert float(symlog(torch.tensor(math.e - 1))) == pytest.approx(1)
+    torch.testing.assert_close(SymlogNormal(9).mean(symlog(VALUES)), VALUES)
+
+
+def test_standardise_keeps_the_scale_of_what_never_varies() -> None:
+    units = Standardise(3)
+    rows = torch.tensor([[1.0, 0.0, 7.0], [3.0, 1e-3, 7.0], [999.0, 999.0, 999.0]])
+    units.fit(rows[None], torch.tensor([[1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(units.loc, torch.tensor([2.0, 5e-4, 7.0]))
+    torch.testing.assert_close(units.scale, torch.tensor([1.0, 5e-4, 1.0]))
+    torch.testing.assert_close(units(rows[:2]), torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(units.inverse(units(rows)), rows)
+
+
+# Two-hot.
+
+
+def bins_by_hand(count: int, limit: float) -> np.ndarray:
+    grid = np.linspace(-limit, limit, count)
+    return np.sign(grid) * np.expm1(np.abs(grid))
+
+
+def two_hot_by_hand(value: float, bins: np.ndarray) -> np.ndarray:
+    """One value at a time, by looking through the bins."""
+    value = min(max(value, bins[0]), bins[-1])
+    code = np.zeros(len(bins))
+    for low in range(len(bins) - 1):
+        if bins[low] <= value <= bins[low + 1]:
+            share = (value - bins[low]) / (bins[low + 1] - bins[low])
+            code[low], code[low + 1] = 1 - share, share
+            return code
+    raise AssertionError(value)
+
+
+def test_two_hot_golden_numbers() -> None:
+    """Five bins at symexp(-2, -1, 0, 1, 2) = (-6.389, -1.718, 0, 1.718, 6.389)."""
+    output = TwoHot(5, 2.0)
+    torch.testing.assert_close(output.bins, torch.tensor([-6.3890561, -1.7182818, 0.0, 1.7182818, 6.3890561]))
+    targets = output.target(torch.tensor([0.8591409, -1.7182818, 0.0, 100.0, -100.0]))
+    expected = [[0, 0, 0.5, 0.5, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
+    torch.testing.assert_close(targets, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_two_hot_equals_an_independent_implementation() -> None:
+    output, bins = TwoHot(), bins_by_hand(255, 20.0)
+    values = torch.cat([torch.tensor([-1e9, -1e7, -3.0, -0.01, 0.0, 0.3, 41.0, 1e5, 1e9]), torch.linspace(-5, 5, 41)])
+    by_hand = np.stack([two_hot_by_hand(float(value), bins) for value in values])
+    target = output.target(values)
+    torch.testing.assert_close(target, torch.from_numpy(by_hand).float(), atol=2e-5, rtol=0)
+    torch.testing.assert_close(target.sum(-1), torch.ones(len(values)))
+    inside = values.abs() < bins[-1]
+    assert inside.sum() == len(values) - 2
+    torch.testing.assert_close((target * output.bins).sum(-1)[inside], values[inside], rtol=1e-5, atol=1e-5)
+
+
+def test_two_hot_mean_is_the_expected_bin_and_log_prob_the_cross_entropy() -> None:
+    torch.manual_seed(0)
+    output, bins = TwoHot(31, 5.0), bins_by_hand(31, 5.0)
+    params, value = torch.randn(20, 31), 20 * torch.randn(20, 1)
+    probs = params.softmax(-1).double().numpy()
+    np.testing.assert_allclose(output.mean(params)[:, 0].numpy(), probs @ bins, rtol=1e-4)
+    codes = np.stack([two_hot_by_hand(float(each), bins) for each in value])
+    np.testing.assert_allclose(output.log_prob(params, value).numpy(), (codes * np.log(probs)).sum(-1), rtol=1e-4)
+
+
+def test_two_hot_predicts_exactly_zero_where_all_logits_are_equal() -> None:
+    """At the start the huge outer bins must cancel, or the first predictions are rounding errors of 1e8."""
+    assert torch.equal(TwoHot().mean(torch.full((3, 255), 0.7)), torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("bins", [1, 4, 254])
+def test_two_hot_refuses_bins_without_a_middle(bins: int) -> None:
+    with pytest.raises(ValueError, match=str(bins)):
+        TwoHot(bins)

@@ -1,0 +1,182 @@
+"""A linear-Gaussian state-space model with known matrices: the member whose ELBO has an exact answer."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import FullGaussian
+from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.scan import scan
+
+Posterior = Literal["smoother", "filter", "prior"]
+
+
+@dataclass(frozen=True)
+class LinearSystem:
+    """z_t = A z_{t-1} + B u_{t-1} + N(0, Q) and x_t = C z_t + N(0, R), for x (X,), u (A,) and z (Z,).
+
+    Raises:
+        ValueError: if a matrix does not fit the others. Q and R must be positive definite.
+    """
+
+    A: Tensor  # (Z, Z)
+    B: Tensor  # (Z, A)
+    C: Tensor  # (X, Z)
+    Q: Tensor  # (Z, Z) covariance of the transition
+    R: Tensor  # (X, X) covariance of the emission
+
+    def __post_init__(self) -> None:
+        x, z = self.C.shape
+        shapes = {"A": (z, z), "B": (z, self.B.shape[-1]), "Q": (z, z), "R": (x, x)}
+        for name, shape in shapes.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"{name} must have shape {shape} where C has {(x, z)}: {found}")
+
+
+class LinearGaussianState(NamedTuple):
+    latent: Tensor  # z_t (..., Z)
+
+
+class LinearGaussianContext(NamedTuple):
+    mean: Tensor  # A z_{t-1} + B u_{t-1} (..., Z)
+
+
+class LinearGaussian(SequentialVAE):
+    """A Markov chain with linear transition and emission, and the posterior in closed form.
+
+        u_{t-1} ──┐
+        z_{t-1} ──┴─> z_t ──> x_t        p(z_t | z_{t-1}, u_{t-1}) = N(A z_{t-1} + B u_{t-1}, Q),  z_0 = 0
+                                         p(x_t | z_t) = N(C z_t, R)
+
+        smoother:  q(z_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}), exact: the ELBO is log p(x_{1:T} | u_{0:T-1})
+        filter:    q = p(z_t | z_{t-1}, u_{t-1}, x_t), exact given z_{t-1}, but blind to the future: a gap remains
+        prior:     q = p(z_t | z_{t-1}, u_{t-1}): total collapse
+
+    What the posterior sees is information about z_t: e_t = [eta_t, Lambda_t], a likelihood proportional to
+    exp(eta_t' z_t - z_t' Lambda_t z_t / 2), of x_{t:T}, of x_t, or none. Multiplied with the prior it gives
+
+        q(z_t | .) = N(S (Q^-1 (A z_{t-1} + B u_{t-1}) + eta_t), S),  S = (Q^-1 + Lambda_t)^-1
+
+    A reference for exact tests and for understanding: nothing is learned, so it has no config and is not in the
+    registry. The embedding it takes is x_t itself (..., X). Its emission is :class:`LinearGaussianEmission`.
+
+    Source: the two-filter form of the Rauch-Tung-Striebel smoother (Fraser and Potter 1969).
+    """
+
+    Context = LinearGaussianContext
+    latent: FullGaussian
+    A: Tensor
+    B: Tensor
+    Q: Tensor
+    precision: Tensor
+    reading: Tensor
+    reading_precision: Tensor
+
+    def __init__(self, system: LinearSystem, posterior: Posterior = "smoother") -> None:
+        super().__init__()
+        if posterior not in get_args(Posterior):
+            raise ValueError(f"posterior must be one of {', '.join(get_args(Posterior))}: '{posterior}'")
+        self.feature_size = len(system.A)
+        self.latent = FullGaussian(self.feature_size)
+        self.posterior_name, self.can_filter = posterior, posterior != "smoother"
+        self.register_buffer("A", system.A)
+        self.register_buffer("B", system.B)
+        self.register_buffer("Q", system.Q)
+        self.register_buffer("precision", system.Q.inverse())
+        reading = system.C.mT @ system.R.inverse()
+        self.register_buffer("reading", reading)  # C' R^-1 (Z, X)
+        self.register_buffer("reading_precision", reading @ system.C)  # C' R^-1 C (Z, Z)
+
+    def initial(self, batch_size: int) -> LinearGaussianState:
+        return LinearGaussianState(self.A.new_zeros(batch_size, self.feature_size))
+
+    def advance(self, state: LinearGaussianState, control: Tensor) -> LinearGaussianContext:
+        return LinearGaussianContext(state.latent @ self.A.mT + control @ self.B.mT)
+
+    def prior(self, context: LinearGaussianContext) -> Tensor:
+        return self.latent.pack(context.mean, self.Q)
+
+    def posterior(self, context: LinearGaussianContext, evidence: Tensor) -> Tensor:
+        eta, information = self.split(evidence)
+        covariance = (self.precision + information).inverse()
+        mean = _product(covariance, context.mean @ self.precision.mT + eta)
+        return self.latent.pack(mean, covariance)
+
+    def with_latent(self, context: LinearGaussianContext, z: Tensor) -> LinearGaussianState:
+        return LinearGaussianState(z)
+
+    def feature(self, state: LinearGaussianState) -> Tensor:
+        return state.latent
+
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
+        eta = embed @ self.reading.mT
+        present = self.join(eta, self.reading_precision.expand(*eta.shape, self.feature_size))
+        if self.posterior_name == "prior":
+            return torch.zeros_like(present)
+        if self.posterior_name == "filter":
+            return present
+        return self.add_future(present, control, is_first)
+
+    def add_future(self, present: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
+        """Information of x_{t:T} about z_t from that of each x_t alone, both (B, T, Z + Z * Z).
+
+        e_T = present_T, and backwards e_{t-1} = present_{t-1} + pull_back(e_t, u_{t-1}), without the second term where
+        x_t begins another episode.
+        """
+        none = torch.zeros_like(present[:, 0])
+
+        def step(future: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            present, control, is_first = inputs
+            evidence = present + future
+            return torch.where(is_first.unsqueeze(-1), none, self.pull_back(evidence, control)), (evidence,)
+
+        _, (evidence,) = scan(step, none, (present, control, is_first), reverse=True)
+        return evidence
+
+    def pull_back(self, evidence: Tensor, control: Tensor) -> Tensor:
+        """Information about z_t -> information about z_{t-1}, given u_{t-1} (B, A): integrates z_t out of p e_t.
+
+        With M = (I + Lambda_t Q)^-1: Lambda = A' M Lambda_t A and eta = A' M (eta_t - Lambda_t B u_{t-1}).
+        """
+        eta, information = self.split(evidence)
+        eta = eta - _product(information, control @ self.B.mT)
+        spread = torch.eye(self.feature_size).to(self.Q) + information @ self.Q
+        eta = torch.linalg.solve(spread, eta.unsqueeze(-1)).squeeze(-1)
+        return self.join(eta @ self.A, self.A.mT @ torch.linalg.solve(spread, information) @ self.A)
+
+    def join(self, eta: Tensor, information: Tensor) -> Tensor:
+        """(..., Z), (..., Z, Z) -> (..., Z + Z * Z): evidence is one tensor."""
+        return torch.cat([eta, information.flatten(-2)], -1)
+
+    def split(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverse of :meth:`join`."""
+        eta, information = evidence.split([self.feature_size, self.feature_size**2], -1)
+        return eta, information.unflatten(-1, (self.feature_size, self.feature_size))
+
+
+class LinearGaussianEmission(nn.Module):
+    """p(x_t | z_t) = N(C z_t, R), where a learned member has a :class:`worldmodel.networks.Head`."""
+
+    C: Tensor
+    R: Tensor
+
+    def __init__(self, system: LinearSystem) -> None:
+        super().__init__()
+        self.family = FullGaussian(len(system.C))
+        self.register_buffer("C", system.C)
+        self.register_buffer("R", system.R)
+
+    def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
+        """(..., Z), (..., X) -> (...): log density in nats."""
+        return self.family.log_prob(self.family.pack(self.mean(feature), self.R), value)
+
+    def mean(self, feature: Tensor) -> Tensor:
+        """(..., Z) -> (..., X)."""
+        return feature @ self.C.mT
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
