@@ -30,9 +30,11 @@ class ObjectiveConfig:
 
 
 def trained_kl(model: WorldModel, inference: Inference, config: ObjectiveConfig) -> Tensor:
-    """(B, T): the KL as it is trained. Its value is max(free_nats, KL); its gradient is split in two.
+    """(B, T): the KL as it is trained, its gradient split between prior and posterior.
 
-        balance KL(sg q || p) + (1 - balance) max(free_nats, KL(q || sg p)),    without balance: 1 and 1
+        balance KL(sg q || p) + (1 - balance) max(free_nats, KL(q || sg p))
+
+    Without balance both shares are whole, and the value is max(free_nats, KL), counted once.
 
     Free nats hold for the posterior alone: a prior that is not pushed either would stop learning the dynamics just
     where they are almost known.

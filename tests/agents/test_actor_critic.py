@@ -159,9 +159,7 @@ def test_gradient_kind_follows_the_actions_unless_given() -> None:
     assert all(made == asked for (_, asked), made in chosen.items() if asked != "auto")
 
 
-@pytest.mark.parametrize(
-    ("spec", "gradient"), KINDS, ids=IDS
-)
+@pytest.mark.parametrize(("spec", "gradient"), KINDS, ids=IDS)
 def test_entropy_is_rewarded_by_its_weight(spec: ActionSpec, gradient: Any) -> None:
     """Where every action pays the same, a large weight makes a narrow policy wide again."""
     chain: Any = Chain(4, ends=True)
