@@ -93,7 +93,10 @@ def test_tanh_normal_entropy_is_an_unbiased_estimate() -> None:
 
 
 def test_tanh_normal_entropy_has_a_gradient() -> None:
-    """Also where no sampled control carries one, as in the score-function actor: wider means more entropy, d H / d log sigma is near 1 for a narrow one."""
+    """Also where no sampled control carries one, as in the score-function actor.
+
+    Wider means more entropy: d H / d log sigma is near 1 for a narrow one.
+    """
     family = TanhNormal(1)
     params = torch.tensor([0.0, -3.0], requires_grad=True)
     rows = params.expand(DRAWS, 2)

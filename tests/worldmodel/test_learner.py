@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.model import WorldModel
-from worldmodel.objective import ObjectiveConfig, trained_kl, objective
+from worldmodel.objective import ObjectiveConfig, objective, trained_kl
 from worldmodel.types import Batch, Inference
 
 Build = Callable[..., WorldModel]
