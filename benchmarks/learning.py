@@ -37,7 +37,7 @@ class Curve(NamedTuple):
 
 def _classic() -> list[Curve]:
     often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    pendulum = ("configs/pendulum.yaml", ("--evaluation.every", "200", "--training.steps", "5000", *often))
+    pendulum = ("configs/pendulum.yaml", ("--evaluation.every", "200", *often))
     cartpole = ("configs/cartpole.yaml", ("--evaluation.every", "500", "--training.steps", "10000", *often))
     dkf, onehot = ("--model.dynamics.name", "dkf"), ("--model.latent.family", "onehot")
     return [
@@ -67,8 +67,7 @@ def make(curve: Curve, seed: int, root: Path) -> None:
     if finished(folder):
         return
     shutil.rmtree(folder, ignore_errors=True)
-    code = "import sys; from training.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "train", curve.config, "--seed", str(seed), "--run", str(folder)]
+    command = [sys.executable, "-m", "training.cli", "train", curve.config, "--seed", str(seed), "--run", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w") as log:

@@ -78,3 +78,7 @@ def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
 
     rows = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
     print(f"{options.out}: {rows} rows of {options.steps} environment steps")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

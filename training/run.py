@@ -24,13 +24,14 @@ class Run:
     """The parts of one run, new or read back: `config`, `model`, `behaviour`, `agent`, `replay`.
 
     Raises:
-        ValueError: if the environment is unknown, its spaces are not supported, the model cannot act, or the
-            objective weighs what it does not emit.
+        ValueError: if the device or the environment cannot be used, its spaces are not supported, the model cannot
+            act, or the objective weighs what it does not emit.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
         torch.set_num_threads(config.training.threads)
+        check_device(config.training.device)
         env = make(config.env)
         self.obs_specs, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
         env.close()
@@ -113,6 +114,19 @@ class Run:
         """Whole episodes in new environments, on seeds never used in training: the same ones for every run."""
         count = self.config.evaluation.final_episodes if episodes is None else episodes
         return evaluate(self.agent, self.config.env, count, FINAL, deterministic)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch cannot use here.
+
+    Raises:
+        ValueError: with torch's reason.
+    """
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, for an unknown name or a missing build
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"training.device: '{name}' cannot be used here ({reason}); cpu always can") from error
 
 
 def free_folder(name: str) -> Path:
