@@ -81,7 +81,8 @@ class ActorCritic(nn.Module):
         """Fix the unit of the value from recorded rewards: their root mean square over a discounted lifetime."""
         output = self.critic.output
         if isinstance(output, Normal):
-            square = (batch.reward.square() * batch.mask).sum() / batch.mask.sum()
+            received = batch.mask * ~batch.is_first
+            square = (batch.reward.square() * received).sum() / received.sum().clamp(min=1)
             unit = square.sqrt() / max(1 - self.config.discount, 1 / LIFETIME)
             output.units.scale.fill_(unit if unit > 0 else 1.0)
             self.slow_critic.output.load_state_dict(output.state_dict())

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.distributions import LOG_2PI
+from worldmodel.distributions import LOG_2PI, straight_through
 
 
 class PolicyFamily(ABC):
@@ -89,13 +89,7 @@ class OneHotCategorical(PolicyFamily):
         return [((1 - self.unimix) * probs + self.unimix / probs.shape[-1]).log() for probs in groups]
 
     def sample(self, params: Tensor) -> Tensor:
-        codes = []
-        for logs in self._log_probs(params):
-            probs = logs.exp()
-            race = probs.detach() / torch.empty_like(probs).exponential_()
-            code = F.one_hot(race.argmax(-1), probs.shape[-1]).to(probs.dtype)
-            codes.append(code + probs - probs.detach())
-        return torch.cat(codes, -1)
+        return torch.cat([straight_through(logs.exp()) for logs in self._log_probs(params)], -1)
 
     def mode(self, params: Tensor) -> Tensor:
         groups = params.split(self.classes, -1)

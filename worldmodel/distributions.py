@@ -90,6 +90,13 @@ class Gaussian(LatentFamily):
         return (-0.5 * ((z - mean) / std).square() - std.log() - 0.5 * LOG_2PI).sum(-1)
 
 
+def straight_through(probs: Tensor) -> Tensor:
+    """(..., C) probabilities -> a one-hot draw whose gradient is that of the probabilities (Bengio et al. 2013)."""
+    race = probs.detach() / torch.empty_like(probs).exponential_()  # who arrives first is a categorical draw
+    code = F.one_hot(race.argmax(-1), probs.shape[-1]).to(probs.dtype)
+    return code + (probs - probs.detach())  # the brackets keep the draw exactly 0 or 1
+
+
 class OneHot(LatentFamily):
     """G independent one-hot variables of C classes, mixed with the uniform distribution (DreamerV2, DreamerV3).
 
@@ -112,10 +119,7 @@ class OneHot(LatentFamily):
         return params.unflatten(-1, (self.groups, self.classes)).log_softmax(-1)
 
     def sample(self, params: Tensor) -> Tensor:
-        probs = self.probs(params)
-        race = probs.detach() / torch.empty_like(probs).exponential_()  # the first arrival is a categorical draw
-        code = F.one_hot(race.argmax(-1), self.classes).to(probs.dtype)
-        return (code + (probs - probs.detach())).flatten(-2)  # the brackets keep the sample exactly 0 or 1
+        return straight_through(self.probs(params)).flatten(-2)
 
     def mode(self, params: Tensor) -> Tensor:
         probs = self.probs(params)

@@ -115,6 +115,7 @@ def breaking(folder: Path, how: str, at: int, **changes: Any) -> str:
             ["model.dynamics.dkf.posterior", "smoother", "set it to filter"],
         ),
         ({}, ["--env.kwargs", "{gravty: 1.0}"], ["Pendulum-v1", "gravty"]),
+        ({}, ["--training.device", "abacus"], ["training.device", "abacus", "cpu always can"]),
         ({}, ["30"], ["'30'", "--section.key value"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
