@@ -45,6 +45,11 @@ class ActorCriticConfig:
             raise ValueError("hidden, layers, starts and horizon must be at least 1")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
+        if self.entropy < 0:
+            raise ValueError(f"entropy must not be negative: {self.entropy}")
+        for name in ("slow_critic_rate", "slow_actor_rate", "scale_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1]: {getattr(self, name)}")
 
 
 def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:

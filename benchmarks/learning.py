@@ -3,13 +3,13 @@
     python benchmarks/learning.py classic --seeds 5 --jobs 2 --out results/classic.csv
 
 Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run that is finished is
-not made again, so that the command goes on where it was stopped. The table at the end lists every seed.
+not made again unless its config has changed, so that the command goes on where it was stopped. From the repository's
+root; the table at the end lists every seed.
 """
 
 import argparse
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+from training.config import load_config
+
 COLUMNS = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds"]
 
 
@@ -30,6 +31,7 @@ class Curve(NamedTuple):
     config: str
     overrides: tuple[str, ...]
     solved: float  # mean return at which the task counts as solved
+    stays: tuple[int, float]  # environment steps from which on every evaluation should reach this mean return
 
     def folder(self, root: Path, seed: int) -> Path:
         return root / f"{self.task}-{self.variant}-{seed}"
@@ -41,18 +43,14 @@ def _classic() -> list[Curve]:
     cartpole = ("configs/cartpole.yaml", ("--evaluation.every", "500", "--training.steps", "10000", *often))
     dkf, onehot = ("--model.dynamics.name", "dkf"), ("--model.latent.family", "onehot")
     return [
-        Curve("Pendulum-v1", "rssm-gaussian", pendulum[0], pendulum[1], -200),
-        Curve("Pendulum-v1", "dkf-gaussian", pendulum[0], (*pendulum[1], *dkf), -200),
-        Curve("CartPole-v1", "rssm-gaussian", cartpole[0], cartpole[1], 475),
-        Curve("CartPole-v1", "rssm-onehot", cartpole[0], (*cartpole[1], *onehot), 475),
+        Curve("Pendulum-v1", "rssm-gaussian", pendulum[0], pendulum[1], -200, (2000, -200)),
+        Curve("Pendulum-v1", "dkf-gaussian", pendulum[0], (*pendulum[1], *dkf), -200, (2000, -200)),
+        Curve("CartPole-v1", "rssm-gaussian", cartpole[0], cartpole[1], 500, (6000, 475)),
+        Curve("CartPole-v1", "rssm-onehot", cartpole[0], (*cartpole[1], *onehot), 500, (6000, 475)),
     ]
 
 
 SUITES = {"classic": _classic()}
-
-
-def finished(folder: Path) -> bool:
-    return any("final/mean_reward" in row for row in rows(folder))
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -61,22 +59,30 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def make(curve: Curve, seed: int, root: Path) -> None:
-    """Train one curve, unless it is there."""
+def finished(curve: Curve, seed: int, root: Path) -> bool:
+    """Whether this very curve, with the config of today, has reached its end."""
     folder = curve.folder(root, seed)
-    if finished(folder):
-        return
+    if not any("final/mean_reward" in row for row in rows(folder)):
+        return False
+    return load_config(folder / "config.yaml") == load_config(curve.config, curve.overrides, seed=seed)
+
+
+def make(curve: Curve, seed: int, root: Path) -> bool:
+    """Train one curve, unless it is there; whether it is then."""
+    folder = curve.folder(root, seed)
+    if finished(curve, seed, root):
+        return True
     shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "training.cli", "train", curve.config, "--seed", str(seed), "--run", str(folder)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "worldmodel", "train", curve.config, "--seed", str(seed), "--run", str(folder)]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w") as log:
-        result = subprocess.run([*command, *curve.overrides], cwd=ROOT, env=environment, stdout=log, stderr=log)
+        result = subprocess.run([*command, *curve.overrides], stdout=log, stderr=log)
     print(f"{folder.name}: {'done' if result.returncode == 0 else f'FAILED, see {log.name}'}", flush=True)
+    return result.returncode == 0
 
 
 def collect(curves: Iterable[Curve], seeds: range, root: Path) -> list[dict[str, object]]:
-    """Every evaluation of every curve, as rows of the CSV."""
+    """Every evaluation of every curve, failed and unfinished ones too, as rows of the CSV."""
     table: list[dict[str, object]] = []
     for curve in curves:
         for seed in seeds:
@@ -88,10 +94,11 @@ def collect(curves: Iterable[Curve], seeds: range, root: Path) -> list[dict[str,
 
 
 def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
-    """Print one line per seed: when it was first solved, what it ended at, and the worst of its second half."""
+    """Print one line per seed: when it was first solved, the worst evaluation after it should stay, how it ended."""
     for curve in curves:
-        print(f"\n{curve.task} {curve.variant}, solved at {curve.solved:g}")
-        print("seed  first solved  final return  worst later half  seconds")
+        since, bar = curve.stays
+        print(f"\n{curve.task} {curve.variant}: solved at {curve.solved:g}, stays at {bar:g} from step {since}")
+        print("seed  first solved  worst since  final return  seconds")
         for seed in seeds:
             history = rows(curve.folder(root, seed))
             points = [(row["global_step"], row["eval/mean_reward"]) for row in history if "eval/mean_reward" in row]
@@ -100,8 +107,8 @@ def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
                 print(f"{seed:>4}  unfinished")
                 continue
             first = next((str(int(step)) for step, value in points if value >= curve.solved), "never")
-            worst = min(value for step, value in points if step > points[-1][0] / 2)
-            print(f"{seed:>4}  {first:>12}  {final:>12.1f}  {worst:>16.1f}  {history[-1]['seconds']:>7.0f}")
+            worst = min((value for step, value in points if step >= since), default=float("nan"))
+            print(f"{seed:>4}  {first:>12}  {worst:>11.1f}  {final:>12.1f}  {history[-1]['seconds']:>7.0f}")
 
 
 def main() -> None:
@@ -116,13 +123,14 @@ def main() -> None:
     curves = [curve for curve in SUITES[options.suite] if options.only in f"{curve.task} {curve.variant}"]
     seeds, root = range(1, options.seeds + 1), options.runs.resolve()
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(lambda cell: make(*cell, root), [(curve, seed) for curve in curves for seed in seeds]))
+        done = list(pool.map(lambda cell: make(*cell, root), [(curve, seed) for curve in curves for seed in seeds]))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(collect(curves, seeds, root))
     summarise(curves, seeds, root)
+    sys.exit(not all(done))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from envs.faults import EnvironmentFault, Faults, named, structure_fault, value_faults
+from envs.wrappers import FRAMES
 from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation
 from worldmodel.types import Arrival
 
@@ -48,7 +49,7 @@ class Recorder:
         sink: receives the rows.
     Attributes:
         steps: decisions over all environments; resets do not count.
-        frames: simulator frames over all environments, from `infos["frames"]` where an environment reports it.
+        frames: simulator frames over all environments, from `infos[FRAMES]` where an environment reports it.
     """
 
     def __init__(
@@ -222,6 +223,6 @@ def _frames(infos: Mapping[str, Any], num_envs: int) -> np.ndarray:
     """Simulator frames of the last decision of each environment (n,): one where it does not report them."""
     frames = np.ones(num_envs, np.int64)
     for source in (infos, infos.get("final_info", {})):  # SAME_STEP moves the info of an ended episode there
-        if "frames" in source:
-            frames = np.where(source.get("_frames", True), source["frames"], frames)
+        if FRAMES in source:
+            frames = np.where(source.get(f"_{FRAMES}", True), source[FRAMES], frames)
     return frames

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from envs.alignment import Episode, Recorder, Sink
 from envs.faults import named
 from envs.spaces import action_spec, observation_specs
+from envs.wrappers import FRAMES
 
 
 class _Counted:
@@ -90,7 +91,7 @@ class RecordEnvTrajectories(_Counted, gym.Wrapper[Any, Any, Any, Any]):
         controls = self.recorder.controls(np.asarray(action)[None])
         observation, reward, terminated, truncated, info = self.env.step(action)
         ends = np.array([terminated]), np.array([truncated])
-        frames = {"frames": np.array([info["frames"]])} if "frames" in info else {}
+        frames = {FRAMES: np.array([info[FRAMES]])} if FRAMES in info else {}
         self.recorder.step(controls, _batched(observation), np.asarray(reward)[None], *ends, frames)
         return observation, reward, terminated, truncated, info
 

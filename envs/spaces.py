@@ -43,7 +43,7 @@ def action_spec(space: Space[Any]) -> ActionSpec:
 def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     _require_entries(f"observation '{key}'", space)
     if isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) >= 3:
+        if space.dtype == np.uint8 and len(space.shape) >= 2:
             raise ValueError(
                 f"observation '{key}' is an image {space.shape}, and images are not supported by this version: "
                 "wrap the environment in a gymnasium.ObservationWrapper that returns a vector"

@@ -8,11 +8,14 @@ from gymnasium.utils import RecordConstructorArgs
 from envs.faults import EnvironmentFault, structure_fault
 from envs.spaces import observation_specs
 
+FRAMES = "worldmodel/frames"
+"""The key of `info` under which a wrapper reports the frames of a step; a name that no environment has for another."""
+
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Takes each action `repeat` times and sums the rewards; stops where the episode ends.
 
-    `info["frames"]` holds the number of times it was really taken.
+    `info[FRAMES]` holds the number of times it was really taken.
     """
 
     def __init__(self, env: gym.Env[Any, Any], repeat: int) -> None:
@@ -30,7 +33,7 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             frames += 1
             if terminated or truncated:
                 break
-        return observation, total, terminated, truncated, {**info, "frames": frames}
+        return observation, total, terminated, truncated, {**info, FRAMES: frames}
 
 
 class CheckObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

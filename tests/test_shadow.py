@@ -25,6 +25,15 @@ def test_a_users_package_of_the_same_name_is_named_with_ours(tmp_path: Path) -> 
     assert str(HOME / "envs") in error and "Rename yours" in error
 
 
+def test_the_command_line_names_a_hidden_training(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").touch()
+    result = run_python("from worldmodel.__main__ import main; main()", tmp_path, HOME)
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"ImportError: 'training' is {tmp_path / 'training'}, which hides")
+    assert str(HOME / "training") in error
+
+
 def test_a_folder_without_init_hides_nothing(tmp_path: Path) -> None:
     (tmp_path / "envs").mkdir()
     result = run_python("import training; print(training.__file__)", tmp_path, HOME)

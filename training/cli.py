@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="returns of a trained agent on seeds it never saw")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
     evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
+    evaluate.add_argument("--device", help="default: the one it was trained on")
     evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
     collect.add_argument("config", help="YAML file, for its env section")
@@ -35,19 +37,40 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, or 2 with one line that says what is wrong and what would be right."""
-    options, rest = parser().parse_known_args(arguments)
-    if rest and options.command == "evaluate":
-        parser().error(f"unknown arguments: {' '.join(rest)}")
+    given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    options, rest = parser().parse_known_args(given)
+    overrides += rest  # top-level keys, and mistakes that the config will name
+    if overrides and options.command == "evaluate":
+        parser().error(f"unknown arguments: {' '.join(overrides)}")
     sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
+    signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
     try:
-        {"train": _train, "evaluate": _evaluate, "collect": _collect}[options.command](options, rest)
-    except ValueError as error:
+        {"train": _train, "evaluate": _evaluate, "collect": _collect}[options.command](options, overrides)
+    except (ValueError, FloatingPointError) as error:
         print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"worldmodel {options.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Take `--section.key value` and `--section.key=value` out, wherever they stand."""
+    rest, overrides = [], []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        key, has_value, _ = argument.partition("=")
+        if key.startswith("--") and "." in key:
+            overrides += [argument] if has_value or not queue else [argument, queue.pop(0)]
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _seed(options: argparse.Namespace) -> dict[str, int]:
@@ -64,7 +87,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from training.loop import describe
     from training.run import Run
 
-    run = Run.load(options.run)
+    run = Run.load(options.run, options.device)
     result = run.evaluate(options.episodes)
     print(f"{run.folder}: {describe(result)}, after {run.env_steps} environment steps")
     if options.json:
@@ -78,7 +101,3 @@ def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
 
     rows = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
     print(f"{options.out}: {rows} rows of {options.steps} environment steps")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

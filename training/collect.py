@@ -21,8 +21,10 @@ def collect(config: Config, steps: int, out: Path) -> int:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1: {steps}")
-    if out.suffix != ".npz" or out.exists():
-        raise ValueError(f"{out}: give --out a new file that ends in .npz")
+    if out.suffix != ".npz":
+        raise ValueError(f"{out}: --out is a file that ends in .npz")
+    if out.exists():
+        raise ValueError(f"{out} exists: give --out a new file")
     envs = make_vector(config.env)
     specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
     capacity = 2 * steps + 2 * envs.num_envs  # an episode of one step is two rows

@@ -18,7 +18,7 @@ from worldmodel.objective import ObjectiveConfig
 class ReplayConfig:
     """What is stored and how it is replayed."""
 
-    capacity: int = 100_000  # environment steps
+    capacity: int = 100_000  # arrivals: environment steps, and one more per episode for its reset
     batch_size: int = 64  # windows per update
     window: int = 16  # steps per window
 
@@ -75,8 +75,8 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative: {self.seed}")
+        if not 0 <= self.seed < 2**31 - self.env.num_envs:
+            raise ValueError(f"seed must lie in [0, 2^31 - num_envs), below the seeds of evaluations: {self.seed}")
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> Config:

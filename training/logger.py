@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from training.wandb_run import Mode, start_wandb
+from worldmodel.shadow import HOME
 
 Metrics = Mapping[str, Tensor | float]
 """Scalars by name: tensors of one element, floats or ints."""
@@ -121,14 +122,16 @@ def _json_safe(value: float) -> float | None:
 
 
 def provenance() -> dict[str, str | None]:
-    """Which code runs: the package's version, and the commit of the repository in the working directory, if any."""
+    """Which code runs: the package's version, and the commit of the repository it lies in, if any."""
     try:
         installed = version("worldmodel")
     except PackageNotFoundError:
         installed = None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        commit = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        commit = subprocess.run(
+            command, cwd=HOME, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
     return {"version": installed, "commit": commit}

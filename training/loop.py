@@ -1,5 +1,6 @@
 """From a config to a finished run: the collect-learn loop, and what a person sees of it."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from envs import EnvironmentFault
 from training.config import load_config, to_mapping
@@ -37,6 +39,7 @@ def train(
             only as an `EnvironmentFault`, for an observation or a reward that breaks the environment's contract.
     """
     resolved = load_config(config, overrides, **values)
+    torch.set_num_threads(resolved.training.threads)
     name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
     made = Run.create(free_folder(name) if run is None else run, resolved)
     trainer = Trainer(made)
@@ -108,6 +111,7 @@ class Loop:
 
     def log(self) -> None:
         metrics = self.averages.pop()
+        broken = [name for name, value in metrics.items() if name.endswith("/loss") and not math.isfinite(value)]
         if self.recent:
             returns, lengths = zip(*self.recent, strict=True)
             metrics |= {"rollout/ep_rew_mean": float(np.mean(returns)), "rollout/ep_len_mean": float(np.mean(lengths))}
@@ -115,6 +119,11 @@ class Loop:
         metrics["time/frames"] = self.trainer.envs.frames
         metrics["replay/steps"] = len(self.trainer.run.replay)
         self.logger.log(metrics, self.steps)
+        if broken:
+            raise FloatingPointError(
+                f"training diverged by step {self.steps}: {', '.join(broken)} is not finite. The last good weights are "
+                "kept; a lower learner.lr or behaviour.learner.lr is the first thing to try"
+            )
         names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
         self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}
 

@@ -30,7 +30,6 @@ class Run:
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
-        torch.set_num_threads(config.training.threads)
         check_device(config.training.device)
         env = make(config.env)
         self.obs_specs, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
@@ -64,13 +63,23 @@ class Run:
         return Run(folder, config)
 
     def begin(self) -> None:
-        """Make the folder, with the resolved config in it."""
+        """Claim the folder, with the resolved config in it.
+
+        Raises:
+            ValueError: if another run claimed it in the meantime.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(self.folder / CONFIG, dump_yaml(to_mapping(self.config)))
+        try:
+            with (self.folder / CONFIG).open("x") as file:
+                file.write(dump_yaml(to_mapping(self.config)))
+        except FileExistsError as error:
+            raise ValueError(f"{self.folder} already holds a run: choose another --run folder") from error
 
     @staticmethod
-    def load(folder: str | Path) -> "Run":
-        """Open a finished or interrupted run.
+    def load(folder: str | Path, device: str | None = None) -> "Run":
+        """Open a finished or interrupted run, on the device it was trained on or on another.
+
+        The random state of torch is left as it was.
 
         Raises:
             ValueError: if the folder holds no run, or a file in it does not fit its config.
@@ -78,7 +87,10 @@ class Run:
         folder = Path(folder)
         if not (folder / CONFIG).is_file():
             raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
-        run = Run(folder, load_config(folder / CONFIG))
+        config = load_config(folder / CONFIG)
+        config.training.device = device or config.training.device
+        with torch.random.fork_rng():
+            run = Run(folder, config)
         checkpoint = folder / CHECKPOINT
         missing = [name for name in (MODEL, BEHAVIOUR, STATE) if not (checkpoint / name).is_file()]
         if missing:
@@ -102,13 +114,19 @@ class Run:
         return f"{config.env.id}: {what}, {config.training.device}, {config.training.threads} torch thread(s)"
 
     def save(self) -> None:
-        """Write weights and counters, then the replay; each file replaces its predecessor in one step."""
+        """Write the replay, then weights and counters; each file replaces its predecessor in one step.
+
+        Weights that are not finite are of no use to anyone: the last good ones stay.
+        """
+        self.replay.save(self.folder / REPLAY)
+        weights = [*self.model.parameters(), *self.behaviour.parameters()]
+        if not all(bool(parameter.isfinite().all()) for parameter in weights):
+            return
         checkpoint = self.folder / CHECKPOINT
         checkpoint.mkdir(parents=True, exist_ok=True)
         save_module(checkpoint / MODEL, self.model)
         save_module(checkpoint / BEHAVIOUR, self.behaviour)
         write_text_atomic(checkpoint / STATE, json.dumps({"env_steps": self.env_steps}) + "\n")
-        self.replay.save(self.folder / REPLAY)
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
         """Whole episodes in new environments, on seeds never used in training: the same ones for every run."""

@@ -94,7 +94,7 @@ def _leaf(hint: Any, value: Any, dotted: str) -> Any:
     for candidate in _readings(value):
         try:
             # Strict, so that no bool becomes an int; as JSON, so that a list becomes a tuple and a string a Path.
-            return adapter.validate_json(json.dumps(candidate), strict=True)
+            return adapter.validate_json(json.dumps(candidate, allow_nan=False), strict=True)
         except (ValidationError, TypeError, ValueError):
             continue
     raise ConfigError(f"{dotted}: {value!r} is not {_describe(hint)}")

@@ -29,7 +29,10 @@ def start_wandb(run_dir: Path, mode: Mode, say: Callable[[str], None], **about: 
     if wanted not in ("offline", "dryrun"):  # dryrun: what W&B called it once
         run, reason = _online(run_dir, about)
     if run is None:
-        run = _init(run_dir, "offline", about)
+        run, problem = _attempt(run_dir, "offline", about)
+        if run is None:
+            say(f"Weights & Biases: off ({problem}); metrics.jsonl has everything")
+            return None
         say(f"Weights & Biases: offline ({reason}). To upload this run later: wandb sync {run.settings.sync_dir}")
     else:
         say(f"Weights & Biases: {run.url}")
@@ -46,9 +49,25 @@ def _online(run_dir: Path, about: Mapping[str, Any]) -> "tuple[wandb.Run | None,
     try:
         if not wandb.login(prompt=False, verify=False):
             return None, "no API key found; `wandb login` stores one"
-        return _init(run_dir, "online", about), ""
     except wandb.Error as error:
-        return None, str(error).splitlines()[0].rstrip(".")
+        return None, _first_line(error)
+    return _attempt(run_dir, "online", about)
+
+
+def _attempt(
+    run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]
+) -> "tuple[wandb.Run | None, str]":
+    """A run, or None and why there is none."""
+    import wandb
+
+    try:
+        return _init(run_dir, mode, about), ""
+    except wandb.Error as error:
+        return None, _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
 
 
 def _init(run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]) -> "wandb.Run":

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from worldmodel.imagination import rollout
     from worldmodel.model import ModelConfig, WorldModel
-    from worldmodel.objective import ObjectiveConfig, objective
+    from worldmodel.objective import ObjectiveConfig
     from worldmodel.replay import SequenceReplay
     from worldmodel.types import Arrival, Batch, Elbo, Inference, Prediction, Rollout
 
 _HOMES = {
     "imagination": ("rollout",),
     "model": ("ModelConfig", "WorldModel"),
-    "objective": ("ObjectiveConfig", "objective"),
+    "objective": ("ObjectiveConfig",),
     "replay": ("SequenceReplay",),
     "types": ("Arrival", "Batch", "Elbo", "Inference", "Prediction", "Rollout"),
 }
@@ -29,7 +29,6 @@ __all__ = [
     "Rollout",
     "SequenceReplay",
     "WorldModel",
-    "objective",
     "rollout",
 ]
 

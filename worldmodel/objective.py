@@ -19,7 +19,7 @@ class ObjectiveConfig:
 
     beta: float = 1.0
     free_nats: float = 1.0  # nats per step below which the KL is not pushed (Kingma et al. 2016; PlaNet 3, V3 1)
-    balance: float | None = None  # share of the KL that trains the prior alone (DreamerV2, Eq. 2); None: plain KL
+    balance: float | None = None  # share of the KL whose gradient goes to p, the rest to q (DreamerV2, Eq. 2)
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """Output distributions: how the last layer of a head is read as p(x_t | z_t).
 
-Every `log_prob` is in nats, summed over the entries of one observation, and exact: constants and the Jacobian of a
-change of variables are included, so that likelihoods of different outputs can be compared.
+Every `log_prob` is in nats, summed over the entries of one observation. Constants and the Jacobian of a change of
+variables are included, so that likelihoods of different outputs can be compared; only :class:`TwoHot`, a mass over
+bins, stands alone.
 """
 
 from abc import ABC, abstractmethod
@@ -53,7 +54,9 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(width))
 
     def fit(self, value: Tensor, mask: Tensor) -> None:
-        """Take mean and standard deviation of values (..., width); an entry that never varies keeps the scale 1.
+        """Take mean and standard deviation of values (..., width); an entry that hardly varies keeps the scale 1.
+
+        One that is at rest while the first steps are recorded may move later, and would be enormous in its own unit.
 
         Raises:
             ValueError: if `mask` (...) leaves nothing to take them from.
@@ -63,7 +66,7 @@ class Standardise(nn.Module):
             raise ValueError("no recorded step to take units from: record some first")
         std = rows.std(0, correction=0)
         self.loc.copy_(rows.mean(0))
-        self.scale.copy_(torch.where(std > 1e-6 * (1 + rows.abs().amax(0)), std, torch.ones_like(std)))
+        self.scale.copy_(torch.where(std > 1e-3 * (1 + rows.abs().amax(0)), std, torch.ones_like(std)))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.loc) / self.scale

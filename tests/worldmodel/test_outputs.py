@@ -86,13 +86,13 @@ def test_symlog_and_symexp_are_inverse() -> None:
     torch.testing.assert_close(SymlogNormal(9).mean(symlog(VALUES)), VALUES)
 
 
-def test_standardise_keeps_the_scale_of_what_never_varies() -> None:
-    units = Standardise(3)
-    rows = torch.tensor([[1.0, 0.0, 7.0], [3.0, 1e-3, 7.0], [999.0, 999.0, 999.0]])
+def test_standardise_keeps_the_scale_of_what_hardly_varies() -> None:
+    units = Standardise(4)
+    rows = torch.tensor([[1.0, 0.0, 7.0, 0.0], [3.0, 1e-1, 7.0, 1e-4], [999.0, 999.0, 999.0, 999.0]])
     units.fit(rows[None], torch.tensor([[1.0, 1.0, 0.0]]))
-    torch.testing.assert_close(units.loc, torch.tensor([2.0, 5e-4, 7.0]))
-    torch.testing.assert_close(units.scale, torch.tensor([1.0, 5e-4, 1.0]))
-    torch.testing.assert_close(units(rows[:2]), torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(units.loc, torch.tensor([2.0, 5e-2, 7.0, 5e-5]))
+    torch.testing.assert_close(units.scale, torch.tensor([1.0, 5e-2, 1.0, 1.0]))
+    torch.testing.assert_close(units(rows[:2]), torch.tensor([[-1.0, -1.0, 0.0, -5e-5], [1.0, 1.0, 0.0, 5e-5]]))
     torch.testing.assert_close(units.inverse(units(rows)), rows)
 
 

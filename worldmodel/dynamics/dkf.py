@@ -49,7 +49,7 @@ class DKF(SequentialVAE):
         smoother:  q(z_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}), which contains the exact posterior
 
     The transition is gated as in Krishnan et al. (2017, Eq. 11): (1 - g) linear + g nonlinear, so that slow and
-    linear parts of the dynamics are easy to express.
+    linear parts of the dynamics are easy to express. Here the gate mixes all parameters of p, not its mean alone.
     """
 
     Context = DKFContext
