@@ -16,7 +16,7 @@ from training.evaluation import Evaluation, evaluate
 from training.logger import Averages, Logger
 from training.progress import Progress
 from training.run import Run, free_folder
-from training.trainer import Trainer
+from training.trainer import Trainer, diverged
 
 PERIODIC = 1  # stream of evaluation seeds during training
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
@@ -120,10 +120,7 @@ class Loop:
         metrics["replay/steps"] = len(self.trainer.run.replay)
         self.logger.log(metrics, self.steps)
         if broken:
-            raise FloatingPointError(
-                f"training diverged by step {self.steps}: {', '.join(broken)} is not finite. The last good weights are "
-                "kept; a lower learner.lr or behaviour.learner.lr is the first thing to try"
-            )
+            raise diverged(self.steps, ", ".join(broken))
         names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
         self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}
 

@@ -28,6 +28,14 @@ def model_loss(model: WorldModel, config: ObjectiveConfig, batch: Batch) -> tupl
     return loss.sum() / count, (states, metrics)
 
 
+def diverged(step: int, what: str) -> FloatingPointError:
+    """The error of a run whose numbers have left the finite ones."""
+    return FloatingPointError(
+        f"training diverged by step {step}: {what} is not finite. The last good weights are kept; a lower "
+        "learner.lr or behaviour.learner.lr is the first thing to try"
+    )
+
+
 class Trainer:
     """Collects arrivals for a run, replays them, and updates its model and its behaviour."""
 
@@ -45,6 +53,8 @@ class Trainer:
         """One step of every environment, recorded."""
         agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
         actions, self.acting = agent.predict(self.observation, self.acting, self.start)
+        if not np.isfinite(actions).all():
+            raise diverged(self.run.env_steps, "an action")
         self.observation, _, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
         self.run.env_steps = self.envs.steps

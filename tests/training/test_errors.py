@@ -296,3 +296,30 @@ def test_collecting_keeps_what_came_before_a_fault(tmp_path: Path, capsys: pytes
     assert "'x' of environment 0 is not finite at step 6" in capsys.readouterr().err
     with np.load(out) as archive:
         assert archive["stored"].tolist() == [6]
+
+
+# ------------------------------------------------------------------------------------ what a run keeps
+
+
+def test_a_diverged_run_says_so_and_keeps_the_last_good_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["train", config_file(tmp_path), "--run", str(run), "--learner.lr", "1e30"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged by step" in line and "not finite" in line
+    assert not (run / "checkpoint").exists()  # there were no good ones yet
+    assert (run / "replay" / "replay.npz").is_file()
+
+
+def test_two_runs_cannot_claim_one_folder(tmp_path: Path) -> None:
+    config = load_config(TINY)
+    first, second = (Run.create(tmp_path / "run", config) for _ in range(2))
+    first.begin()
+    with pytest.raises(ValueError, match="already holds a run"):
+        second.begin()
+
+
+def test_overrides_may_stand_before_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "train", "--training.steps", "many", config_file(tmp_path))
+    assert "training.steps" in line and "'many'" in line

@@ -205,14 +205,14 @@ def test_any_text_parses_or_is_a_config_error(text: str) -> None:
         assert list(parse_overrides([f"--a.b={text}"])) == ["a"]
 
 
-FLOATS = st.floats(allow_nan=False)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 EXPERIMENTS = st.builds(
     Experiment,
     env=st.builds(
         Environment, id=st.text(), count=st.integers(), kwargs=st.dictionaries(st.text(), FLOATS | st.text())
     ),
     behaviour=st.builds(Behaviour, horizon=st.integers()),
-    extra=st.none() | st.builds(Optimiser, lr=st.floats(min_value=1e-9), clip=st.none() | FLOATS),
+    extra=st.none() | st.builds(Optimiser, lr=st.floats(min_value=1e-9, allow_infinity=False), clip=st.none() | FLOATS),
     range=st.tuples(FLOATS, FLOATS),
     name=st.none() | st.text() | st.sampled_from(["1e5", "3e-4", "yes", "off", "True", "null", "1", "~", "2026-01-01"]),
 )
@@ -224,3 +224,9 @@ def test_a_config_survives_yaml(tmp_path_factory: pytest.TempPathFactory, config
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     path.write_text(dump_yaml(to_mapping(config)), encoding="utf-8")
     assert build(Experiment, load_yaml(path)) == config
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_a_number_that_is_not_finite_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="lr"):
+        build(Optimiser, parse_overrides(["--lr", value]))
