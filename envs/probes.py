@@ -3,6 +3,7 @@
 Importing this module registers them, so `gymnasium.make("envs.probes:worldmodel/Counter-v0")` works anywhere.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ from gymnasium import spaces
 Ending = Literal["terminate", "truncate"]
 
 
-class Probe(gym.Env[Any, Any]):
+class Probe(gym.Env[Any, Any], ABC):
     """An episode of `length` steps that terminates or truncates; a probe fills in `_start` and `_advance`."""
 
     def __init__(self, length: int, ending: Ending = "terminate") -> None:
@@ -32,13 +33,13 @@ class Probe(gym.Env[Any, Any]):
         over = self.time >= self.length
         return observation, reward, over and self.ending == "terminate", over and self.ending == "truncate", {}
 
+    @abstractmethod
     def _start(self, seed: int | None) -> Any:
         """The first observation; `self.time` is 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _advance(self, action: Any) -> tuple[Any, float]:
         """The observation and reward that `action` leads to; `self.time` has moved on."""
-        raise NotImplementedError
 
 
 class Counter(Probe):

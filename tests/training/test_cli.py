@@ -195,7 +195,7 @@ CONFIGS = sorted((HOME / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_builds(file: Path) -> None:
     """Down to the networks, which a value that only fits its type would not."""
-    Run(Path("unused"), load_config(file))
+    assert Run(Path("unused"), load_config(file)).summary
 
 
 def test_the_configs_that_the_readme_names_exist() -> None:
