@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +82,21 @@ class ActorCritic(nn.Module):
         trained = [*self.actor.parameters(), *self.critic.parameters()]
         self.learner = Learner(self.loss, trained, config.learner)
 
-    def fit_units(self, batch: Batch) -> None:
-        """Fix the unit of the value from recorded rewards: their root mean square over a discounted lifetime."""
-        output = self.critic.output
-        if isinstance(output, Normal):
+    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+        """Take the unit of the value from recorded rewards: their root mean square over a discounted lifetime.
+
+        With `keep` the values stay what they were; see :meth:`worldmodel.model.WorldModel.fit_units`.
+        """
+        if isinstance(self.critic.output, Normal):
             received = batch.mask * ~batch.is_first
             square = (batch.reward.square() * received).sum() / received.sum().clamp(min=1)
             unit = square.sqrt() / max(1 - self.config.discount, 1 / LIFETIME)
-            output.units.scale.fill_(unit if unit > 0 else 1.0)
-            self.slow_critic.output.load_state_dict(output.state_dict())
+            unit = torch.where(unit > 0, unit, torch.ones_like(unit))
+            for critic in (self.critic, self.slow_critic):
+                output = cast(Normal, critic.output)
+                change = output.units.change(torch.zeros(1, device=unit.device), unit.reshape(1))
+                if keep:
+                    output.keep(critic.last, *change)
 
     def act(self, model: WorldModel, state: State, deterministic: bool = False) -> Tensor:
         """Latent states (N, ...) -> controls (N, A): a sample of the actor, or the mode of its slow average.

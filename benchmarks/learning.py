@@ -1,6 +1,6 @@
 """Learning curves of a suite of tasks over several seeds, as a CSV that anyone can make again.
 
-    python benchmarks/learning.py classic --seeds 5 --jobs 2 --out results/classic.csv
+    python benchmarks/learning.py classic --seeds 11-15 --jobs 2 --out results/classic.csv
 
 Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run that is finished is
 not made again unless its config has changed, so that the command goes on where it was stopped. From the repository's
@@ -111,17 +111,25 @@ def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
             print(f"{seed:>4}  {first:>12}  {worst:>11.1f}  {final:>12.1f}  {history[-1]['seconds']:>7.0f}")
 
 
+def seed_range(text: str) -> range:
+    """ "FIRST-LAST", both included."""
+    first, last = text.split("-")
+    return range(int(first), int(last) + 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--seeds", type=int, default=5, help="training seeds 1..N (default: 5)")
+    parser.add_argument(
+        "--seeds", type=seed_range, default=range(1, 6), help="training seeds FIRST-LAST (default: 1-5)"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each (default: 1)")
     parser.add_argument("--only", default="", help="curves whose 'task variant' contains this")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     options = parser.parse_args()
     curves = [curve for curve in SUITES[options.suite] if options.only in f"{curve.task} {curve.variant}"]
-    seeds, root = range(1, options.seeds + 1), options.runs.resolve()
+    seeds, root = options.seeds, options.runs.resolve()
     with ThreadPoolExecutor(options.jobs) as pool:
         done = list(pool.map(lambda cell: make(*cell, root), [(curve, seed) for curve in curves for seed in seeds]))
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from training.progress import Progress
 from training.run import Run, free_folder
 from training.trainer import Trainer, diverged
 
-PERIODIC = 1  # stream of evaluation seeds during training
+PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
 
@@ -95,6 +95,7 @@ class Loop:
             if before >= config.steps:
                 break
             self.trainer.collect(self.trainer.run.behaviour)
+            self.trainer.refit_units(before)
             due += per_step * (self.steps - before)
             self.report(before)
         if self.averages.counts:  # what the last steps paid for, and all of a run that ends with its prefill

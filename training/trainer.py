@@ -60,7 +60,7 @@ class Trainer:
         self.run.env_steps = self.envs.steps
 
     def prefill(self) -> None:
-        """Record random actions, and fix the model's units by what they showed."""
+        """Record random actions, and take the units of model and behaviour from what they showed."""
         random = RandomBehaviour(self.run.action_spec)
         while self.envs.steps < min(self.config.training.prefill, self.config.training.steps):
             self.collect(random)
@@ -68,6 +68,18 @@ class Trainer:
         self.run.model.fit_units(recorded)
         self.run.behaviour.fit_units(recorded)
         self.acting = None  # it was filtered in other units
+
+    def refit_units(self, before: int) -> None:
+        """Measure in the units of everything recorded, each time that has doubled since the prefill.
+
+        Args:
+            before: environment steps before the last one of each environment.
+        """
+        prefill = max(self.config.training.prefill, 1)
+        if (self.envs.steps // prefill).bit_length() > (before // prefill).bit_length():
+            recorded = self.run.replay.everything()
+            self.run.model.fit_units(recorded, keep=True)
+            self.run.behaviour.fit_units(recorded, keep=True)
 
     def update(self) -> Metrics:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""

@@ -32,8 +32,8 @@ class ModelConfig:
     reward_output: ScalarOutput = "normal"
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or min(self.encoder_layers, self.head_layers) < 0:
-            raise ValueError(f"hidden must be at least 1 and layers at least 0: {self}")
+        if min(self.hidden, self.encoder_layers) < 1 or self.head_layers < 0:
+            raise ValueError(f"hidden and encoder_layers must be at least 1, head_layers at least 0: {self}")
         for name, choices in (("vector_output", ("normal", "symlog")), ("reward_output", get_args(ScalarOutput))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}: '{getattr(self, name)}'")
@@ -107,13 +107,18 @@ class WorldModel(nn.Module):
         extra = [(REWARD, self.reward), (CONTINUE, self.cont)]
         return self.keys + [name for name, head in extra if head is not None]
 
-    def fit_units(self, batch: Batch) -> None:
-        """Fix the units of inputs and outputs from a recorded batch, before the first update."""
-        self.encoder.fit(batch.obs, batch.mask)
+    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+        """Take the units of inputs and outputs from a recorded batch.
+
+        Once before the first update; and again, with `keep`, when there is much more to measure: then what the model
+        has learned stays, in new units. Units of the first steps alone let it fail where the world turns out larger
+        than they showed: a quantity twenty of its units away is cheaper to call noise than to predict.
+        """
+        self.encoder.fit(batch.obs, batch.mask, keep)
         for key, decoder in self._decoders():
-            decoder.output.fit(batch.obs[key], batch.mask)
+            decoder.fit(batch.obs[key], batch.mask, keep)
         if self.reward is not None:
-            self.reward.output.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first)
+            self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep)
 
     def initial(self, batch_size: int) -> State:
         """The state before the first observation, each field (B, ...)."""

@@ -1,10 +1,12 @@
 """Multi-layer perceptrons, recurrent cells, and the encoder of vector and discrete observations."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.outputs import Output, Standardise, symlog
+from worldmodel.outputs import Output, Standardise
 from worldmodel.spaces import ObservationSpecs
 
 
@@ -51,20 +53,32 @@ class GRUCell(nn.Module):
 
 
 class Encoder(nn.Module):
-    """{key: (..., width)} -> embedding (..., E): standardised, squashed vectors and one-hot codes through an MLP."""
+    """{key: (..., width)} -> embedding (..., E): standardised vectors and one-hot codes through an MLP.
+
+    The norm after the first layer bounds what an outlier can do.
+    """
 
     def __init__(self, specs: ObservationSpecs, hidden: int, layers: int) -> None:
         super().__init__()
         self.keys, self.size = list(specs), hidden
         self.classes = [spec.classes for spec in specs.values()]
         self.units = nn.ModuleList(nn.Identity() if s.classes else Standardise(s.width) for s in specs.values())
-        self.mlp = MLP(sum(sum(spec.classes) or spec.width for spec in specs.values()), hidden, layers)
+        self.widths = [sum(spec.classes) or spec.width for spec in specs.values()]
+        self.mlp = MLP(sum(self.widths), hidden, layers)
 
-    def fit(self, obs: dict[str, Tensor], mask: Tensor) -> None:
-        """Fix the units of every vector key from recorded observations (B, T, width)."""
-        for key, units in zip(self.keys, self.units, strict=True):
+    @torch.no_grad()
+    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False) -> None:
+        """Take the units of every vector key from recorded observations (B, T, width).
+
+        With `keep` the first layer is rescaled so that every observation has the embedding it had.
+        """
+        first = cast(nn.Linear, self.mlp[0])
+        for key, units, weight in zip(self.keys, self.units, first.weight.split(self.widths, 1), strict=True):
             if isinstance(units, Standardise):
-                units.fit(obs[key], mask)
+                ratio, shift = units.fit(obs[key], mask)
+                if keep:
+                    first.bias.add_(weight @ shift)
+                    weight.mul_(ratio)
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         parts = []
@@ -72,7 +86,7 @@ class Encoder(nn.Module):
             if classes:
                 parts += [F.one_hot(obs[key][..., i], n).float() for i, n in enumerate(classes)]
             else:
-                parts.append(symlog(units(obs[key])))
+                parts.append(units(obs[key]))
         return self.mlp(torch.cat(parts, -1))
 
 
@@ -86,6 +100,15 @@ class Head(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.mlp(feature)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the output's parameters."""
+        return cast(nn.Linear, self.mlp[-1])
+
+    def fit(self, value: Tensor, mask: Tensor, keep: bool = False) -> None:
+        """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
+        self.output.fit(value, mask, self.last if keep else None)
 
     def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""

@@ -38,12 +38,15 @@ class Output(nn.Module, ABC):
     def mean(self, params: Tensor) -> Tensor:
         """(..., P) -> (..., width)."""
 
-    def fit(self, value: Tensor, mask: Tensor) -> None:
-        """Adapt fixed units to recorded values (..., width) where mask (...) is set; most outputs have none."""
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
+        """Take units from recorded values (..., width) where mask (...) is set; most outputs have none.
+
+        With `layer`, the one that gives the parameters, it is rescaled so that its predictions stay what they were.
+        """
 
 
 class Standardise(nn.Module):
-    """x -> (x - loc) / scale, with units fixed once from recorded data rather than drifting during training."""
+    """x -> (x - loc) / scale, in units taken from recorded data."""
 
     loc: Tensor
     scale: Tensor
@@ -53,11 +56,13 @@ class Standardise(nn.Module):
         self.register_buffer("loc", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def fit(self, value: Tensor, mask: Tensor) -> None:
+    def fit(self, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Take mean and standard deviation of values (..., width); an entry that hardly varies keeps the scale 1.
 
         One that is at rest while the first steps are recorded may move later, and would be enormous in its own unit.
 
+        Returns:
+            ratio, shift (width,): what was z in the old units is (z - shift) / ratio in the new ones.
         Raises:
             ValueError: if `mask` (...) leaves nothing to take them from.
         """
@@ -65,8 +70,15 @@ class Standardise(nn.Module):
         if not len(rows):
             raise ValueError("no recorded step to take units from: record some first")
         std = rows.std(0, correction=0)
-        self.loc.copy_(rows.mean(0))
-        self.scale.copy_(torch.where(std > 1e-3 * (1 + rows.abs().amax(0)), std, torch.ones_like(std)))
+        moving = std > 1e-3 * (1 + rows.abs().amax(0))
+        return self.change(rows.mean(0), torch.where(moving, std, torch.ones_like(std)))
+
+    def change(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the units (width,); returns ratio and shift as :meth:`fit` does."""
+        ratio, shift = scale / self.scale, (loc - self.loc) / self.scale
+        self.loc.copy_(loc)
+        self.scale.copy_(scale)
+        return ratio, shift
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.loc) / self.scale
@@ -101,8 +113,21 @@ class Normal(Output):
     def mean(self, params: Tensor) -> Tensor:
         return self.units.inverse(params.chunk(2, -1)[0])
 
-    def fit(self, value: Tensor, mask: Tensor) -> None:
-        self.units.fit(value, mask)
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
+        ratio, shift = self.units.fit(value, mask)
+        if layer is not None:
+            self.keep(layer, ratio, shift)
+
+    @torch.no_grad()
+    def keep(self, layer: nn.Linear, ratio: Tensor, shift: Tensor) -> None:
+        """Let the last layer predict the same in new units (Pop-Art; van Hasselt et al. 2016, Proposition 1).
+
+        Exact for the mean. The standard deviation follows where it is well below its unit, softplus(x) ~ exp(x).
+        """
+        mean, raw = layer.weight[: self.width], layer.bias[self.width :]
+        mean.div_(ratio.unsqueeze(1))
+        layer.bias[: self.width].sub_(shift).div_(ratio)
+        raw.sub_(ratio.log())
 
 
 class SymlogNormal(Output):

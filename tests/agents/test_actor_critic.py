@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents import ActorCritic, ActorCriticConfig
-from worldmodel import ModelConfig, Prediction, WorldModel
+from worldmodel import Batch, ModelConfig, Prediction, WorldModel
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
 from worldmodel.learner import LearnerConfig
@@ -124,6 +124,21 @@ def test_critic_learns_the_closed_form(value_output: str, ends: bool) -> None:
     left = length - torch.arange(length)
     exact = (1 - discount**left) / (1 - discount) if ends else torch.full((length,), 1 / (1 - discount))
     torch.testing.assert_close(values, exact, rtol=0.04, atol=0.02)
+
+
+def test_new_units_keep_the_values() -> None:
+    learner = ActorCritic(settings(value_output="normal"), 3, CONTINUOUS)
+    for critic in (learner.critic, learner.slow_critic):
+        torch.nn.init.normal_(critic.last.weight.detach())
+    rewards = torch.full((2, 5), 3.0)
+    flags = torch.zeros(2, 5, dtype=torch.bool)
+    batch = Batch({}, torch.zeros(2, 5, 1), rewards, flags, flags, flags, torch.ones(2, 5))
+    feature = torch.randn(7, 3)
+    before = [critic.mean(feature) for critic in (learner.critic, learner.slow_critic)]
+    learner.fit_units(batch, keep=True)
+    for critic, values in zip((learner.critic, learner.slow_critic), before, strict=True):
+        torch.testing.assert_close(critic.output.units.scale, torch.tensor([3.0 / (1 - 0.8)]))
+        torch.testing.assert_close(critic.mean(feature), values)
 
 
 @kinds

@@ -19,6 +19,8 @@ from training.loop import PERIODIC, Loop
 from training.run import FINAL
 from training.schema import merge
 from training.trainer import Trainer
+from worldmodel.model import WorldModel
+from worldmodel.types import Batch
 
 TINY: dict[str, Any] = {
     "seed": 0,
@@ -236,6 +238,21 @@ def test_updates_follow_the_replay_ratio(tmp_path: Path, ratio: float, num_envs:
     Loop(trainer, silent, silent).run()
     assert trainer.updates == expected
     assert made.env_steps == 60
+
+
+def test_units_follow_the_records_each_time_they_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[tuple[int, bool]] = []
+    original = WorldModel.fit_units
+
+    def fit_units(model: WorldModel, batch: Batch, keep: bool = False) -> None:
+        original(model, batch, keep)
+        fitted.append((batch.reward.shape[1], keep))
+
+    monkeypatch.setattr(WorldModel, "fit_units", fit_units)
+    made = run(tmp_path / "run", training={"steps": 60, "prefill": 12}, evaluation={"every": 1000})
+    assert fitted == [(12 + 1, False), (24 + 2, True), (48 + 3, True)]  # steps, and resets every 20 of them
+    rows = made.replay.obs["observation"][0, : 48 + 3]
+    np.testing.assert_allclose(made.model.encoder.units[0].scale, rows.std(0), rtol=1e-4)
 
 
 def test_a_run_shorter_than_its_prefill_still_ends_well(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The contract that every member of the family keeps, with either latent family."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -261,6 +262,27 @@ def test_state_dict_round_trip(
     after = two.elbo(batch).total
     assert torch.equal(after, one.elbo(batch).total)
     assert not torch.isclose(before, after).any()
+
+
+def test_new_units_keep_what_was_learned(
+    build: Build, window: Window, without_noise: WithoutNoise, member: str, family: str
+) -> None:
+    """The world turns out ten times larger than the first records showed; the same predictions, in new units."""
+    model, batch, more = without_noise(build(member, family)), window(B, T), window(B, T, seed=1)
+    model.fit_units(batch)
+    more = more._replace(obs={key: v * 10 + 3 if v.is_floating_point() else v for key, v in more.obs.items()})
+
+    def predictions() -> list[Tensor]:
+        feature = model.feature(model.observe(batch).states)
+        prediction = model.predict(feature)
+        return [feature, prediction.reward, *prediction.obs.values()]
+
+    before, old = predictions(), copy.deepcopy(model.encoder.units.state_dict())
+    model.fit_units(more, keep=True)
+    assert any(not torch.isclose(value, old[name]).any() for name, value in model.encoder.units.state_dict().items())
+    torch.testing.assert_close(predictions(), before, rtol=1e-3, atol=1e-4)
+    model.fit_units(batch)
+    assert not torch.isclose(predictions()[0], before[0]).all()
 
 
 @pytest.mark.parametrize("size", [1, 2])

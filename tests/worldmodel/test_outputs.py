@@ -96,6 +96,20 @@ def test_standardise_keeps_the_scale_of_what_hardly_varies() -> None:
     torch.testing.assert_close(units.inverse(units(rows)), rows)
 
 
+def test_new_units_keep_what_a_layer_predicts() -> None:
+    output, layer, features = Normal(2), torch.nn.Linear(3, 4), torch.randn(5, 3)
+    torch.nn.init.constant_(layer.bias[2:].detach(), -5)  # sigma far below its unit, where it is exact
+    output.min_std = 0.0
+    value = torch.tensor([3.0, -40.0]) + torch.tensor([0.3, 7.0]) * torch.randn(50, 2)
+    before = output.log_prob(layer(features), value[:5])
+    output.fit(value, torch.ones(50), layer)
+    assert not torch.isclose(output.units.scale, torch.ones(2)).any()
+    torch.testing.assert_close(output.log_prob(layer(features), value[:5]), before, rtol=2e-2, atol=0)
+    plain = Normal(2)
+    plain.fit(value, torch.ones(50))
+    torch.testing.assert_close(plain.units.scale, output.units.scale)
+
+
 # Two-hot.
 
 
