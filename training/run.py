@@ -36,10 +36,12 @@ class Run:
         env.close()
         torch.manual_seed(config.seed)
         self.model = WorldModel.build(config.model, self.obs_specs, self.action_spec).to(config.training.device)
-        if not self.model.dynamics.can_filter:
+        name, dynamics = config.model.dynamics.name, self.model.dynamics
+        if not (dynamics.can_filter and dynamics.can_imagine):
+            what = "filter: its posterior needs the future" if dynamics.can_imagine else "imagine: it has no dynamics"
             raise ValueError(
-                f"model.dynamics.{config.model.dynamics.name}.posterior: a smoother needs future observations and "
-                "cannot act; set it to filter"
+                f"model.dynamics: an agent needs to filter and to imagine, and {name} as configured cannot {what}. "
+                f"Set model.dynamics.{name}.posterior to filter where there is one, or model.dynamics.name to rssm"
             )
         check_weights(self.model, config.objective)
         behaviour = ActorCritic(config.behaviour, self.model.feature_size, self.action_spec)

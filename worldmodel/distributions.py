@@ -33,8 +33,8 @@ class LatentConfig:
             raise ValueError(f"family must be gaussian or onehot: '{self.family}'")
         if min(self.size, self.groups, self.classes) < 1:
             raise ValueError(f"size, groups and classes must be at least 1: {self.size}, {self.groups}, {self.classes}")
-        if self.min_std <= 0:
-            raise ValueError(f"min_std must be positive, since a log density divides by it: {self.min_std}")
+        if not 0 < self.min_std < 1:
+            raise ValueError(f"min_std must lie between 0 and the 1 of a standard normal: {self.min_std}")
         if not 0 <= self.unimix < 1:
             raise ValueError(f"unimix must lie in [0, 1): {self.unimix}")
 
@@ -60,6 +60,10 @@ class LatentFamily(ABC):
     @abstractmethod
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
         """(..., P), (..., Z) -> (...): log density (or mass) of z in nats."""
+
+    @abstractmethod
+    def standard(self) -> Tensor:
+        """Parameters (P,) of the prior of those who know nothing: N(0, I), or uniform."""
 
 
 class Gaussian(LatentFamily):
@@ -88,6 +92,10 @@ class Gaussian(LatentFamily):
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
         mean, std = self.moments(params)
         return (-0.5 * ((z - mean) / std).square() - std.log() - 0.5 * LOG_2PI).sum(-1)
+
+    def standard(self) -> Tensor:
+        raw = math.log(math.expm1(1 - self.min_std))
+        return torch.cat([torch.zeros(self.size), torch.full((self.size,), raw)])
 
 
 def straight_through(probs: Tensor) -> Tensor:
@@ -132,6 +140,9 @@ class OneHot(LatentFamily):
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
         return (self._log_probs(params) * z.unflatten(-1, (self.groups, self.classes))).sum((-1, -2))
 
+    def standard(self) -> Tensor:
+        return torch.zeros(self.parameters)
+
 
 class FullGaussian(LatentFamily):
     """N(mu, L L^T) with a lower-triangular factor L. Parameters are [mu, rows of L]; for exact linear systems."""
@@ -166,6 +177,9 @@ class FullGaussian(LatentFamily):
         mean, factor = self.moments(params)
         distance = _solve(factor, (z - mean).unsqueeze(-1)).square().sum((-1, -2))
         return -0.5 * (distance + self.size * LOG_2PI) - _log_det(factor)
+
+    def standard(self) -> Tensor:
+        return self.pack(torch.zeros(self.size), torch.eye(self.size))
 
 
 def _solve(factor: Tensor, right: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ def scalar_output(name: ScalarOutput) -> Output:
 
 def observation_output(spec: ObservationSpec, vector_output: str) -> Output:
     """The output distribution of one observation key."""
+    if spec.binary:
+        return Bernoulli(spec.width)
     if spec.classes:
         return Categorical(spec.classes)
     return SymlogNormal(spec.width) if vector_output == "symlog" else Normal(spec.width)
@@ -135,8 +137,16 @@ class WorldModel(nn.Module):
         return self.dynamics.filter(state, self.encoder(obs), prev_action, is_first, sample)
 
     def imagine(self, state: State, control: Tensor) -> State:
-        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior."""
-        return self.dynamics.imagine(state, control)
+        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior.
+
+        A member whose next state depends on what is observed is shown a sample of its own emission.
+        """
+        state = self.dynamics.imagine(state, control)
+        if not self.dynamics.feeds_back:
+            return state
+        feature = self.feature(state)
+        seen = {key: head.output.sample(head(feature)) for key, head in self._decoders()}
+        return self.dynamics.with_observation(state, self.encoder(seen))
 
     def feature(self, state: State) -> Tensor:
         """s_t -> (..., F)."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.outputs import Output, Standardise
-from worldmodel.spaces import ObservationSpecs
+from worldmodel.spaces import ObservationSpec, ObservationSpecs
 
 
 class MLP(nn.Sequential):
@@ -52,8 +52,44 @@ class GRUCell(nn.Module):
         return torch.lerp(h, candidate, (update - 1).sigmoid())
 
 
+class PosteriorNet(nn.Module):
+    """context (..., C), evidence -> parameters (..., outputs), through one hidden layer.
+
+    The first layer is split in two, so that the evidence's share of it is one product for all t, outside the loop.
+    """
+
+    def __init__(self, context: int, evidence: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.of_evidence = nn.Linear(evidence, hidden)
+        self.of_context = nn.Linear(context, hidden, bias=False)
+        self.out = nn.Sequential(nn.LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+    def share(self, evidence: Tensor) -> Tensor:
+        """(..., evidence) -> (..., hidden): what `forward` takes."""
+        return self.of_evidence(evidence)
+
+    def forward(self, context: Tensor, share: Tensor) -> Tensor:
+        return self.out(self.of_context(context) + share)
+
+
+def units_of(spec: ObservationSpec) -> nn.Module:
+    """What an encoder does to the values of one key before anything else."""
+    if spec.binary:
+        return Binary()
+    return nn.Identity() if spec.classes else Standardise(spec.width)
+
+
+class Binary(nn.Module):
+    """0 and 1, recorded as indices or drawn as numbers -> -1 and 1, so that "off" is not silence."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * x - 1.0
+
+
 class Encoder(nn.Module):
-    """{key: (..., width)} -> embedding (..., E): standardised vectors and one-hot codes through an MLP.
+    """{key: (..., width)} -> embedding (..., E): standardised vectors and discrete codes through an MLP.
+
+    A binary variable is its own code; one of more classes is given by its index, or already as a one-hot code.
 
     The norm after the first layer bounds what an outlier can do.
     """
@@ -61,9 +97,9 @@ class Encoder(nn.Module):
     def __init__(self, specs: ObservationSpecs, hidden: int, layers: int) -> None:
         super().__init__()
         self.keys, self.size = list(specs), hidden
-        self.classes = [spec.classes for spec in specs.values()]
-        self.units = nn.ModuleList(nn.Identity() if s.classes else Standardise(s.width) for s in specs.values())
-        self.widths = [sum(spec.classes) or spec.width for spec in specs.values()]
+        self.classes = [() if spec.binary else spec.classes for spec in specs.values()]
+        self.units = nn.ModuleList(units_of(spec) for spec in specs.values())
+        self.widths = [spec.width if spec.binary else sum(spec.classes) or spec.width for spec in specs.values()]
         self.mlp = MLP(sum(self.widths), hidden, layers)
 
     @torch.no_grad()
@@ -83,10 +119,11 @@ class Encoder(nn.Module):
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         parts = []
         for key, classes, units in zip(self.keys, self.classes, self.units, strict=True):
-            if classes:
-                parts += [F.one_hot(obs[key][..., i], n).float() for i, n in enumerate(classes)]
+            value = units(obs[key])
+            if classes and not value.is_floating_point():
+                parts += [F.one_hot(value[..., i], n).float() for i, n in enumerate(classes)]
             else:
-                parts.append(units(obs[key]))
+                parts.append(value)
         return self.mlp(torch.cat(parts, -1))
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.distributions import LOG_2PI
+from worldmodel.distributions import LOG_2PI, straight_through
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -37,6 +37,10 @@ class Output(nn.Module, ABC):
     @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
         """(..., P) -> (..., width)."""
+
+    @abstractmethod
+    def sample(self, params: Tensor) -> Tensor:
+        """(..., P) -> a draw as an encoder takes it, differentiable: (..., width), or concatenated one-hot codes."""
 
     def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
         """Take units from recorded values (..., width) where mask (...) is set; most outputs have none.
@@ -113,6 +117,10 @@ class Normal(Output):
     def mean(self, params: Tensor) -> Tensor:
         return self.units.inverse(params.chunk(2, -1)[0])
 
+    def sample(self, params: Tensor) -> Tensor:
+        mean, std = self.moments(params)
+        return self.units.inverse(torch.addcmul(mean, std, torch.randn_like(std)))
+
     def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
         ratio, shift = self.units.fit(value, mask)
         if layer is not None:
@@ -144,6 +152,9 @@ class SymlogNormal(Output):
     def mean(self, params: Tensor) -> Tensor:
         return symexp(params)  # the median; the mean of a symlog-normal has no closed form
 
+    def sample(self, params: Tensor) -> Tensor:
+        return symexp(params + torch.randn_like(params))
+
 
 class Bernoulli(Output):
     """Independent binary entries; parameters are logits, `mean` is the probability of 1."""
@@ -153,10 +164,15 @@ class Bernoulli(Output):
         self.width = self.parameters_size = width
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        value = value.to(params.dtype)  # recorded as an index
         return -F.binary_cross_entropy_with_logits(params, value, reduction="none").sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
         return params.sigmoid()
+
+    def sample(self, params: Tensor) -> Tensor:
+        one = params.sigmoid()
+        return straight_through(torch.stack([1 - one, one], -1))[..., 1]
 
 
 class Categorical(Output):
@@ -173,6 +189,9 @@ class Categorical(Output):
 
     def mean(self, params: Tensor) -> Tensor:
         return torch.cat([group.softmax(-1) for group in params.split(self.classes, -1)], -1)
+
+    def sample(self, params: Tensor) -> Tensor:
+        return torch.cat([straight_through(group.softmax(-1)) for group in params.split(self.classes, -1)], -1)
 
 
 class TwoHot(Output):
@@ -210,3 +229,6 @@ class TwoHot(Output):
         # Opposite bins first: where both have the same mass, huge bins cancel exactly, as they must at the start.
         pairs = (probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) * self.bins[middle + 1 :]
         return pairs.sum(-1, keepdim=True)
+
+    def sample(self, params: Tensor) -> Tensor:
+        return (straight_through(params.softmax(-1)) * self.bins).sum(-1, keepdim=True)

@@ -26,6 +26,11 @@ class ObservationSpec:
         return len(self.classes) or int(np.prod(self.shape))
 
     @property
+    def binary(self) -> bool:
+        """Whether every variable is on or off."""
+        return bool(self.classes) and set(self.classes) == {2}
+
+    @property
     def dtype(self) -> np.dtype:
         """Of a stored observation."""
         return np.dtype(np.int64 if self.classes else np.float32)

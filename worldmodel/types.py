@@ -66,7 +66,7 @@ class Elbo(NamedTuple):
 class Prediction(NamedTuple):
     """Means of every emission of a latent state."""
 
-    obs: dict[str, Tensor]  # {key: (..., width)}; class probabilities where discrete
+    obs: dict[str, Tensor]  # {key: (..., width)}; probabilities where discrete: of 1 where binary, else of each class
     reward: Tensor  # (...,)
     cont: Tensor  # (...,) probability that the episode goes on after this state
 

@@ -107,7 +107,7 @@ def breaking(folder: Path, how: str, at: int, **changes: Any) -> str:
         ({"horizon": 3}, [], ["'horizon'", "did you mean behaviour.horizon?"]),
         ({}, ["--behaviour.horizon", "three"], ["behaviour.horizon", "'three'", "int"]),
         ({}, ["--training.steps", "-5"], ["training", "steps", "at least 1"]),
-        ({}, ["--model.dynamics.name", "rsm"], ["model.dynamics", "rsm", "rssm, dkf"]),
+        ({}, ["--model.dynamics.name", "rsm"], ["model.dynamics", "rsm", "vae, dkf"]),
         ({}, ["--objective.weights", "{rewrd: 2.0}"], ["rewrd", "reward"]),
         (
             {"model": {"dynamics": {"name": "dkf", "dkf": {"posterior": "smoother"}}}},

@@ -9,6 +9,7 @@ one); the context c_t is the deterministic part of t-1 -> t, computed once and s
     s_{t-1}, u_{t-1} --advance--> c_t --prior-----------------> p(z_t | c_t)
                                   c_t, evidence_t --posterior-> q(z_t | c_t, e_t)
                                   c_t, z_t --with_latent------> s_t --feature--> heads p(x_t | s_t)
+                                  s_t, x_t --with_observation-> s_t, for members whose s_{t+1} depends on x_t
 """
 
 from abc import ABC, abstractmethod
@@ -41,6 +42,8 @@ class SequentialVAE(nn.Module, ABC):
     latent: LatentFamily
     feature_size: int  # F
     can_filter: bool = True  # whether q(z_t | .) sees no observation later than x_t
+    can_imagine: bool = True  # whether there are dynamics to imagine with
+    feeds_back: bool = False  # whether s_{t+1} depends on x_t: imagination then needs decoded observations
 
     # The contract: what a member fills in.
 
@@ -69,12 +72,17 @@ class SequentialVAE(nn.Module, ABC):
         """s_t -> what the heads and behaviours read, (..., F)."""
 
     @abstractmethod
-    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         """What the posterior at each t sees of the data, for all t at once.
 
         Args:
             embed: (B, T, E) embeddings of x_1..x_T. control: (B, T, A), u_0..u_{T-1}. is_first: (B, T).
+            state: s_0, each field (B, ...).
         """
+
+    def with_observation(self, state: State, embed: Tensor) -> State:
+        """s_t, embedding of x_t (..., E) -> s_t that remembers x_t for t + 1. `feature` must not see it."""
+        return state
 
     # Written once for all members.
 
@@ -86,19 +94,21 @@ class SequentialVAE(nn.Module, ABC):
             state: s_0, if the window continues a known one; `initial` by default.
         """
         control = control * ~is_first.unsqueeze(-1)
-        evidence = self.evidence(embed, control, is_first)
         start = self.initial(len(embed))
+        state = start if state is None else state
+        evidence = self.evidence(embed, control, is_first, state)
 
         def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
-            control, evidence, is_first = inputs
+            embed, control, evidence, is_first = inputs
             context = self.advance(restart(state, start, is_first), control)
             posterior = self.posterior(context, evidence)
             z = self.latent.sample(posterior)
-            return self.with_latent(context, z), (z, posterior, *context)
+            return self.with_observation(self.with_latent(context, z), embed), (z, posterior, *context)
 
-        _, (z, posterior, *fields) = scan(step, start if state is None else state, (control, evidence, is_first))
+        _, (z, posterior, *fields) = scan(step, state, (embed, control, evidence, is_first))
         contexts = self.Context(*fields)
-        return Inference(self.with_latent(contexts, z), self.prior(contexts), posterior)
+        states = self.with_observation(self.with_latent(contexts, z), embed)
+        return Inference(states, self.prior(contexts), posterior)
 
     def filter(self, state: State, embed: Tensor, control: Tensor, is_first: Tensor, sample: bool = True) -> State:
         """One step of :meth:`observe`: s_{t-1}, x_t (B, E), u_{t-1} (B, A), is_first (B,) -> s_t.
@@ -108,17 +118,28 @@ class SequentialVAE(nn.Module, ABC):
         """
         if not self.can_filter:
             raise ValueError(
-                f"{type(self).__name__} with a smoothing posterior needs future observations and cannot act: "
-                "choose its filtering posterior (posterior: filter) or another member such as rssm"
+                f"{type(self).__name__} infers from the whole sequence and cannot act: choose its filtering posterior "
+                "(posterior: filter) where it has one, or another member such as rssm"
             )
         control = control * ~is_first.unsqueeze(-1)
-        context = self.advance(restart(state, self.initial(len(embed)), is_first), control)
-        evidence = self.evidence(embed.unsqueeze(1), control.unsqueeze(1), is_first.unsqueeze(1)).squeeze(1)
-        posterior = self.posterior(context, evidence)
+        state = restart(state, self.initial(len(embed)), is_first)
+        context = self.advance(state, control)
+        evidence = self.evidence(embed.unsqueeze(1), control.unsqueeze(1), is_first.unsqueeze(1), state)
+        posterior = self.posterior(context, evidence.squeeze(1))
         z = self.latent.sample(posterior) if sample else self.latent.mode(posterior)
-        return self.with_latent(context, z)
+        return self.with_observation(self.with_latent(context, z), embed)
 
     def imagine(self, state: State, control: Tensor) -> State:
-        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior alone."""
+        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior alone.
+
+        Where the member `feeds_back`, the caller gives it an imagined x_t through :meth:`with_observation`.
+
+        Raises:
+            ValueError: if this member has no dynamics.
+        """
+        if not self.can_imagine:
+            raise ValueError(
+                f"{type(self).__name__} has no dynamics and cannot imagine: choose another member such as dkf or rssm"
+            )
         context = self.advance(state, control)
         return self.with_latent(context, self.latent.sample(self.prior(context)))

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.distributions import LatentFamily
-from worldmodel.dynamics.base import SequentialVAE, restart
-from worldmodel.networks import MLP, GRUCell
-from worldmodel.scan import scan
+from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.dynamics.summary import Recurrence, leaving
+from worldmodel.networks import MLP, PosteriorNet
+from worldmodel.types import State
 
 
 @dataclass
@@ -35,10 +36,6 @@ class DKFContext(NamedTuple):
     hidden: Tensor  # (..., hidden) features of z_{t-1}, u_{t-1}
 
 
-class Future(NamedTuple):
-    summary: Tensor  # (B, hidden) of x_t..x_T
-
-
 class DKF(SequentialVAE):
     """A Markov chain in z_t alone: all memory is in the latent variable.
 
@@ -62,16 +59,12 @@ class DKF(SequentialVAE):
         self.hidden = MLP(latent.size + control_size, config.hidden, layers=2)
         self.nonlinear = nn.Linear(config.hidden, latent.parameters)
         self.gate = nn.Linear(config.hidden, latent.parameters)
-        self.posterior_hidden = nn.Linear(config.hidden, config.hidden, bias=False)
-        self.posterior_out = nn.Sequential(
-            nn.LayerNorm(config.hidden), nn.SiLU(), nn.Linear(config.hidden, latent.parameters)
-        )
-        self.embed = nn.Linear(embed_size, config.hidden)
+        self.posterior_net = PosteriorNet(config.hidden, embed_size, config.hidden, latent.parameters)
         if not self.can_filter:
-            self.backward_cell = GRUCell(embed_size + control_size, config.hidden)
+            self.future = Recurrence(embed_size + control_size, config.hidden, backward=True)
 
     def initial(self, batch_size: int) -> DKFState:
-        return DKFState(self.embed.weight.new_zeros(batch_size, self.latent.size))
+        return DKFState(self.linear.weight.new_zeros(batch_size, self.latent.size))
 
     def advance(self, state: DKFState, control: Tensor) -> DKFContext:
         inputs = torch.cat([state.latent, control], -1)
@@ -81,7 +74,7 @@ class DKF(SequentialVAE):
         return torch.lerp(context.linear, self.nonlinear(context.hidden), self.gate(context.hidden).sigmoid())
 
     def posterior(self, context: DKFContext, evidence: Tensor) -> Tensor:
-        return self.posterior_out(self.posterior_hidden(context.hidden) + evidence)
+        return self.posterior_net(context.hidden, evidence)
 
     def with_latent(self, context: DKFContext, z: Tensor) -> DKFState:
         return DKFState(z)
@@ -89,20 +82,8 @@ class DKF(SequentialVAE):
     def feature(self, state: DKFState) -> Tensor:
         return state.latent
 
-    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
-        return self.embed(embed) if self.can_filter else self.embed_future(embed, control, is_first)
-
-    def embed_future(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
-        """Backward summary of x_t..x_T and u_t..u_{T-1}, which never reads past the end of an episode."""
-        leaving = torch.cat([control[:, 1:], torch.zeros_like(control[:, :1])], 1)  # u_t, null before a border
-        border = torch.cat([is_first[:, 1:], torch.ones_like(is_first[:, :1])], 1)  # x_{t+1} is another episode's
-        empty = Future(embed.new_zeros(len(embed), self.posterior_hidden.in_features))
-
-        def step(future: Future, inputs: tuple[Tensor, ...]) -> tuple[Future, tuple[Tensor, ...]]:
-            embed, leaving, border = inputs
-            (summary,) = restart(future, empty, border)
-            summary = self.backward_cell(torch.cat([embed, leaving], -1), summary)
-            return Future(summary), (summary,)
-
-        _, (summaries,) = scan(step, empty, (embed, leaving, border), reverse=True)
-        return summaries + self.embed(embed)
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
+        present = self.posterior_net.share(embed)
+        if self.can_filter:
+            return present
+        return present + self.future(torch.cat([embed, leaving(control)], -1), is_first)

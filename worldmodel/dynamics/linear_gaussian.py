@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from worldmodel.distributions import FullGaussian
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.scan import scan
+from worldmodel.types import State
 
 Posterior = Literal["smoother", "filter", "prior"]
 
@@ -111,7 +112,7 @@ class LinearGaussian(SequentialVAE):
     def feature(self, state: LinearGaussianState) -> Tensor:
         return state.latent
 
-    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         eta = embed @ self.reading.mT
         present = self.join(eta, self.reading_precision.expand(*eta.shape, self.feature_size))
         if self.posterior_name == "prior":

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.networks import MLP, GRUCell
+from worldmodel.networks import MLP, GRUCell, PosteriorNet
+from worldmodel.types import State
 
 
 @dataclass
@@ -53,15 +54,10 @@ class RSSM(SequentialVAE):
         self.input = MLP(latent.size + control_size, config.hidden, layers=1)
         self.cell = GRUCell(config.hidden, config.deter)
         self.prior_net = MLP(config.deter, config.hidden, 1, latent.parameters)
-        # The posterior's first layer is split, so that the embedding's share is one product for all t.
-        self.posterior_embed = nn.Linear(embed_size, config.hidden)
-        self.posterior_deter = nn.Linear(config.deter, config.hidden, bias=False)
-        self.posterior_out = nn.Sequential(
-            nn.LayerNorm(config.hidden), nn.SiLU(), nn.Linear(config.hidden, latent.parameters)
-        )
+        self.posterior_net = PosteriorNet(config.deter, embed_size, config.hidden, latent.parameters)
 
     def initial(self, batch_size: int) -> RSSMState:
-        like = self.posterior_deter.weight
+        like = self.posterior_net.of_context.weight
         return RSSMState(like.new_zeros(batch_size, self.deter_size), like.new_zeros(batch_size, self.latent.size))
 
     def advance(self, state: RSSMState, control: Tensor) -> RSSMContext:
@@ -71,7 +67,7 @@ class RSSM(SequentialVAE):
         return self.prior_net(context.deter)
 
     def posterior(self, context: RSSMContext, evidence: Tensor) -> Tensor:
-        return self.posterior_out(self.posterior_deter(context.deter) + evidence)
+        return self.posterior_net(context.deter, evidence)
 
     def with_latent(self, context: RSSMContext, z: Tensor) -> RSSMState:
         return RSSMState(context.deter, z)
@@ -79,5 +75,5 @@ class RSSM(SequentialVAE):
     def feature(self, state: RSSMState) -> Tensor:
         return torch.cat([state.deter, state.latent], -1)
 
-    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
-        return self.posterior_embed(embed)
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
+        return self.posterior_net.share(embed)

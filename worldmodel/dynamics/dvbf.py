@@ -1,0 +1,89 @@
+"""Deep variational Bayes filter (Karl et al. 2017, "Deep Variational Bayes Filters")."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import LatentFamily
+from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.networks import MLP, PosteriorNet
+from worldmodel.types import State
+
+
+@dataclass
+class DVBFConfig:
+    """Sizes of the deep variational Bayes filter."""
+
+    size: int = 16  # width of z_t; the noise w_t has that of the latent
+    matrices: int = 8  # locally linear systems that are mixed
+    hidden: int = 64  # width of mixing network and posterior
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.matrices, self.hidden) < 1:
+            raise ValueError(f"size, matrices and hidden must be at least 1: {self}")
+
+
+class DVBFState(NamedTuple):
+    latent: Tensor  # z_t (..., size)
+    begun: Tensor  # (..., 1): 0 before x_1
+
+
+class DVBFContext(NamedTuple):
+    expected: Tensor  # A z_{t-1} + B u_{t-1} (..., size)
+    weights: Tensor  # of the systems (..., matrices)
+    begun: Tensor  # (..., 1)
+
+
+class DVBF(SequentialVAE):
+    """The latent variable is the noise of the transition, so that gradients pass through the dynamics.
+
+        u_{t-1} ──┐
+        z_{t-1} ──┼─> z_t ──> x_t        z_t = A z_{t-1} + B u_{t-1} + C w_t,  z_1 = f(w_1)
+            w_t ──┘                      p(w_t) = N(0, I),  p(x_t | z_t)
+                                         q(w_t | z_{t-1}, u_{t-1}, x_t)
+
+    A, B and C are mixtures of learned matrices with weights softmax(g(z_{t-1}, u_{t-1})) (Karl et al. 2017, Eq. 13).
+    Whatever q adds to z_t is a noise that p must pay for: a state that only copies x_t is expensive.
+    """
+
+    Context = DVBFContext
+    standard: Tensor
+
+    def __init__(self, config: DVBFConfig, latent: LatentFamily, control_size: int, embed_size: int) -> None:
+        super().__init__()
+        self.latent, self.feature_size = latent, config.size
+        count, size = config.matrices, config.size
+        self.mixing = MLP(size + control_size, config.hidden, 1, count)
+        self.A = nn.Parameter(torch.eye(size) + 0.1 * torch.randn(count, size, size) / size**0.5)
+        self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
+        self.C = nn.Parameter(0.3 * torch.randn(count, size, latent.size) / latent.size**0.5)
+        self.first = MLP(latent.size, config.hidden, 1, size)
+        self.posterior_net = PosteriorNet(size + 1, embed_size, config.hidden, latent.parameters)
+        self.register_buffer("standard", latent.standard(), persistent=False)
+
+    def initial(self, batch_size: int) -> DVBFState:
+        return DVBFState(self.A.new_zeros(batch_size, self.feature_size), self.A.new_zeros(batch_size, 1))
+
+    def advance(self, state: DVBFState, control: Tensor) -> DVBFContext:
+        weights = self.mixing(torch.cat([state.latent, control], -1)).softmax(-1)
+        moved = torch.einsum("...m,mij,...j->...i", weights, self.A, state.latent)
+        driven = torch.einsum("...m,mij,...j->...i", weights, self.B, control)
+        return DVBFContext(moved + driven, weights, state.begun)
+
+    def prior(self, context: DVBFContext) -> Tensor:
+        return self.standard.expand(*context.begun.shape[:-1], -1)
+
+    def posterior(self, context: DVBFContext, evidence: Tensor) -> Tensor:
+        return self.posterior_net(torch.cat([context.expected, context.begun], -1), evidence)
+
+    def with_latent(self, context: DVBFContext, z: Tensor) -> DVBFState:
+        later = context.expected + torch.einsum("...m,mij,...j->...i", context.weights, self.C, z)
+        return DVBFState(torch.lerp(self.first(z), later, context.begun), torch.ones_like(context.begun))
+
+    def feature(self, state: DVBFState) -> Tensor:
+        return state.latent
+
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
+        return self.posterior_net.share(embed)

@@ -1,0 +1,172 @@
+"""Kalman variational autoencoder (Fraccaro et al. 2017, "A Disentangled Recognition and Nonlinear Dynamics Model")."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily
+from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.networks import MLP, GRUCell
+from worldmodel.scan import scan
+from worldmodel.types import State
+
+
+@dataclass
+class KVAEConfig:
+    """Sizes of the Kalman variational autoencoder."""
+
+    size: int = 16  # width of z_t; the pseudo-observation a_t has that of the latent
+    matrices: int = 8  # linear systems that are mixed
+    hidden: int = 64  # width of the mixing GRU and of the posterior
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.matrices, self.hidden) < 1:
+            raise ValueError(f"size, matrices and hidden must be at least 1: {self}")
+
+
+class KVAEState(NamedTuple):
+    latent: Tensor  # a_t (..., latent size)
+    mean: Tensor  # m_{t|t} (..., size)
+    covariance: Tensor  # P_{t|t} (..., size * size)
+    mixing: Tensor  # GRU memory of a_{<t}, u_{<t} (..., hidden)
+
+
+class KVAEContext(NamedTuple):
+    mean: Tensor  # m_{t|t-1} (..., size)
+    covariance: Tensor  # P_{t|t-1} (..., size * size)
+    weights: Tensor  # of the systems (..., matrices)
+    mixing: Tensor  # (..., hidden)
+
+
+class Smoothed(NamedTuple):
+    mean: Tensor  # E[z_t | a_{1:T}, u_{0:T-1}] (B, T, size)
+    covariance: Tensor  # (B, T, size, size)
+
+
+class KVAE(SequentialVAE):
+    """An autoencoder x_t <-> a_t, and under a_t a linear-Gaussian system whose z_t is integrated out exactly.
+
+        u_{t-1} ──┐
+        z_{t-1} ──┴─> z_t ──> a_t ──> x_t        z_t = A_t z_{t-1} + B_t u_{t-1} + N(0, Q),  a_t = C_t z_t + N(0, R)
+        a_{<t}, u_{<t} ──> A_t, B_t, C_t         q(a_t | x_t)
+
+    A, B and C are mixtures of learned matrices, weighted by a GRU over the past. Given those, the Kalman filter gives
+    the prior of a_t in closed form,
+
+        p(a_t | a_{<t}, u_{<t}) = N(C_t m_{t|t-1}, C_t P_{t|t-1} C_t' + R),
+
+    and so the KL to q: where the paper samples z_t from the smoother, nothing is left to sample but a_t. The heads
+    read a_t and the filtered mean m_{t|t}, because rewards and policies need what one a_t does not show. `smooth`
+    is the exact smoother of z.
+
+    Raises:
+        ValueError: for discrete latents, which no Kalman filter can carry.
+    """
+
+    Context = KVAEContext
+    latent: FullGaussian
+
+    def __init__(self, config: KVAEConfig, latent: LatentFamily, control_size: int, embed_size: int) -> None:
+        super().__init__()
+        if not isinstance(latent, Gaussian):
+            raise ValueError(
+                "kvae needs Gaussian latents, its filter is exact for them alone: set model.latent.family to "
+                "gaussian, or choose another member such as rssm for discrete ones"
+            )
+        self.latent, self.encoding = FullGaussian(latent.size), latent
+        self.size, self.feature_size = config.size, latent.size + config.size
+        count, size = config.matrices, config.size
+        self.mixing_input = MLP(latent.size + control_size, config.hidden, layers=1)
+        self.mixing_cell = GRUCell(config.hidden, config.hidden)
+        self.mixing_out = nn.Linear(config.hidden, count)
+        self.A = nn.Parameter(torch.eye(size) + 0.1 * torch.randn(count, size, size) / size**0.5)
+        self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
+        self.C = nn.Parameter(torch.randn(count, latent.size, size) / size**0.5)
+        self.log_q = nn.Parameter(torch.full((size,), -2.0))  # log variances: of the transition
+        self.log_r = nn.Parameter(torch.full((latent.size,), -2.0))  # and of the pseudo-observation
+        self.posterior_net = MLP(embed_size, config.hidden, 1, latent.parameters)
+
+    def initial(self, batch_size: int) -> KVAEState:
+        zeros = self.A.new_zeros
+        covariance = torch.eye(self.size).to(self.A).flatten().expand(batch_size, -1)
+        widths = (self.latent.size, self.size, self.mixing_out.in_features)
+        latent, mean, mixing = (zeros(batch_size, width) for width in widths)
+        return KVAEState(latent, mean, covariance, mixing)
+
+    def mixed(self, weights: Tensor, matrices: Tensor) -> Tensor:
+        """(..., M), (M, i, j) -> (..., i, j)."""
+        return torch.einsum("...m,mij->...ij", weights, matrices)
+
+    def square(self, flat: Tensor) -> Tensor:
+        """(..., size * size) -> (..., size, size)."""
+        return flat.unflatten(-1, (self.size, self.size))
+
+    def advance(self, state: KVAEState, control: Tensor) -> KVAEContext:
+        mixing = self.mixing_cell(self.mixing_input(torch.cat([state.latent, control], -1)), state.mixing)
+        weights = self.mixing_out(mixing).softmax(-1)
+        transition, drive = self.mixed(weights, self.A), self.mixed(weights, self.B)
+        mean = _product(transition, state.mean) + _product(drive, control)
+        covariance = transition @ self.square(state.covariance) @ transition.mT + self.log_q.exp().diag()
+        return KVAEContext(mean, covariance.flatten(-2), weights, mixing)
+
+    def predicted(self, context: KVAEContext) -> tuple[Tensor, Tensor, Tensor]:
+        """C_t (..., A, Z), and mean (..., A) and covariance (..., A, A) of p(a_t | a_{<t}, u_{<t})."""
+        emission = self.mixed(context.weights, self.C)
+        covariance = emission @ self.square(context.covariance) @ emission.mT + self.log_r.exp().diag()
+        return emission, _product(emission, context.mean), covariance
+
+    def prior(self, context: KVAEContext) -> Tensor:
+        _, mean, covariance = self.predicted(context)
+        return torch.cat([mean, torch.linalg.cholesky(covariance).flatten(-2)], -1)
+
+    def posterior(self, context: KVAEContext, evidence: Tensor) -> Tensor:
+        mean, std = self.encoding.moments(evidence)
+        return torch.cat([mean, std.diag_embed().flatten(-2)], -1)
+
+    def with_latent(self, context: KVAEContext, z: Tensor) -> KVAEState:
+        """The Kalman update by a_t = z, in Joseph's form: the covariance stays positive in single precision."""
+        emission, expected, spread = self.predicted(context)
+        before = self.square(context.covariance)
+        gain = torch.linalg.solve(spread, emission @ before).mT
+        mean = context.mean + _product(gain, z - expected)
+        rest = torch.eye(self.size).to(gain) - gain @ emission
+        covariance = rest @ before @ rest.mT + gain @ self.log_r.exp().diag() @ gain.mT
+        return KVAEState(z, mean, covariance.flatten(-2), context.mixing)
+
+    def feature(self, state: KVAEState) -> Tensor:
+        return torch.cat([state.latent, state.mean], -1)
+
+    def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
+        return self.posterior_net(embed)
+
+    def smooth(self, states: KVAEState, control: Tensor, is_first: Tensor) -> Smoothed:
+        """Exact moments of z_1..z_T given all of a_{1:T} (Rauch, Tung and Striebel 1965).
+
+        Args:
+            states: s_1..s_T as `observe` infers them, each field (B, T, ...). control: (B, T, A). is_first: (B, T).
+        """
+        later = type(states)(*(field[:, :-1] for field in states))
+        control, border = control * ~is_first.unsqueeze(-1), is_first[:, 1:]
+        ahead = self.advance(later, control[:, 1:])
+        transition = self.mixed(ahead.weights, self.A)
+        inputs = (later.mean, self.square(later.covariance), ahead.mean, self.square(ahead.covariance), transition)
+
+        def step(carry: Smoothed, now: tuple[Tensor, ...]) -> tuple[Smoothed, tuple[Tensor, ...]]:
+            mean, covariance, mean_ahead, covariance_ahead, transition, border = now
+            gain = torch.linalg.solve(covariance_ahead, transition @ covariance).mT
+            gain = gain * ~border[:, None, None]  # the next episode says nothing about this one
+            mean = mean + _product(gain, carry.mean - mean_ahead)
+            covariance = covariance + gain @ (carry.covariance - covariance_ahead) @ gain.mT
+            return Smoothed(mean, covariance), (mean, covariance)
+
+        last = Smoothed(states.mean[:, -1], self.square(states.covariance[:, -1]))
+        if states.mean.shape[1] == 1:
+            return Smoothed(*(field.unsqueeze(1) for field in last))
+        _, smoothed = scan(step, last, (*inputs, border), reverse=True)
+        return Smoothed(*(torch.cat([s, end.unsqueeze(1)], 1) for s, end in zip(smoothed, last, strict=True)))
+
+
+def _product(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
