@@ -40,8 +40,8 @@ class Run:
         if not (dynamics.can_filter and dynamics.can_imagine):
             what = "filter: its posterior needs the future" if dynamics.can_imagine else "imagine: it has no dynamics"
             raise ValueError(
-                f"model.dynamics: an agent needs to filter and to imagine, and {name} as configured cannot {what}. "
-                f"Set model.dynamics.{name}.posterior to filter where there is one, or model.dynamics.name to rssm"
+                f"model.dynamics: an agent needs to filter and to imagine, and {name} as configured cannot {what}; "
+                f"set model.dynamics.{name}.posterior to filter where there is one, or model.dynamics.name to rssm"
             )
         check_weights(self.model, config.objective)
         behaviour = ActorCritic(config.behaviour, self.model.feature_size, self.action_spec)
