@@ -112,7 +112,7 @@ def breaking(folder: Path, how: str, at: int, **changes: Any) -> str:
         (
             {"model": {"dynamics": {"name": "dkf", "dkf": {"posterior": "smoother"}}}},
             [],
-            ["model.dynamics.dkf.posterior", "smoother", "set it to filter"],
+            ["model.dynamics.dkf.posterior", "dkf as configured cannot filter", "to filter"],
         ),
         ({}, ["--env.kwargs", "{gravty: 1.0}"], ["Pendulum-v1", "gravty"]),
         ({}, ["--training.device", "abacus"], ["training.device", "abacus", "cpu always can"]),
