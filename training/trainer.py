@@ -11,15 +11,17 @@ from envs import RecordTrajectories, make_vector
 from training.run import Run
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
-from worldmodel.objective import ObjectiveConfig, objective
+from worldmodel.objective import Annealed, ObjectiveConfig, annealed, objective
 from worldmodel.types import Batch, State
 
 Metrics = dict[str, Tensor]
 
 
-def model_loss(model: WorldModel, config: ObjectiveConfig, batch: Batch) -> tuple[Tensor, tuple[State, Metrics]]:
+def model_loss(
+    model: WorldModel, config: ObjectiveConfig, batch: Batch, now: Annealed | None = None
+) -> tuple[Tensor, tuple[State, Metrics]]:
     """The mean objective over recorded steps, the posterior states, and the exact ELBO in nats per step."""
-    loss, inference, elbo = objective(model, batch, config)
+    loss, inference, elbo = objective(model, batch, config, now)
     count = batch.mask.sum()
     terms = {"elbo": elbo.total, "kl": elbo.kl}
     terms |= {f"log_likelihood/{key}": value for key, value in elbo.log_likelihood.items()}
@@ -45,6 +47,7 @@ class Trainer:
         self.learner = Learner(
             partial(model_loss, run.model, run.config.objective), run.model.parameters(), run.config.learner
         )
+        self.updates = 0
         self.acting: AgentState | None = None
         self.observation, _ = self.envs.reset(seed=run.config.seed)
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
@@ -85,7 +88,9 @@ class Trainer:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""
         replay, device = self.config.replay, self.config.training.device
         batch = self.run.replay.sample(replay.batch_size, replay.window, device)
-        (states, metrics), report = self.learner.update(batch)
+        now = annealed(self.config.objective, self.updates, device)
+        (states, metrics), report = self.learner.update(batch, now)
+        self.updates += 1
         metrics |= {f"world_model/{name}": value for name, value in report.items()}
         return {**metrics, **self.run.behaviour.update(self.run.model, *self.starts(states, batch))}
 

@@ -1,10 +1,12 @@
 """What is optimised. The ELBO itself stays exact; weights, free nats and balance make an objective, not a bound."""
 
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from worldmodel.bounds import importance_bound
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch, Elbo, Inference
 
@@ -21,15 +23,51 @@ class ObjectiveConfig:
     free_nats: float = 1.0  # nats per step below which the KL is not pushed (Kingma et al. 2016; PlaNet 3, V3 1)
     balance: float | None = None  # share of the KL whose gradient goes to p, the rest to q (DreamerV2, Eq. 2)
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
+    anneal: int = 0  # updates over which beta rises from beta_start and free_nats falls from free_nats_start
+    beta_start: float = 0.0
+    free_nats_start: float | None = None  # free_nats throughout by default
+    bound: Literal["elbo", "iwae", "fivo"] = "elbo"  # iwae and fivo are trained as they are, without the weights above
+    particles: int = 4  # of iwae and fivo
+    resample: float = 0.5  # effective share of the particles below which fivo resamples them
 
     def __post_init__(self) -> None:
+        if self.bound not in ("elbo", "iwae", "fivo"):
+            raise ValueError(f"bound is elbo, iwae or fivo: '{self.bound}'")
+        if self.bound != "elbo" and (self.beta != 1 or self.balance is not None or self.weights or self.anneal):
+            raise ValueError(
+                f"beta, balance, weights and anneal shape the elbo; with bound: {self.bound} leave them out"
+            )
+        if self.particles < 1 or not 0 < self.resample <= 1 or self.anneal < 0:
+            raise ValueError(
+                "particles must be at least 1, resample in (0, 1], anneal not negative: "
+                f"{self.particles}, {self.resample}, {self.anneal}"
+            )
+        if self.beta_start < 0 or (self.free_nats_start or 0) < 0:
+            raise ValueError(f"beta_start and free_nats_start must not be negative: {self}")
         if self.beta < 0 or self.free_nats < 0:
             raise ValueError(f"beta and free_nats must not be negative: {self.beta}, {self.free_nats}")
         if self.balance is not None and not 0 <= self.balance <= 1:
             raise ValueError(f"balance must lie in [0, 1]: {self.balance}")
 
 
-def trained_kl(model: WorldModel, inference: Inference, config: ObjectiveConfig) -> Tensor:
+class Annealed(NamedTuple):
+    """The two numbers that a schedule moves, as tensors (), so that a compiled update stays the same."""
+
+    beta: Tensor
+    free_nats: Tensor
+
+
+def annealed(config: ObjectiveConfig, updates: int, device: torch.device | str = "cpu") -> Annealed:
+    """beta and free nats after that many updates, linear from their starts (Bowman et al. 2016, for beta)."""
+    share = min(1.0, updates / config.anneal) if config.anneal else 1.0
+    first = config.free_nats if config.free_nats_start is None else config.free_nats_start
+    values = (config.beta_start, config.beta), (first, config.free_nats)
+    return Annealed(*(torch.tensor(start + share * (end - start), device=device) for start, end in values))
+
+
+def trained_kl(
+    model: WorldModel, inference: Inference, config: ObjectiveConfig, free_nats: Tensor | None = None
+) -> Tensor:
     """(B, T): the KL as it is trained, its gradient split between prior and posterior.
 
         balance KL(sg q || p) + (1 - balance) max(free_nats, KL(q || sg p))
@@ -39,9 +77,9 @@ def trained_kl(model: WorldModel, inference: Inference, config: ObjectiveConfig)
     Free nats hold for the posterior alone: a prior that is not pushed either would stop learning the dynamics just
     where they are almost known.
     """
-    kl = model.dynamics.latent.kl
+    kl, free = model.dynamics.latent.kl, config.free_nats if free_nats is None else free_nats
     to_prior = kl(inference.posterior.detach(), inference.prior)
-    to_posterior = kl(inference.posterior, inference.prior.detach()).clamp(min=config.free_nats)
+    to_posterior = kl(inference.posterior, inference.prior.detach()).clamp(min=free)
     if config.balance is None:
         return to_posterior + (to_prior - to_prior.detach())
     return config.balance * to_prior + (1 - config.balance) * to_posterior
@@ -58,16 +96,24 @@ def check_weights(model: WorldModel, config: ObjectiveConfig) -> None:
         raise ValueError(f"objective.weights names {unknown}; the model emits {sorted(model.emissions)}")
 
 
-def objective(model: WorldModel, batch: Batch, config: ObjectiveConfig) -> tuple[Tensor, Inference, Elbo]:
+def objective(
+    model: WorldModel, batch: Batch, config: ObjectiveConfig, now: Annealed | None = None
+) -> tuple[Tensor, Inference, Elbo]:
     """The loss of every step (B, T), with the inference and the exact ELBO it was computed from.
 
+    Args:
+        now: beta and free nats of this update; those at the end of the schedule by default.
     Raises:
         ValueError: if `config.weights` names no emission of the model.
     """
     check_weights(model, config)
     inference = model.observe(batch)
     elbo = model.elbo(batch, inference)
-    fit = torch.stack([config.weights.get(key, 1.0) * log for key, log in elbo.log_likelihood.items()]).sum(0)
-    loss = config.beta * trained_kl(model, inference, config) * batch.mask - fit
+    if config.bound == "elbo":
+        beta, free_nats = (config.beta, None) if now is None else now
+        fit = torch.stack([config.weights.get(key, 1.0) * log for key, log in elbo.log_likelihood.items()]).sum(0)
+        loss = beta * trained_kl(model, inference, config, free_nats) * batch.mask - fit
+    else:
+        loss = -importance_bound(model, batch, config.particles, config.resample if config.bound == "fivo" else 0.0)
     assert loss.shape == batch.reward.shape, (loss.shape, batch.reward.shape)
     return loss, inference, elbo

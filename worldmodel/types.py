@@ -53,6 +53,7 @@ class Inference(NamedTuple):
     states: State  # posterior states s_1..s_T, each field (B, T, ...)
     prior: Tensor  # (B, T, P) parameters of p(z_t | .)
     posterior: Tensor  # (B, T, P) parameters of q(z_t | .)
+    sample: Tensor  # (B, T, Z): z_t, drawn from the posterior
 
 
 class Elbo(NamedTuple):

@@ -207,14 +207,6 @@ def test_final_seeds_are_not_those_of_training(trained: Run) -> None:
 # ------------------------------------------------------------------------------------------------- schedule
 
 
-class Counted(Trainer):
-    updates = 0
-
-    def update(self) -> dict[str, torch.Tensor]:
-        self.updates += 1
-        return super().update()
-
-
 class Silent:
     """Stands in for logger and progress."""
 
@@ -233,7 +225,7 @@ def test_updates_follow_the_replay_ratio(tmp_path: Path, ratio: float, num_envs:
     """36 steps after the prefill, 4 x 8 replayed steps per update: pretrain + 36 ratio / 32 updates."""
     changes = {"training": {"replay_ratio": ratio}, "env": {"num_envs": num_envs}, "evaluation": {"every": 1000}}
     made = Run.create(tmp_path / "run", load_config(merge(TINY, changes)))
-    trainer: Any = Counted(made)
+    trainer = Trainer(made)
     silent: Any = Silent()
     Loop(trainer, silent, silent).run()
     assert trainer.updates == expected

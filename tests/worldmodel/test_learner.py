@@ -1,14 +1,16 @@
 """The objective is the ELBO under neutral settings, and what its config says otherwise; the learner minimises it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from worldmodel.bounds import importance_bound
 from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.model import WorldModel
-from worldmodel.objective import ObjectiveConfig, objective, trained_kl
+from worldmodel.objective import ObjectiveConfig, annealed, objective, trained_kl
 from worldmodel.types import Batch, Inference
 
 Build = Callable[..., WorldModel]
@@ -45,11 +47,53 @@ def test_unknown_emission_in_the_weights_is_named(build: Build, window: Window) 
         objective(build("rssm"), window(1, 2), ObjectiveConfig(weights={"rewrad": 1.0}))
 
 
-@pytest.mark.parametrize("wrong", [{"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}])
-def test_objective_config_refuses_nonsense(wrong: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    ("updates", "beta", "free_nats"), [(0, 0.0, 3.0), (1, 0.25, 2.5), (4, 1.0, 1.0), (100, 1.0, 1.0)]
+)
+def test_schedule_of_the_objective(build: Build, window: Window, updates: int, beta: float, free_nats: float) -> None:
+    config = ObjectiveConfig(anneal=4, free_nats=1.0, free_nats_start=3.0)
+    now = annealed(config, updates)
+    assert (float(now.beta), float(now.free_nats)) == (beta, free_nats)
+    model, batch = build("rssm"), window(2, 3)
+    torch.manual_seed(0)
+    loss = objective(model, batch, config, now)[0]
+    torch.manual_seed(0)
+    torch.testing.assert_close(loss, objective(model, batch, ObjectiveConfig(beta=beta, free_nats=free_nats))[0])
+
+
+def test_without_a_schedule_nothing_changes_with_the_updates() -> None:
+    config = ObjectiveConfig(beta=0.5, free_nats=2.0)
+    assert [float(x) for x in annealed(config, 0)] == [float(x) for x in annealed(config, 9)] == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(("bound", "resample"), [("iwae", 0.0), ("fivo", 0.5)])
+def test_a_bound_is_trained_as_it_is(build: Build, window: Window, bound: Any, resample: float) -> None:
+    model, batch = build("vrnn"), window(2, 3)
+    torch.manual_seed(0)
+    loss, inference, elbo = objective(model, batch, ObjectiveConfig(bound=bound, particles=3))
+    torch.manual_seed(0)
+    model.elbo(batch)  # measured beside it
+    torch.testing.assert_close(loss, -importance_bound(model, batch, 3, resample))
+    assert inference.sample.shape[0] == len(elbo.total) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}, {"free_nats_start": -0.25}, {"beta_start": -0.75}),
+        *({"bound": "evidence"}, {"particles": 0}, {"resample": 1.25}, {"anneal": -3}),
+    ],
+)
+def test_objective_config_refuses_nonsense(wrong: dict[str, Any]) -> None:
     (value,) = wrong.values()
     with pytest.raises(ValueError, match=str(value)):
-        ObjectiveConfig(**wrong)  # type: ignore[arg-type]
+        ObjectiveConfig(**wrong)
+
+
+@pytest.mark.parametrize("shape", [{"beta": 0.5}, {"balance": 0.8}, {"weights": {"x": 2.0}}, {"anneal": 10}])
+def test_what_shapes_the_elbo_does_not_go_with_another_bound(shape: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="bound: fivo"):
+        ObjectiveConfig(bound="fivo", **shape)
 
 
 def leaves(model: WorldModel, batch: Batch) -> Inference:

@@ -108,7 +108,7 @@ class SequentialVAE(nn.Module, ABC):
         _, (z, posterior, *fields) = scan(step, state, (embed, control, evidence, is_first))
         contexts = self.Context(*fields)
         states = self.with_observation(self.with_latent(contexts, z), embed)
-        return Inference(states, self.prior(contexts), posterior)
+        return Inference(states, self.prior(contexts), posterior, z)
 
     def filter(self, state: State, embed: Tensor, control: Tensor, is_first: Tensor, sample: bool = True) -> State:
         """One step of :meth:`observe`: s_{t-1}, x_t (B, E), u_{t-1} (B, A), is_first (B,) -> s_t.
