@@ -31,7 +31,7 @@ def tensor(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# Gedon et al. 2021, with RECIPES' test vector.
+# Gedon et al. 2021, and five steps of it with an evidence computed elsewhere.
 GEDON = LinearSystem(
     A=tensor([[0.7, 0.8], [0.0, 0.1]]),
     B=tensor([[-1.0], [0.1]]),
