@@ -50,7 +50,17 @@ def _classic() -> list[Curve]:
     ]
 
 
-SUITES = {"classic": _classic()}
+def _family() -> list[Curve]:
+    """Every member that can act, on one task, with one config but for the member's name."""
+    often = ("--evaluation.every", "200", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    members = ("dkf", "dvbf", "kvae", "storn", "vrnn", "srnn", "rvae", "rssm")
+    return [
+        Curve("Pendulum-v1", name, "configs/pendulum.yaml", ("--model.dynamics.name", name, *often), -250, (2000, -250))
+        for name in members
+    ]
+
+
+SUITES = {"classic": _classic(), "family": _family()}
 
 
 def rows(folder: Path) -> list[dict[str, float]]:

@@ -319,6 +319,21 @@ def test_every_member_family_and_environment_trains(tmp_path: Path, member: str,
     assert all(value is not None for value in metrics.values())
 
 
+@pytest.mark.parametrize("member", ["dvbf", "kvae", "storn", "vrnn", "srnn", "rvae"])
+def test_every_member_that_can_act_trains(tmp_path: Path, member: str) -> None:
+    """With the defaults of its section, on a dictionary of numbers and classes; and it can be loaded and used."""
+    made = run(tmp_path / "run", env=ENVS["dict"], model={"dynamics": {"name": member}}, **SHORT)
+    assert all(p.isfinite().all() for p in (*made.model.parameters(), *made.behaviour.parameters()))
+    assert Run.load(made.folder).evaluate(1).lengths == [7]
+
+
+@pytest.mark.parametrize(("member", "why"), [("dsae", "cannot filter"), ("vae", "cannot imagine")])
+def test_members_that_cannot_act_are_refused(tmp_path: Path, member: str, why: str) -> None:
+    with pytest.raises(ValueError, match=rf"{member} as configured {why}.*rssm"):
+        run(tmp_path / "run", model={"dynamics": {"name": member}})
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("env", "gradient"), [("pendulum", "score"), ("cartpole", "pathwise")])
 def test_the_other_gradient_trains(tmp_path: Path, env: str, gradient: str) -> None:
     made = run(tmp_path / "run", env=ENVS[env], behaviour={"gradient": gradient}, **SHORT)
