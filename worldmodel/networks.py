@@ -38,16 +38,24 @@ class GRUCell(nn.Module):
     """Gated recurrent unit with layer norm on its gates, as in the Dreamer line (Hafner et al. 2020).
 
     reset = sigmoid(r), candidate = tanh(reset * c), update = sigmoid(u - 1), h' = update c + (1 - update) h, where
-    [r, c, u] = LayerNorm(W [x, h] + b). The update gate starts near closed, so that memory is the default.
+    [r, c, u] = LayerNorm(W x + V h + b). The update gate starts near closed, so that memory is the default.
     """
 
     def __init__(self, inputs: int, size: int) -> None:
         super().__init__()
-        self.gates = nn.Linear(inputs + size, 3 * size)
+        self.of_input = nn.Linear(inputs, 3 * size)
+        self.of_memory = nn.Linear(size, 3 * size, bias=False)
         self.norm = nn.LayerNorm(3 * size)
+        bound = (inputs + size) ** -0.5  # that of one layer over both
+        for parameter in (self.of_input.weight, self.of_input.bias, self.of_memory.weight):
+            nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        reset, candidate, update = self.norm(self.gates(torch.cat([x, h], -1))).chunk(3, -1)
+        return self.step(self.of_input(x), h)
+
+    def step(self, drive: Tensor, h: Tensor) -> Tensor:
+        """h' from `of_input(x)`, which can be computed for all t at once where x is known."""
+        reset, candidate, update = self.norm(drive + self.of_memory(h)).chunk(3, -1)
         candidate = torch.tanh(reset.sigmoid() * candidate)
         return torch.lerp(h, candidate, (update - 1).sigmoid())
 

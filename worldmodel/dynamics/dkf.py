@@ -32,7 +32,7 @@ class DKFState(NamedTuple):
 
 
 class DKFContext(NamedTuple):
-    linear: Tensor  # (..., P) linear part of the transition
+    inputs: Tensor  # z_{t-1}, u_{t-1} (..., Z + A)
     hidden: Tensor  # (..., hidden) features of z_{t-1}, u_{t-1}
 
 
@@ -68,10 +68,11 @@ class DKF(SequentialVAE):
 
     def advance(self, state: DKFState, control: Tensor) -> DKFContext:
         inputs = torch.cat([state.latent, control], -1)
-        return DKFContext(self.linear(inputs), self.hidden(inputs))
+        return DKFContext(inputs, self.hidden(inputs))
 
     def prior(self, context: DKFContext) -> Tensor:
-        return torch.lerp(context.linear, self.nonlinear(context.hidden), self.gate(context.hidden).sigmoid())
+        gate = self.gate(context.hidden).sigmoid()
+        return torch.lerp(self.linear(context.inputs), self.nonlinear(context.hidden), gate)
 
     def posterior(self, context: DKFContext, evidence: Tensor) -> Tensor:
         return self.posterior_net(context.hidden, evidence)

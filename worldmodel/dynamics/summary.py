@@ -28,14 +28,14 @@ class Recurrence(nn.Module):
         after = torch.cat([is_first[:, 1:], torch.ones_like(is_first[:, :1])], 1)
 
         def step(memory: Memory, now: tuple[Tensor, ...]) -> tuple[Memory, tuple[Tensor, ...]]:
-            value, border = now
+            drive, border = now
             (summary,) = restart(memory, empty, border)
-            summary = self.cell(value, summary)
+            summary = self.cell.step(drive, summary)
             return Memory(summary), (summary,)
 
         begin = empty if start is None else Memory(start)
         border = after if self.backward else is_first
-        _, (summaries,) = scan(step, begin, (inputs, border), reverse=self.backward)
+        _, (summaries,) = scan(step, begin, (self.cell.of_input(inputs), border), reverse=self.backward)
         return summaries
 
 
