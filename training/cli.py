@@ -1,4 +1,7 @@
-"""The command line: `worldmodel train | evaluate | collect`. Imports torch only after the arguments are understood."""
+"""The command line: `worldmodel train | evaluate | diagnose | collect`.
+
+Imports torch only after the arguments are understood.
+"""
 
 import argparse
 import json
@@ -27,6 +30,15 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
     evaluate.add_argument("--device", help="default: the one it was trained on")
     evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
+    diagnose = commands.add_parser("diagnose", help="what a trained model believes: forecasts, collapse, actions")
+    diagnose.add_argument("run", metavar="RUN", help="a run folder; figures and numbers go into RUN/media")
+    diagnose.add_argument("data", nargs="?", metavar="DATA", help="an .npz of collect; default: the run's own replay")
+    diagnose.add_argument("--context", type=int, default=8, help="steps seen before a forecast; default: %(default)s")
+    diagnose.add_argument("--horizon", type=int, default=15, help="steps imagined; default: %(default)s")
+    diagnose.add_argument("--samples", type=int, default=64, help="imagined paths per forecast; default: %(default)s")
+    diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
+    diagnose.add_argument("--device", help="default: the one it was trained on")
+    diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
     collect.add_argument("config", help="YAML file, for its env section")
     collect.add_argument("--steps", type=int, required=True, help="environment steps")
@@ -40,12 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser().parse_known_args(given)
     overrides += rest  # top-level keys, and mistakes that the config will name
-    if overrides and options.command == "evaluate":
+    if overrides and options.command in ("evaluate", "diagnose"):
         parser().error(f"unknown arguments: {' '.join(overrides)}")
     sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
     signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
     try:
-        {"train": _train, "evaluate": _evaluate, "collect": _collect}[options.command](options, overrides)
+        run = {"train": _train, "evaluate": _evaluate, "diagnose": _diagnose, "collect": _collect}
+        run[options.command](options, overrides)
     except (ValueError, FloatingPointError) as error:
         print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
         return 2
@@ -93,6 +106,16 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     if options.json:
         summary = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
         print(json.dumps({**summary, "lengths": result.lengths, "env_steps": run.env_steps}))
+
+
+def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
+    from training.diagnose import DiagnoseConfig, diagnose
+    from training.diagnosis_report import publish
+
+    config = DiagnoseConfig(options.context, options.horizon, options.samples)
+    found = publish(diagnose(options.run, options.data, config, options.against, options.device))
+    if options.json:
+        print(json.dumps(found))
 
 
 def _collect(options: argparse.Namespace, overrides: list[str]) -> None:

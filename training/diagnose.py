@@ -1,0 +1,248 @@
+"""`worldmodel diagnose`: what a trained model believes about recorded data, measured and judged."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.run import Run
+from worldmodel.diagnostics.actions import ActionTest, action_test
+from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
+from worldmodel.diagnostics.collapse import Collapse, collapse
+from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete
+from worldmodel.diagnostics.evidence import compare
+from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
+from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores
+from worldmodel.diagnostics.windows import crop, cut, each, join
+from worldmodel.model import WorldModel
+from worldmodel.replay import SequenceReplay
+from worldmodel.spaces import ActionSpec, ObservationSpecs
+from worldmodel.types import Batch
+
+TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
+MAX_WINDOWS = 256  # that forecasts are scored on
+CHUNK = 64  # windows imagined at a time, for memory
+TESTED = 8  # imagined steps of the sequences that tests compare
+MODEL = "model"  # beside the names of the baselines
+
+
+@dataclass(frozen=True)
+class DiagnoseConfig:
+    """What is forecast from what."""
+
+    context: int = 8  # steps that are seen before the forecast begins
+    horizon: int = 15  # steps that are imagined
+    samples: int = 64  # latent paths of each window
+
+    def __post_init__(self) -> None:
+        if min(self.context, self.horizon) < 1 or self.samples < 2:
+            raise ValueError(f"context and horizon must be at least 1, samples at least 2: {self}")
+
+    @property
+    def window(self) -> int:
+        return self.context + self.horizon
+
+    @property
+    def sequence(self) -> int:
+        """Steps of the sequences that tests compare: short, so that there are many which share no step."""
+        return self.context + min(self.horizon, TESTED) + 2  # the two ends serve to shift the controls
+
+
+class Subject(NamedTuple):
+    """A trained model, and what was recorded for it."""
+
+    folder: Path
+    model: WorldModel
+    obs_specs: ObservationSpecs
+    action_spec: ActionSpec
+    replay: SequenceReplay
+    threads: int
+
+
+def open_subject(folder: str | Path, device: str | None = None) -> Subject:
+    """Read a folder that holds a trained model.
+
+    Raises:
+        ValueError: if it holds none.
+    """
+    run = Run.load(folder, device)
+    return Subject(run.folder, run.model, run.obs_specs, run.action_spec, run.replay, run.config.training.threads)
+
+
+def read_recording(file: Path, subject: Subject) -> SequenceReplay:
+    """Trajectories that `worldmodel collect` wrote, from the environment of the model.
+
+    Raises:
+        ValueError: if the file cannot be read or does not fit.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            stored = archive["stored"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
+    capacity = len(stored) * max(int(stored.max(initial=0)), 1)
+    replay = SequenceReplay(subject.obs_specs, subject.action_spec, len(stored), capacity)
+    replay.load(file)
+    return replay
+
+
+class Recording(NamedTuple):
+    """Recorded streams in two parts, each stream (1, L, ...)."""
+
+    train: list[Batch]  # the first TRAIN_SHARE of each
+    held: list[Batch]  # the rest
+
+    @staticmethod
+    def split(replay: SequenceReplay, device: torch.device) -> "Recording":
+        streams = [each(replay.stream(env), lambda leaf: leaf.to(device)) for env in range(len(replay.written))]
+        ends = [int(TRAIN_SHARE * stream.reward.shape[1]) for stream in streams]
+        pairs = list(zip(streams, ends, strict=True))
+        return Recording([crop(stream, 0, end) for stream, end in pairs], [crop(stream, end) for stream, end in pairs])
+
+
+def windows(streams: list[Batch], length: int, stride: int) -> Batch:
+    """Windows of all streams, each inside one episode; see :func:`worldmodel.diagnostics.windows.cut`.
+
+    Raises:
+        ValueError: if no episode is long enough.
+    """
+    found = join([cut(stream, length, stride) for stream in streams])
+    if not len(found.reward):
+        steps = sum(stream.reward.shape[1] for stream in streams)
+        raise ValueError(
+            f"no episode in these {steps} recorded steps holds a window of {length}: lower --context or --horizon, "
+            "or give a longer recording as DATA"
+        )
+    return found
+
+
+def thinned(batch: Batch, count: int) -> Batch:
+    """At most `count` windows, evenly spaced over all."""
+    total = len(batch.reward)
+    rows = torch.linspace(0, total - 1, min(count, total)).round().long()
+    return each(batch, lambda leaf: leaf[rows.to(leaf.device)])
+
+
+class Outlook(NamedTuple):
+    """The forecasts of one emission, and those of the baselines beside them."""
+
+    forecast: Forecast
+    scores: dict[str, Scores]  # of the model and of every baseline; NLL of Gaussians where that compares, else NaN
+    means: dict[str, Tensor]  # of the baselines (B, K, W)
+    scale: Tensor  # (W,) standard deviation in the training part: errors in this unit compare
+    discrete: bool
+
+
+class Diagnosis(NamedTuple):
+    """Everything measured; tensors where the report reads numbers."""
+
+    subject: Subject
+    config: DiagnoseConfig
+    source: str  # what it was measured on
+    seen: bool  # whether the model was trained on that
+    context: Batch  # (B, C) of the forecast windows
+    outlooks: dict[str, Outlook]
+    collapse: Collapse
+    actions: ActionTest
+    against: tuple[str, Paired] | None  # another run, and the ELBO of this one less that of the other
+
+
+@torch.no_grad()
+def diagnose(
+    run: str | Path,
+    data: str | Path | None = None,
+    config: DiagnoseConfig | None = None,
+    against: str | Path | None = None,
+    device: str | None = None,
+) -> Diagnosis:
+    """Measure the model of a run on its own replay, or on a recording. The same every time it is called.
+
+    Args:
+        run: a run folder.
+        data: an `.npz` of `worldmodel collect`; the run's replay by default, which the model has been trained on.
+        against: another run folder, whose ELBO on the same data is compared.
+        device: by default the one it was trained on.
+    Raises:
+        ValueError: if a folder or file cannot be used, or the recording is too short.
+    """
+    config = config or DiagnoseConfig()
+    subject = open_subject(run, device)
+    torch.set_num_threads(subject.threads)
+    replay = subject.replay if data is None else read_recording(Path(data), subject)
+    if not len(replay):
+        raise ValueError(f"{data or subject.folder} holds no recorded steps: give a recording as DATA")
+    recording = Recording.split(replay, next(subject.model.parameters()).device)
+    disjoint = windows(recording.held, config.sequence, config.sequence)
+    source = f"{data or subject.folder}: last {1 - TRAIN_SHARE:.0%} of each stream"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ahead = thinned(windows(recording.held, config.window, max(config.window // 4, 1)), MAX_WINDOWS)
+        return Diagnosis(
+            subject,
+            config,
+            source,
+            data is None,
+            crop(ahead, 0, config.context),
+            outlooks(subject.model, recording, ahead, config),
+            collapse(subject.model, disjoint),
+            action_test(subject.model, disjoint, config.context, config.samples),
+            None if against is None else (str(against), _compare(subject, against, disjoint, device)),
+        )
+
+
+def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: DiagnoseConfig) -> dict[str, Outlook]:
+    """Forecasts of the windows `ahead` (B, C + K) by the model and by baselines fitted to the training part."""
+    sample = thinned(windows(recording.train, config.window, max(config.window // 4, 1)), 4 * MAX_WINDOWS)
+    train = _one_stream(recording.train)
+    baselines = fit_baselines(model, train, sample, config.context)
+    data = series(model, ahead)
+    means = {name: by_name(model, ahead, each.predict(data, config.context)) for name, each in baselines.items()}
+    stds = {name: by_name(model, ahead, each.std) for name, each in baselines.items()}
+    scale = by_name(model, ahead, series(model, train).values[0].std(0, correction=0))
+    forecasts = forecast_all(model, ahead, config)
+    found = {}
+    for key, emission in emissions(model, ahead).items():
+        judged = {MODEL: scores(forecasts[key])}
+        for name in baselines:
+            gaussian = gaussian_scores(means[name][key], stds[name][key], forecasts[key].value)
+            unlike = not has_density(emission.head)
+            judged[name] = gaussian._replace(nll=gaussian.nll * torch.nan) if unlike else gaussian
+        own = {name: mean[key] for name, mean in means.items()}
+        found[key] = Outlook(forecasts[key], judged, own, scale[key], is_discrete(emission.head))
+    return found
+
+
+def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dict[str, Forecast]:
+    """Open-loop forecasts of all windows, a few at a time."""
+    parts = [
+        open_loop(model, each(ahead, lambda leaf, i=i: leaf[i : i + CHUNK]), config.context, config.samples)  # type: ignore[misc]
+        for i in range(0, len(ahead.reward), CHUNK)
+    ]
+    whole = {}
+    for key in parts[0]:
+        mean, samples, log_prob, value = zip(*(part[key] for part in parts), strict=True)
+        whole[key] = Forecast(torch.cat(mean), torch.cat(samples, 1), torch.cat(log_prob), torch.cat(value))
+    return whole
+
+
+def _one_stream(streams: list[Batch]) -> Batch:
+    """All streams one after the other, (1, L, ...); where one begins there is a border."""
+    marked = [stream._replace(is_first=_begun(stream.is_first)) for stream in streams]
+    obs = {key: torch.cat([stream.obs[key] for stream in marked], 1) for key in marked[0].obs}
+    return Batch(obs, *(torch.cat(leaves, 1) for leaves in zip(*(stream[1:] for stream in marked), strict=True)))
+
+
+def _begun(is_first: Tensor) -> Tensor:
+    is_first = is_first.clone()
+    is_first[:, :1] = True
+    return is_first
+
+
+def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Paired:
+    other = open_subject(against, device)
+    if (other.obs_specs, other.action_spec) != (subject.obs_specs, subject.action_spec):
+        raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
+    return compare(subject.model, other.model, batch)

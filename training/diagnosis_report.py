@@ -1,0 +1,254 @@
+"""A diagnosis as verdicts, as a table for a person and as JSON."""
+
+import json
+import math
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from training.checkpoint import write_text_atomic
+from training.diagnose import MODEL, Diagnosis, Outlook
+from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
+from worldmodel.diagnostics.collapse import labelled
+from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, paired, skill
+
+MEDIA = "media"  # in the run folder
+
+TOLERANCE = 0.07
+"""By how much the coverage of the 80 % interval may miss before a model is called over- or underconfident."""
+
+
+def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
+    """One line on each question."""
+    lines = {
+        "latent": diagnosis.collapse.verdict(),
+        "actions": diagnosis.actions.verdict(),
+        "open loop": open_loop_verdict(diagnosis),
+        "calibration": calibration_verdict(diagnosis),
+    }
+    if diagnosis.against:
+        lines["against"] = against_verdict(*diagnosis.against)
+    return lines
+
+
+def scaled_rmse(outlook: Outlook, name: str) -> Tensor:
+    """(K,): RMSE over all entries of an emission in units of their training standard deviation."""
+    error = outlook.scores[name].rmse / outlook.scale
+    return error[:, outlook.scale > 0].square().mean(1).sqrt()
+
+
+def skills(outlook: Outlook) -> dict[str, Tensor]:
+    """{baseline: (K,)}: see :func:`worldmodel.diagnostics.scores.skill`."""
+    own = scaled_rmse(outlook, MODEL)
+    return {name: skill(own, scaled_rmse(outlook, name)) for name in outlook.scores if name != MODEL}
+
+
+def open_loop_verdict(diagnosis: Diagnosis) -> str:
+    """At the last step of the horizon, by emission: the baseline that comes closest."""
+    horizon, lines = diagnosis.config.horizon, []
+    for key, outlook in diagnosis.outlooks.items():
+        name, value = min(((name, float(each[-1])) for name, each in skills(outlook).items()), key=lambda pair: pair[1])
+        if math.isnan(value):
+            continue
+        what = "better than every baseline" if value > 0 else f"no better than {name}"
+        lines.append(f"{key} {what} (skill {value:+.2f} over {name})")
+    return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
+
+
+def mean_coverage(diagnosis: Diagnosis) -> Tensor:
+    """(levels,): over steps and entries of everything continuous that varies; NaN if nothing is."""
+    parts = [
+        calibration_of(each).coverage[..., each.scale > 0].flatten(1)
+        for each in diagnosis.outlooks.values()
+        if not each.discrete
+    ]
+    return torch.cat(parts, 1).mean(1) if parts else torch.full((len(LEVELS),), torch.nan)
+
+
+def calibration_of(outlook: Outlook) -> Calibration:
+    """Of the model's own forecasts."""
+    return calibration(outlook.forecast.samples, outlook.forecast.value)
+
+
+def calibration_verdict(diagnosis: Diagnosis) -> str:
+    """From the 80 % intervals of all steps and entries together."""
+    covered = dict(zip(LEVELS, mean_coverage(diagnosis).tolist(), strict=True))
+    if math.isnan(covered[0.8]):
+        return "nothing continuous varies"
+    off = covered[0.8] - 0.8
+    name = "calibrated" if abs(off) <= TOLERANCE else "overconfident" if off < 0 else "underconfident"
+    return f"{name}: " + ", ".join(f"{level:.0%} intervals hold {share:.0%}" for level, share in covered.items())
+
+
+def against_verdict(other: str, difference: Paired) -> str:
+    """Who explains the data better, by the exact ELBO."""
+    mean, error = float(difference.mean), float(difference.error)
+    word = "as good as" if abs(float(difference.z)) < 3 else "better than" if mean > 0 else "worse than"
+    return f"{word} {other}: ELBO {mean:+.3f} ± {error:.3f} nats per step"
+
+
+def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Everything as numbers, in the units that the names say; lists go over the horizon, then over entries."""
+    config, actions = diagnosis.config, diagnosis.actions
+    return {
+        "run": str(diagnosis.subject.folder),
+        "data": diagnosis.source,
+        "trained_on": diagnosis.seen,
+        "context": config.context,
+        "horizon": config.horizon,
+        "samples": config.samples,
+        "windows": len(diagnosis.context.reward),
+        "verdicts": verdicts(diagnosis),
+        "open_loop": {key: _outlook_json(each) for key, each in diagnosis.outlooks.items()},
+        "collapse": {
+            "kl_nats": plain(diagnosis.collapse.kl),
+            "active_by_kl": plain(diagnosis.collapse.active_by_kl),
+            "active_by_variance": plain(diagnosis.collapse.active_by_variance),
+            "explained_variance": {name: _finite(r2) for name, r2 in labelled(diagnosis.collapse.explained).items()},
+        },
+        "actions": {
+            "elbo_nats_per_step": {name: plain(value.mean()) for name, value in actions.elbo.items()},
+            "elbo_loss": {name: _paired_json(actions.loss(name)) for name in (SHUFFLED, LATE, EARLY) if actions.elbo},
+            "open_loop_nats_per_step": {name: plain(value.mean()) for name, value in actions.log_likelihood.items()},
+        },
+        "against": _paired_json(diagnosis.against[1]) if diagnosis.against else None,
+    }
+
+
+def _outlook_json(outlook: Outlook) -> dict[str, Any]:
+    found: dict[str, Any] = {name: {k: plain(v) for k, v in s._asdict().items()} for name, s in outlook.scores.items()}
+    found["scale"] = plain(outlook.scale)
+    found["skill"] = {name: plain(value) for name, value in skills(outlook).items()}
+    if not outlook.discrete:
+        measured = calibration_of(outlook)
+        coverage = zip(LEVELS, measured.coverage, strict=True)
+        found["coverage"] = {f"{level:g}": plain(share) for level, share in coverage}
+        found["error_mean"], found["error_std"] = plain(measured.error_mean), plain(measured.error_std)
+        found["pit_counts"] = plain(measured.counts)
+    return found
+
+
+def _paired_json(difference: Paired) -> dict[str, Any]:
+    return {"mean": plain(difference.mean), "standard_error": plain(difference.error)}
+
+
+def plain(tensor: Tensor) -> Any:
+    """Numbers and lists of them; JSON has no NaN, so that null stands for it."""
+    return _finite(tensor.tolist())
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def publish(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Show a diagnosis, write it to `media/` in the run folder, and return what was written as JSON."""
+    console, media = Console(highlight=False), diagnosis.subject.folder / MEDIA
+    found = to_json(diagnosis)
+    show(diagnosis, found["verdicts"], console)
+    write_text_atomic(media / "diagnosis.json", json.dumps(found, indent=1) + "\n")
+    written = ["diagnosis.json"]
+    try:
+        from training.diagnosis_plots import draw
+    except ImportError:
+        console.print("no figures: they need matplotlib, pip install 'worldmodel\\[plot]'")
+    else:
+        written += draw(diagnosis, found["verdicts"], media)
+    console.print(f"written to {media}: {', '.join(written)}", markup=False, soft_wrap=True)
+    return found
+
+
+def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None:
+    """Verdicts first, then the numbers they rest on."""
+    for name, line in judged.items():
+        console.print(f"[bold]{name:>12}[/bold]  ", end="")
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"\nmeasured on {diagnosis.source}, {len(diagnosis.context.reward)} windows", markup=False)
+    if diagnosis.seen:
+        console.print(
+            "the model was trained on these steps, the baselines on the other 80%: give a recording for unseen data"
+        )
+    console.print(forecast_table(diagnosis))
+    console.print(coverage_table(diagnosis))
+    console.print(latent_table(diagnosis))
+    if diagnosis.actions.elbo:
+        console.print(action_table(diagnosis))
+
+
+def forecast_table(diagnosis: Diagnosis) -> Table:
+    """Errors at three horizons, and scores of the whole distribution over all of them."""
+    horizon = diagnosis.config.horizon
+    steps = sorted({1, (horizon + 1) // 2, horizon})
+    table = Table(title="open loop: RMSE in training standard deviations, k steps ahead", title_justify="left")
+    headings = [*(f"k={k}" for k in steps), "CRPS", "NLL, nats"]
+    _columns(table, ["emission", "forecast"], headings)
+    for key, outlook in diagnosis.outlooks.items():
+        for name, result in outlook.scores.items():
+            error = scaled_rmse(outlook, name)
+            crps = (result.crps / outlook.scale)[:, outlook.scale > 0].mean()
+            row = [*(error[k - 1] for k in steps), crps, result.nll.mean()]
+            table.add_row(key if name == MODEL else "", name, *(f"{float(x):.3f}" for x in row))
+        table.add_section()
+    return table
+
+
+def coverage_table(diagnosis: Diagnosis) -> Table:
+    """Whether the intervals hold what they promise, one step ahead and at the end of the horizon."""
+    table = Table(title="calibration: share of values inside the central intervals", title_justify="left")
+    _columns(table, ["emission"], ["k", *(f"{level:.0%}" for level in LEVELS), "std of errors (1)"])
+    for key, outlook in diagnosis.outlooks.items():
+        if outlook.discrete or not bool((outlook.scale > 0).any()):
+            continue
+        measured, varies = calibration_of(outlook), outlook.scale > 0
+        for k in sorted({1, diagnosis.config.horizon}):
+            shares = [f"{share:.0%}" for share in measured.coverage[:, k - 1, varies].mean(-1).tolist()]
+            spread = float(measured.error_std[k - 1, varies].mean())
+            table.add_row(key, str(k), *shares, f"{spread:.2f}")
+    return table
+
+
+def _columns(table: Table, names: list[str], numbers: list[str]) -> None:
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right")
+
+
+def latent_table(diagnosis: Diagnosis) -> Table:
+    """What the latent variable carries."""
+    found = diagnosis.collapse
+    table = Table(title="latent", title_justify="left", show_header=False)
+    table.add_row("KL, nats per step", f"{float(found.kl.sum()):.2f}")
+    if len(found.kl) > 1:
+        table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
+    table.add_row("units whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
+    for name, share in labelled(found.explained).items():
+        table.add_row(f"R² of {name}", "constant" if math.isnan(share) else f"{share:.3f}")
+    return table
+
+
+def action_table(diagnosis: Diagnosis) -> Table:
+    """What wrong controls cost."""
+    actions = diagnosis.actions
+    count = len(next(iter(actions.elbo.values())))
+    table = Table(title=f"controls: nats per step over {count} sequences", title_justify="left")
+    _columns(table, ["controls"], ["ELBO", "lost", "open loop", "lost"])
+    for name, value in actions.elbo.items():
+        row = [f"{float(value.mean()):.3f}", _lost(actions.elbo, name)]
+        if actions.log_likelihood:
+            row += [f"{float(actions.log_likelihood[name].mean()):.3f}", _lost(actions.log_likelihood, name)]
+        table.add_row(name, *row)
+    return table
+
+
+def _lost(values: dict[str, Tensor], name: str) -> str:
+    right = next(iter(values))
+    if name == right:
+        return ""
+    difference = paired(values[right], values[name])
+    return f"{float(difference.mean):.3f} ± {float(difference.error):.3f}"

@@ -1,0 +1,114 @@
+"""Is the latent variable used, and what does it leave out?
+
+A posterior that equals its prior carries nothing. The quieter failure is partial: one quantity, often one that changes
+slowly, is explained as noise by a large predicted sigma. The ELBO hardly shows it; the share of that quantity's
+variance that the posterior's reconstruction explains does.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmodel.diagnostics.emissions import emissions, is_discrete
+from worldmodel.distributions import Gaussian, LatentFamily, OneHot
+from worldmodel.model import WorldModel
+from worldmodel.types import Batch
+
+ACTIVE_VARIANCE = 0.01
+"""A unit is active if the variance of its posterior mean over the data exceeds this (Burda et al. 2016, Section 5.2).
+They had a prior N(0, I). Here the prior moves: a unit can vary with it, and still be told nothing by the data."""
+
+ACTIVE_NATS = 0.01
+"""A unit is active if the data tell it more than this, KL(q || p) averaged over steps."""
+
+REPRESENTED = 0.5
+"""An observed quantity is represented if the reconstruction explains this share of its variance."""
+
+
+class Collapse(NamedTuple):
+    """What the posterior carries. A constant quantity has no variance to explain, and an R^2 that is not a number."""
+
+    kl: Tensor  # (D,) nats per step by latent dimension, by one-hot group; (1,) of families without such parts
+    variance: Tensor  # (U,) of the posterior mean over the data, by latent dimension or group
+    explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) where it is categorical
+
+    @property
+    def active_by_kl(self) -> Tensor:
+        return (self.kl > ACTIVE_NATS).sum()
+
+    @property
+    def active_by_variance(self) -> Tensor:
+        return (self.variance > ACTIVE_VARIANCE).sum()
+
+    def missing(self, threshold: float = REPRESENTED) -> dict[str, float]:
+        """{quantity: R^2} of what is not represented. A pure noise is rightly left out, and is listed as well."""
+        return {name: r2 for name, r2 in labelled(self.explained).items() if r2 < threshold}
+
+    def verdict(self, threshold: float = REPRESENTED) -> str:
+        """`healthy`, `posterior collapse`, or `partial collapse` with what is not represented."""
+        if not self.active_by_kl:
+            return "posterior collapse"
+        missing = self.missing(threshold)
+        if not missing:
+            return "healthy"
+        named = [f"{name} is not represented (R^2 {r2:.2f})" for name, r2 in sorted(missing.items())]
+        return "partial collapse: " + ", ".join(named)
+
+
+@torch.no_grad()
+def collapse(model: WorldModel, batch: Batch) -> Collapse:
+    """Infer the posterior over a batch (B, T) and measure what it carries."""
+    inference = model.observe(batch)
+    feature = model.feature(inference.states)
+    recorded = batch.mask > 0
+    kl = kl_by_dimension(model.dynamics.latent, inference.posterior, inference.prior)[recorded].mean(0)
+    mean = posterior_mean(model.dynamics.latent, inference.posterior)[recorded]
+    explained = {}
+    for name, emission in emissions(model, batch).items():
+        rows = emission.recorded
+        value, guess = emission.numbers[rows], emission.head.mean(feature[rows])
+        explained[name] = r2(value, guess, pooled=is_discrete(emission.head))
+    return Collapse(kl, mean.var(0, correction=0).sum(-1), explained)
+
+
+def kl_by_dimension(latent: LatentFamily, q: Tensor, p: Tensor) -> Tensor:
+    """(..., P), (..., P) -> (..., D): the parts of the family's own KL, which sum to it.
+
+    Independent parts are families of one dimension, or of one group, whose KL that is. Families whose dimensions
+    depend on each other have one part.
+    """
+    if isinstance(latent, Gaussian):
+        q, p = (params.unflatten(-1, (2, latent.size)).mT for params in (q, p))
+        return Gaussian(1, latent.min_std).kl(q, p)
+    if isinstance(latent, OneHot):
+        q, p = (params.unflatten(-1, (latent.groups, latent.classes)) for params in (q, p))
+        return OneHot(1, latent.classes, latent.unimix).kl(q, p)
+    return latent.kl(q, p).unsqueeze(-1)
+
+
+def posterior_mean(latent: LatentFamily, params: Tensor) -> Tensor:
+    """(..., P) -> (..., U, n): E_q[z_t], n numbers to a unit: the probabilities of a one-hot group, else one."""
+    return latent.probs(params) if isinstance(latent, OneHot) else latent.mode(params).unsqueeze(-1)
+
+
+def r2(value: Tensor, guess: Tensor, pooled: bool = False) -> Tensor:
+    """(n, W), (n, W) -> (W,): share of variance explained; (1,), of all entries together, if `pooled`.
+
+    Not a number where the value is constant.
+    """
+    left = (value - guess).square().mean(0)
+    whole = value.var(0, correction=0)
+    if pooled:
+        left, whole = left.sum(0, keepdim=True), whole.sum(0, keepdim=True)
+    tiny = 1e-10 * value.square().mean(0).amax()
+    return torch.where(whole > tiny, 1 - left / whole, torch.nan)
+
+
+def labelled(values: dict[str, Tensor]) -> dict[str, float]:
+    """{emission: (W,)} -> {"observation[0]": number}, the index left out where there is only one entry."""
+    named: dict[str, float] = {}
+    for name, entries in values.items():
+        numbers = entries.tolist()
+        named |= {name if len(numbers) == 1 else f"{name}[{i}]": number for i, number in enumerate(numbers)}
+    return named

@@ -1,0 +1,50 @@
+"""Everything a model says about the observable world, by name, in numbers that can be compared."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldmodel.model import REWARD, WorldModel
+from worldmodel.networks import Head
+from worldmodel.outputs import Bernoulli, Categorical, TwoHot
+from worldmodel.types import Batch
+
+
+class Emission(NamedTuple):
+    head: Head
+    value: Tensor  # (B, T, width) as recorded
+    numbers: Tensor  # (B, T, W): the same as one-hot codes where it is categorical, in the order of `head.mean`
+    recorded: Tensor  # (B, T) bool: where there is a value; a reset brings no reward
+
+
+def emissions(model: WorldModel, batch: Batch) -> dict[str, Emission]:
+    """Every observation key, and the reward."""
+    recorded = batch.mask > 0
+    found = {}
+    for key, head in zip(model.keys, cast(Iterable[Head], model.decoders), strict=True):
+        found[key] = Emission(head, batch.obs[key], numbers(head, batch.obs[key]), recorded)
+    if model.reward is not None:
+        reward = batch.reward.unsqueeze(-1)
+        found[REWARD] = Emission(model.reward, reward, reward, recorded & ~batch.is_first)
+    return found
+
+
+def numbers(head: Head, value: Tensor) -> Tensor:
+    """Recorded values (..., width) -> (..., W): indices become one-hot codes, everything else real numbers."""
+    if isinstance(head.output, Categorical):
+        codes = [F.one_hot(value[..., i].long(), n) for i, n in enumerate(head.output.classes)]
+        return torch.cat(codes, -1).to(torch.get_default_dtype())
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+
+
+def is_discrete(head: Head) -> bool:
+    """Whether values are classes: intervals and densities then mean nothing."""
+    return isinstance(head.output, Bernoulli | Categorical)
+
+
+def has_density(head: Head) -> bool:
+    """Whether `log_prob` is a density over the value itself, so that it compares with that of a Gaussian."""
+    return not isinstance(head.output, Bernoulli | Categorical | TwoHot)

@@ -1,0 +1,45 @@
+"""What a posterior costs, and which of two models explains the same data better."""
+
+import torch
+from torch import Tensor
+
+from worldmodel.diagnostics.scores import Paired, paired
+from worldmodel.diagnostics.windows import repeat
+from worldmodel.model import WorldModel
+from worldmodel.types import Batch
+
+
+@torch.no_grad()
+def sequence_elbo(model: WorldModel, batch: Batch, samples: int = 8) -> Tensor:
+    """(B,): the exact ELBO of each sequence in nats per recorded step, its expectation taken over `samples`."""
+    total = model.elbo(repeat(batch, samples)).total.unflatten(0, (samples, -1)).mean(0)
+    return per_step(total, batch)
+
+
+@torch.no_grad()
+def posterior_gap(model: WorldModel, batch: Batch, samples: int = 100) -> Paired:
+    """The importance-sampled log-likelihood less the ELBO, in nats per step: the price of an inexact posterior.
+
+    At least zero in expectation, and zero for the exact posterior; with few samples it is underestimated.
+    """
+    from worldmodel.bounds import log_likelihood
+
+    return paired(per_step(log_likelihood(model, batch, samples), batch), sequence_elbo(model, batch))
+
+
+def compare(model: WorldModel, other: WorldModel, batch: Batch, samples: int = 8) -> Paired:
+    """The ELBO of `model` less that of `other` in nats per step, sequence by sequence.
+
+    For models of the same emissions. With a filter and a smoother it is what the future adds to the posterior.
+
+    Raises:
+        ValueError: if the two do not explain the same things.
+    """
+    if set(model.emissions) != set(other.emissions):
+        raise ValueError(f"two models of different things: {model.emissions} and {other.emissions}")
+    return paired(sequence_elbo(model, batch, samples), sequence_elbo(other, batch, samples))
+
+
+def per_step(total: Tensor, batch: Batch) -> Tensor:
+    """(B, T), zero where padded -> (B,): the mean over recorded steps."""
+    return total.sum(1) / batch.mask.sum(1)

@@ -1,0 +1,74 @@
+"""What a model foresees: imagined with the recorded controls, from a state inferred of the steps before."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldmodel.diagnostics.emissions import emissions
+from worldmodel.diagnostics.scores import Scores, crps, root_mean_square
+from worldmodel.diagnostics.windows import crop, repeat, unbroken
+from worldmodel.model import WorldModel
+from worldmodel.scan import scan
+from worldmodel.types import Batch, State
+
+
+class Forecast(NamedTuple):
+    """One emission over K imagined steps of B windows, from S samples of the latent path; k = 1 is one step ahead."""
+
+    mean: Tensor  # (B, K, W): of the emission's means; the median where the output says so
+    samples: Tensor  # (S, B, K, W) of the emission itself, its noise included
+    log_prob: Tensor  # (B, K) log 1/S sum_s p(x_k | s_k^s) in nats: Rao-Blackwellised, no noise is sampled for it
+    value: Tensor  # (B, K, W): what was recorded
+
+
+@torch.no_grad()
+def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) -> dict[str, Forecast]:
+    """Infer a state from the first `context` steps of each window and imagine the rest with the recorded controls.
+
+    The state is sampled from `observe` of the context alone: for members that filter that is filtering, and a smoother
+    sees nothing later than the context either. Windows in which an episode begins after the context are left out.
+
+    Returns:
+        A forecast of every observation key and of the reward.
+    Raises:
+        ValueError: if nothing is left to see or to imagine, no window is whole, or the model cannot imagine.
+    """
+    length = batch.reward.shape[1]
+    if not 1 <= context < length:
+        raise ValueError(f"context must be at least 1 and leave something of the window of {length}: {context}")
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1: {samples}")
+    batch = unbroken(batch, context)
+    many = repeat(batch, samples)
+    features = imagined(model, many, context)
+    ahead, many_ahead = (emissions(model, crop(each, context)) for each in (batch, many))
+    forecasts = {}
+    for name, emission in ahead.items():
+        head = emission.head
+        logs = head.log_prob(features, many_ahead[name].value).unflatten(0, (samples, -1))
+        means = head.mean(features).unflatten(0, (samples, -1))
+        draws = head.output.sample(head(features)).unflatten(0, (samples, -1))
+        log_prob = logs.logsumexp(0) - math.log(samples)
+        forecasts[name] = Forecast(means.mean(0), draws, log_prob, emission.numbers)
+    return forecasts
+
+
+def imagined(model: WorldModel, batch: Batch, context: int) -> Tensor:
+    """(B, K, F): features of the K steps after the context, sampled with the recorded controls."""
+    states = model.observe(crop(batch, 0, context)).states
+    start = type(states)(*(field[:, -1] for field in states))
+
+    def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
+        state = model.imagine(state, *inputs)
+        return state, (model.feature(state),)
+
+    _, (features,) = scan(step, start, (batch.prev_action[:, context:],))
+    return features
+
+
+def scores(forecast: Forecast) -> Scores:
+    """Errors of a forecast by step and entry."""
+    error = root_mean_square(forecast.value - forecast.mean)
+    return Scores(error, crps(forecast.samples, forecast.value).mean(0), -forecast.log_prob.mean(0))
