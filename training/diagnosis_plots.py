@@ -50,7 +50,7 @@ def open_loop_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
         panel.set(title=key, xlabel="steps ahead, nothing observed", ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("RMSE / standard deviation of the data")
-    panels[0, 0].legend(fontsize=9)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle("How far ahead does the model foresee? Lower is better", fontsize=12)
     return figure
 
@@ -116,7 +116,7 @@ def _example(panel: Axes, seen: list[float], diagnosis: Diagnosis, key: str, ent
 
 def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     """Share of values inside the central intervals, one step ahead and at the end of the horizon."""
-    figure, panel = plt.subplots(figsize=(4.8, 4.6), layout="constrained")
+    figure, panel = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
     panel.plot([0, 1], [0, 1], color="0.4", linestyle="--", label="calibrated")
     panel.fill_between([0, 1], [0, 1], 0, color="C3", alpha=0.06, linewidth=0)
     panel.text(0.96, 0.04, "too sure of itself", ha="right", color="C3")
@@ -126,12 +126,17 @@ def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
         coverage = calibration(outlook.forecast.samples, outlook.forecast.value, CURVE).coverage
         coverage = coverage[..., outlook.scale > 0].mean(-1)
         for step, style in ((0, "-"), (-1, ":")):
-            label = f"{key}, {diagnosis.config.horizon if step else 1} ahead"
+            label = f"{key}, {diagnosis.config.horizon if step else 1} step(s) ahead"
             panel.plot(CURVE, coverage[:, step].tolist(), color=f"C{number}", linestyle=style, linewidth=2, label=label)
-    panel.set(xlim=(0, 1), ylim=(0, 1), xlabel="interval of the forecast", ylabel="share of values inside it")
+    panel.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel="promised: central interval of the forecast",
+        ylabel="held: share of values inside",
+    )
     panel.set_title("Do its intervals hold what they promise?", fontsize=12)
     panel.grid(alpha=0.3)
-    panel.legend(fontsize=8, loc="center right" if len(continuous) > 3 else "best")
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
@@ -153,6 +158,6 @@ def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     right.axvline(REPRESENTED, color="C3", linestyle="--", linewidth=1, label=f"not represented below {REPRESENTED}")
     right.invert_yaxis()
     right.set(xlim=(0, 1), xlabel="share of variance that the reconstruction explains (R²)")
-    right.set_title(judged["latent"] if len(judged["latent"]) < 60 else judged["latent"].partition(":")[0], fontsize=11)
-    right.legend(fontsize=9)
+    right.set_title(f"What the latent state explains: {judged['latent'].partition(':')[0]}", fontsize=11)
+    right.legend(fontsize=9, loc="lower right")
     return figure

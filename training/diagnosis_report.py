@@ -17,8 +17,11 @@ from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibrati
 
 MEDIA = "media"  # in the run folder
 
+JUDGED = 0.8
+"""The central interval whose coverage decides whether a model is called over- or underconfident."""
+
 TOLERANCE = 0.07
-"""By how much the coverage of the 80 % interval may miss before a model is called over- or underconfident."""
+"""By how much that coverage may miss."""
 
 
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
@@ -58,29 +61,33 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
 
 
-def mean_coverage(diagnosis: Diagnosis) -> Tensor:
-    """(levels,): over steps and entries of everything continuous that varies; NaN if nothing is."""
-    parts = [
-        calibration_of(each).coverage[..., each.scale > 0].flatten(1)
-        for each in diagnosis.outlooks.values()
-        if not each.discrete
-    ]
-    return torch.cat(parts, 1).mean(1) if parts else torch.full((len(LEVELS),), torch.nan)
-
-
 def calibration_of(outlook: Outlook) -> Calibration:
     """Of the model's own forecasts."""
     return calibration(outlook.forecast.samples, outlook.forecast.value)
 
 
+def mean_coverage(diagnosis: Diagnosis) -> Tensor:
+    """(levels, K): over the entries of everything continuous that varies; NaN if nothing does."""
+    parts = [
+        calibration_of(outlook).coverage[..., outlook.scale > 0]
+        for outlook in diagnosis.outlooks.values()
+        if not outlook.discrete
+    ]
+    empty = torch.empty(len(LEVELS), diagnosis.config.horizon, 0)
+    return torch.cat(parts or [empty], -1).mean(-1)
+
+
 def calibration_verdict(diagnosis: Diagnosis) -> str:
-    """From the 80 % intervals of all steps and entries together."""
-    covered = dict(zip(LEVELS, mean_coverage(diagnosis).tolist(), strict=True))
-    if math.isnan(covered[0.8]):
-        return "nothing continuous varies"
-    off = covered[0.8] - 0.8
-    name = "calibrated" if abs(off) <= TOLERANCE else "overconfident" if off < 0 else "underconfident"
-    return f"{name}: " + ", ".join(f"{level:.0%} intervals hold {share:.0%}" for level, share in covered.items())
+    """From the 80 % intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
+    covered, lines = mean_coverage(diagnosis)[LEVELS.index(JUDGED)], []
+    for k in sorted({1, diagnosis.config.horizon}):
+        share = float(covered[k - 1])
+        if math.isnan(share):
+            return "nothing continuous varies"
+        off = share - JUDGED
+        name = "calibrated" if abs(off) <= TOLERANCE else "overconfident" if off < 0 else "underconfident"
+        lines.append(f"{name} {k} step{'s' * (k > 1)} ahead ({JUDGED:.0%} intervals hold {share:.0%})")
+    return ", ".join(lines)
 
 
 def against_verdict(other: str, difference: Paired) -> str:

@@ -19,6 +19,9 @@ from worldmodel.types import Batch
 SIGNIFICANT = 3.0
 """Standard errors that a difference must exceed to count."""
 
+FEWEST = 8
+"""Sequences below which a standard error is itself too uncertain to decide anything."""
+
 NEGLIGIBLE = 0.1
 """Nats per step: that the actions are ignored is said only where a larger loss can be excluded."""
 
@@ -46,6 +49,10 @@ class ActionTest(NamedTuple):
             return "no controls"
         if not self.varied:
             return "controls never vary"
+        count = len(self.elbo[RIGHT])
+        undecided = f"undecided, {count} sequences are too few to tell"
+        if count < FEWEST:
+            return undecided
         if any(bool(self.loss(variant).z < -significant) for variant in (LATE, EARLY)):
             return "actions look misaligned by one step"
         loss = self.loss(SHUFFLED)
@@ -53,7 +60,7 @@ class ActionTest(NamedTuple):
             return "uses its actions"
         if loss.mean + significant * loss.error < NEGLIGIBLE:
             return "ignores its actions"
-        return f"undecided, {len(self.elbo[RIGHT])} sequences are too few to tell"
+        return undecided
 
 
 def action_test(model: WorldModel, batch: Batch, context: int, samples: int = 8) -> ActionTest:
