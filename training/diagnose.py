@@ -13,7 +13,7 @@ from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
 from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete
-from worldmodel.diagnostics.evidence import compare
+from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores
 from worldmodel.diagnostics.windows import crop, cut, each, join
@@ -26,6 +26,7 @@ TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the r
 MAX_WINDOWS = 256  # that forecasts are scored on
 CHUNK = 64  # windows imagined at a time, for memory
 TESTED = 8  # imagined steps of the sequences that tests compare
+GAP_SAMPLES = 100  # of the importance-sampled log-likelihood
 MODEL = "model"  # beside the names of the baselines
 
 
@@ -147,6 +148,7 @@ class Diagnosis(NamedTuple):
     outlooks: dict[str, Outlook]
     collapse: Collapse
     actions: ActionTest
+    gap: Paired  # log-likelihood less ELBO in nats per step: what an inexact posterior costs
     against: tuple[str, Paired] | None  # another run, and the ELBO of this one less that of the other
 
 
@@ -189,6 +191,7 @@ def diagnose(
             outlooks(subject.model, recording, ahead, config),
             collapse(subject.model, disjoint),
             action_test(subject.model, disjoint, config.context, config.samples),
+            posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             None if against is None else (str(against), _compare(subject, against, disjoint, device)),
         )
 

@@ -126,7 +126,7 @@ def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
         coverage = calibration(outlook.forecast.samples, outlook.forecast.value, CURVE).coverage
         coverage = coverage[..., outlook.scale > 0].mean(-1)
         for step, style in ((0, "-"), (-1, ":")):
-            label = f"{key}, {diagnosis.config.horizon if step else 1} step(s) ahead"
+            label = f"{key}, " + (f"{diagnosis.config.horizon} steps ahead" if step else "1 step ahead")
             panel.plot(CURVE, coverage[:, step].tolist(), color=f"C{number}", linestyle=style, linewidth=2, label=label)
     panel.set(
         xlim=(0, 1),
@@ -155,9 +155,11 @@ def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     colours = ["C0" if r2 >= REPRESENTED else "C3" for r2 in shares.values()]
     right.barh(range(len(shares)), [max(r2, 0) for r2 in shares.values()], color=colours)
     right.set_yticks(range(len(shares)), [f"{name}  {r2:.2f}" for name, r2 in shares.items()])
-    right.axvline(REPRESENTED, color="C3", linestyle="--", linewidth=1, label=f"not represented below {REPRESENTED}")
+    right.axvline(REPRESENTED, color="C3", linestyle="--", linewidth=1)
     right.invert_yaxis()
-    right.set(xlim=(0, 1), xlabel="share of variance that the reconstruction explains (R²)")
+    right.set(
+        xlim=(0, 1),
+        xlabel="R²: share of variance that the reconstruction explains\n(left of the dashed line: not represented)",
+    )
     right.set_title(f"What the latent state explains: {judged['latent'].partition(':')[0]}", fontsize=11)
-    right.legend(fontsize=9, loc="lower right")
     return figure

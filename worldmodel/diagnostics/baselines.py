@@ -69,12 +69,12 @@ class TrainMean:
 class ARX:
     """A linear autoregression with controls, x_t = c + sum_{i=1..p} A_i x_{t-i} + B_i u_{t-i} + noise.
 
-    Simulated open loop: its own predictions are its later inputs. They are kept in the range of the training data, so
-    that an unstable fit cannot explode and make others look good.
+    Simulated open loop: its own predictions are its later inputs. They are kept within the range of the training data
+    and as much again on either side, so that an unstable fit cannot explode and make others look good.
     """
 
     weight: Tensor  # (p (D + A) + 1, D): A_1', .., A_p', B_1', .., B_p', c'
-    low: Tensor  # (D,)
+    low: Tensor  # (D,) below which no prediction goes
     high: Tensor  # (D,)
     order: int  # p
 
@@ -124,7 +124,8 @@ def fit_arx(train: Series, order: int = 3, ridge: float = 1e-4) -> ARX:
         raise ValueError(f"no episode is longer than the order {order} of the linear baseline")
     weight = least_squares(torch.cat(lags, -1)[rows], values[:, order:][rows], ridge)
     seen = values[train.mask > 0]
-    return ARX(weight, seen.amin(0), seen.amax(0), order)
+    low, high = seen.amin(0), seen.amax(0)
+    return ARX(weight, low - (high - low), high + (high - low), order)
 
 
 def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:

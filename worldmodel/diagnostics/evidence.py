@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from worldmodel.bounds import log_likelihood, repeated
 from worldmodel.diagnostics.scores import Paired, paired
-from worldmodel.diagnostics.windows import repeat
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
@@ -12,7 +12,7 @@ from worldmodel.types import Batch
 @torch.no_grad()
 def sequence_elbo(model: WorldModel, batch: Batch, samples: int = 8) -> Tensor:
     """(B,): the exact ELBO of each sequence in nats per recorded step, its expectation taken over `samples`."""
-    total = model.elbo(repeat(batch, samples)).total.unflatten(0, (samples, -1)).mean(0)
+    total = model.elbo(repeated(batch, samples)).total.unflatten(0, (-1, samples)).mean(1)
     return per_step(total, batch)
 
 
@@ -22,8 +22,6 @@ def posterior_gap(model: WorldModel, batch: Batch, samples: int = 100) -> Paired
 
     At least zero in expectation, and zero for the exact posterior; with few samples it is underestimated.
     """
-    from worldmodel.bounds import log_likelihood
-
     return paired(per_step(log_likelihood(model, batch, samples), batch), sequence_elbo(model, batch))
 
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldmodel.bounds import repeated
 from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import Scores, crps, root_mean_square
-from worldmodel.diagnostics.windows import crop, repeat, unbroken
+from worldmodel.diagnostics.windows import crop, unbroken
 from worldmodel.model import WorldModel
 from worldmodel.scan import scan
 from worldmodel.types import Batch, State
@@ -41,17 +42,20 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
     if samples < 1:
         raise ValueError(f"samples must be at least 1: {samples}")
     batch = unbroken(batch, context)
-    many = repeat(batch, samples)
+    many = repeated(batch, samples)
     features = imagined(model, many, context)
     ahead, many_ahead = (emissions(model, crop(each, context)) for each in (batch, many))
+
+    def by_sample(values: Tensor) -> Tensor:
+        return values.unflatten(0, (-1, samples)).transpose(0, 1)
+
     forecasts = {}
     for name, emission in ahead.items():
         head = emission.head
-        logs = head.log_prob(features, many_ahead[name].value).unflatten(0, (samples, -1))
-        means = head.mean(features).unflatten(0, (samples, -1))
-        draws = head.output.sample(head(features)).unflatten(0, (samples, -1))
+        logs = by_sample(head.log_prob(features, many_ahead[name].value))
+        draws = by_sample(head.output.sample(head(features)))
         log_prob = logs.logsumexp(0) - math.log(samples)
-        forecasts[name] = Forecast(means.mean(0), draws, log_prob, emission.numbers)
+        forecasts[name] = Forecast(by_sample(head.mean(features)).mean(0), draws, log_prob, emission.numbers)
     return forecasts
 
 

@@ -1,4 +1,4 @@
-"""Windows of recorded sequences: cut, crop, choose and repeat them."""
+"""Windows of recorded sequences: cut, crop and choose them."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,6 @@ def each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 def crop(batch: Batch, start: int, stop: int | None = None) -> Batch:
     """Steps `start` to `stop` of every window."""
     return each(batch, lambda leaf: leaf[:, start:stop])
-
-
-def repeat(batch: Batch, count: int) -> Batch:
-    """(B, T, ...) -> (count * B, T, ...), all windows once, then all of them again."""
-    return each(batch, lambda leaf: leaf.repeat(count, *[1] * (leaf.dim() - 1)))
 
 
 def join(batches: list[Batch]) -> Batch:

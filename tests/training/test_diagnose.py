@@ -1,0 +1,117 @@
+"""`worldmodel diagnose` as a person or a script uses it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from training.cli import main
+from training.diagnose import DiagnoseConfig, Recording, diagnose, open_subject
+
+TINY: dict[str, Any] = {
+    "env": {"id": "worldmodel/Counter-v0", "kwargs": {"length": 20, "continuous": True}},
+    "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
+    "behaviour": {"hidden": 8, "starts": 4, "horizon": 2},
+    "replay": {"batch_size": 2, "window": 4},
+    "training": {"steps": 320, "prefill": 310, "pretrain": 1, "replay_ratio": 1},
+    "evaluation": {"every": 1000, "episodes": 1, "final_episodes": 1},
+    "logger": {"wandb": "disabled"},
+}
+SMALL = ["--context", "2", "--horizon", "3", "--samples", "4"]
+PAIRS = list(zip(SMALL[::2], SMALL[1::2], strict=True))
+FIGURES = {"open_loop.png", "examples.png", "latent.png", "calibration.png"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def finished(config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", config, "--run", str(folder)]) == 0
+    return folder
+
+
+def test_diagnose_writes_numbers_that_agree_with_what_it_prints(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    assert main(["diagnose", str(finished), *SMALL, "--json"]) == 0
+    *shown, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found == json.loads((finished / "media" / "diagnosis.json").read_text())
+    assert {"latent", "actions", "open loop", "calibration"} == found["verdicts"].keys()
+    assert shown[0].split(maxsplit=1) == ["latent", found["verdicts"]["latent"]]
+    assert found["trained_on"] and found["horizon"] == 3
+    model, arx = found["open_loop"]["observation"]["model"], found["open_loop"]["observation"]["linear ARX"]
+    assert len(model["nll"]) == 3 and len(model["rmse"][0]) == 2
+    assert max(map(max, arx["rmse"])) < 0.1  # it counts, and shows the action: both are linear
+    assert found["actions"]["elbo_loss"].keys() >= {"of another sequence"}
+    assert any("no figures" in line and "worldmodel[plot]" in line for line in shown)
+
+
+def test_diagnose_repeats_itself_and_leaves_the_random_state(finished: Path) -> None:
+    import torch
+
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    results = [diagnose(finished, config=DiagnoseConfig(2, 3, 4)) for _ in range(2)]
+    assert torch.equal(before, torch.random.get_rng_state())
+    first, again = (each.outlooks["observation"].forecast for each in results)
+    assert torch.equal(first.samples, again.samples)
+
+
+def test_diagnose_draws_figures_of_another_recording(
+    config: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    data = tmp_path / "data.npz"
+    assert main(["collect", config, "--steps", "330", "--out", str(data), "--env.num_envs", "3"]) == 0
+    assert main(["diagnose", str(finished), str(data), *SMALL, "--against", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert str(data) in out and "trained on these" not in out
+    assert f"as good as {finished}" in out
+    assert {file.name for file in (finished / "media").glob("*.png")} == FIGURES
+
+
+def test_the_recent_part_is_held_out(finished: Path) -> None:
+    subject = open_subject(finished)
+    stream = subject.replay.stream(0)
+    recording = Recording.split(subject.replay, stream.reward.device)
+    length = stream.reward.shape[1]
+    assert recording.train[0].reward.shape[1] == int(0.8 * length)
+    assert recording.held[0].obs["observation"].tolist() == stream.obs["observation"][:, int(0.8 * length) :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--horizon", "40"], "lower --context or --horizon"),
+        (["--context", "0"], "at least 1"),
+        (["--samples", "1"], "at least 2"),
+        (["missing.npz"], "missing.npz"),
+        (["--against", "nowhere"], "nowhere holds no run"),
+    ],
+)
+def test_diagnose_says_what_is_wrong(
+    finished: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    small = [option for pair in PAIRS if pair[0] not in arguments for option in pair]
+    assert main(["diagnose", str(finished), *arguments, *small]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_diagnose_refuses_a_recording_of_another_environment(
+    config: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "other.npz"
+    assert main(["collect", config, "--steps", "20", "--out", str(data), "--env.kwargs.continuous", "false"]) == 0
+    assert main(["diagnose", str(finished), str(data), *SMALL]) == 2
+    assert "other.npz" in capsys.readouterr().err
