@@ -166,7 +166,7 @@ def test_collect_refuses(
 # ----------------------------------------------------------------------------------------- help, and configs
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["diagnose", "--help"]])
 def test_help_is_fast_and_imports_no_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom training.cli import main\n"

@@ -146,14 +146,14 @@ def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int,
         train: recorded sequences (B, T, ...), one stream of any length included.
         windows: windows of the same data, as long as those to be predicted; for the standard deviations.
         context: steps of a window that are seen.
-        order: of the autoregression.
+        order: of the autoregression, if the context is as long.
     """
     data, sample = series(model, train), series(model, unbroken(windows, context))
     seen = data.values[data.mask > 0]
     predictors: dict[str, Predictor] = {
         "repeat last": repeat_last,
         "train mean": TrainMean(seen.mean(0)),
-        "linear ARX": fit_arx(data, order),
+        "linear ARX": fit_arx(data, min(order, context)),
     }
     floor = 1e-3 * seen.std(0, correction=0) + 1e-6  # a constant has no likelihood
     ahead = sample.values[:, context:]
