@@ -51,6 +51,8 @@ def _read_table(file: Path, observed: list[str], controlled: list[str], mark: st
             index = {name: _column(file, header, name) for name in [*observed, *controlled, *([mark] if mark else [])]}
             values, marks, lines = [], [], []
             for line, cells in rows:
+                if any(cells[len(header) :]):  # a decimal comma, perhaps
+                    raise ValueError(f"{file}, line {line}: {len(cells)} cells, under a header of {len(header)}")
                 values.append([_number(file, line, name, cells, index[name]) for name in [*observed, *controlled]])
                 marks.append(_cell(file, line, mark, cells, index[mark]) if mark else "")
                 lines.append(line)
@@ -89,6 +91,6 @@ def _number(file: Path, line: int, name: str, cells: list[str], index: int) -> f
         value = float(text)
     except ValueError:
         raise ValueError(f"{file}, line {line}, column '{name}': '{text}' is not a number") from None
-    if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
+    if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
         raise ValueError(f"{file}, line {line}, column '{name}': {text} is not a finite number")
     return value

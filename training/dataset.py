@@ -153,7 +153,7 @@ def control_units(dataset: Dataset) -> Standardise:
     Those of an environment have their unit already and keep it.
     """
     units = Standardise(dataset.control_width)
-    if not dataset.from_env and not bool(dataset.rows.is_first.all()):
+    if dataset.control_width and not dataset.from_env and not bool(dataset.rows.is_first.all()):
         units.fit(dataset.rows.prev_action, ~dataset.rows.is_first)
     return units
 

@@ -26,7 +26,7 @@ from worldmodel.types import Batch
 
 def fit(
     config: str | Path | Mapping[str, Any],
-    data: str | Path | None = None,
+    data: str | Path | Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     run: str | Path | None = None,
     **values: Any,
@@ -35,7 +35,8 @@ def fit(
 
     Args:
         config: a YAML file, or a mapping, of differences from the defaults.
-        data: what to learn from, see :func:`training.dataset_io.read`; by default the config's `data.file`.
+        data: what to learn from, see :func:`training.dataset_io.read`, by default the config's `data.file`; or more
+            of the config's section `data`, as a mapping.
         overrides: `["--section.key", "value", ...]`, as on the command line.
         run: the folder to make; by default a free one under `runs/`, named after the config.
         values: `seed=1` or whole sections as mappings.
@@ -46,9 +47,9 @@ def fit(
         ValueError: before anything is learned, for a config, data or a folder that cannot be used.
         FloatingPointError: if the loss is no longer finite.
     """
-    resolved = load_fit_config(config, overrides, **values)
     if data is not None:
-        resolved.data.file = str(data)
+        values["data"] = data if isinstance(data, Mapping) else {"file": str(data)}
+    resolved = load_fit_config(config, overrides, **values)
     torch.set_num_threads(resolved.fit.threads)
     name = Path(resolved.data.file or "fit").stem if isinstance(config, Mapping) else Path(config).stem
     folder = unclaimed(free_folder(name) if run is None else run)

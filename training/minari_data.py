@@ -1,5 +1,7 @@
 """Sequences from a Minari dataset, and our recordings as one. Needs the optional package `minari`."""
 
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,14 @@ from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_
 from worldmodel.types import Batch
 
 CONFIG = "config.yaml"  # in a run folder
+DATASET = re.compile(MINARI + r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+", re.ASCII)
+BAD_DATASET = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    OSError,
+)  # of minari: malformed names, missing formats
 
 
 def _minari() -> Any:
@@ -42,7 +52,7 @@ def read_minari(name: str, source: DataConfig) -> Dataset:
         dataset = minari.load_dataset(name)
     except FileNotFoundError as error:
         raise ValueError(f"{where} is not on this machine; `minari download {name}` fetches it: {error}") from error
-    except (ValueError, ImportError, AttributeError) as error:  # a malformed name; a file format without its package
+    except BAD_DATASET as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
     specs, control = observation_specs(dataset.observation_space), action_spec(dataset.action_space)
     keys = chosen_keys(where, list(specs), source)
@@ -81,23 +91,24 @@ def export(source: str, target: str) -> int:
         ValueError: if minari is missing, the recording cannot be read, or the dataset exists.
     """
     minari = _minari()
-    if not target.startswith(MINARI):
-        raise ValueError(f"'{target}': export writes to {MINARI}DATASET_ID")
+    if not DATASET.fullmatch(target):  # minari itself leaves an empty dataset behind when it finds out
+        raise ValueError(f"'{target}': export writes to {MINARI}NAME-vN, for example {MINARI}pendulum/random-v0")
     recording = read(DataConfig(file=source))
     env = _environment(Path(source))
     encoded = _Encoded(recording) if env is None else _Native(env)
     buffers = [_buffer(encoded, recording.part(index)) for index in range(len(recording))]
-    name = target.removeprefix(MINARI)
     try:
-        minari.create_dataset_from_buffers(
-            name,
-            buffers,
-            env=env,
-            observation_space=encoded.observation_space,
-            action_space=encoded.action_space,
-            description="recorded by worldmodel",
-        )
-    except (ValueError, AttributeError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would like to know an author, an algorithm, a permanent link
+            minari.create_dataset_from_buffers(
+                target.removeprefix(MINARI),
+                buffers,
+                env=None if env is None else env.unwrapped,  # without wrappers of ours, which others do not have
+                observation_space=encoded.observation_space,
+                action_space=encoded.action_space,
+                description="recorded by worldmodel",
+            )
+    except BAD_DATASET as error:
         raise ValueError(f"{target} cannot be written: {error}") from error
     finally:
         if env is not None:
