@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-OVERRIDES = "any key of the config can be given as --section.key value, for example --training.steps 3000"
+OVERRIDES = "any key of the config can be given as --section.key value, for example --model.hidden 128"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import read, read_parts
 from training.fit_config import FitConfig, load_fit_config
-from training.run import check_device, claim, config_of
+from training.run import check_device, claim, saved_config
 from training.scores import Score, as_results, score
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_weights
@@ -63,7 +63,7 @@ class FitRun:
             ValueError: if the folder holds no fit, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = load_fit_config(config_of(folder))
+        config = load_fit_config(saved_config(folder, "fit"))
         config.fit.device = device or config.fit.device
         missing = [name for name in (SPECS, MODEL) if not (folder / name).is_file()]
         if missing:

@@ -11,7 +11,7 @@ from envs import action_spec, make, observation_specs
 from training.checkpoint import load_module, save_module, write_text_atomic
 from training.config import Config, load_config
 from training.evaluation import Evaluation, evaluate
-from training.schema import dump_yaml, to_mapping
+from training.schema import dump_yaml, load_yaml, to_mapping
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_weights
 from worldmodel.replay import SequenceReplay
@@ -80,7 +80,7 @@ class Run:
             ValueError: if the folder holds no run, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = load_config(config_of(folder))
+        config = load_config(saved_config(folder, "train"))
         config.training.device = device or config.training.device
         with torch.random.fork_rng():
             run = Run(folder, config)
@@ -153,15 +153,21 @@ def claim(folder: Path, config: Any) -> None:
         raise ValueError(f"{folder} already holds a run: choose another --run folder") from error
 
 
-def config_of(folder: Path) -> Path:
-    """The config file of a run.
+def saved_config(folder: Path, command: str) -> dict[str, Any]:
+    """What the config file of a run says.
 
+    Args:
+        command: what made the run, "train" or "fit".
     Raises:
-        ValueError: if the folder holds no run.
+        ValueError: if the folder holds no run, or one of the other kind.
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
-    return folder / CONFIG
+    mapping = load_yaml(folder / CONFIG)
+    found = "fit" if "data" in mapping else "train"
+    if found != command:
+        raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
+    return mapping
 
 
 def check_device(name: str, key: str = "training.device") -> None:

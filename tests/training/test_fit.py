@@ -354,6 +354,16 @@ def test_a_folder_without_a_whole_fit(csv: Path, tmp_path: Path, broken: str) ->
         FitRun.load(tmp_path / "run")
 
 
+def test_the_two_kinds_of_runs_are_told_apart(csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(TINY, csv, run=tmp_path / "run")
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "holds a run of `worldmodel fit`; one of `worldmodel train`" in capsys.readouterr().err
+    (tmp_path / "run" / "config.yaml").write_text("env: {}")
+    with pytest.raises(ValueError, match="one of `worldmodel fit` is needed"):
+        FitRun.load(tmp_path / "run")
+
+
 def test_the_tanks_are_tested_on_their_other_columns(tmp_path: Path) -> None:
     """A file as the benchmark's: four columns, and an empty one."""
     columns = np.stack([np.sin(np.arange(100) / k) + k for k in (5, 7, 11, 13)], 1)
