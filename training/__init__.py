@@ -1,5 +1,6 @@
 """Puts the rooms together: the loop, the log, evaluation, checkpoints, the command line. Nothing imports it."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from worldmodel.shadow import ensure_ours
@@ -7,20 +8,18 @@ from worldmodel.shadow import ensure_ours
 ensure_ours("envs", "agents", "training")
 
 if TYPE_CHECKING:
+    from training.fit_run import FitRun
+    from training.fitting import fit
     from training.loop import train
     from training.run import Run
 
-__all__ = ["Run", "train"]
+_HOMES = {"train": "training.loop", "Run": "training.run", "fit": "training.fitting", "FitRun": "training.fit_run"}
+
+__all__ = ["FitRun", "Run", "fit", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Import torch and the rest only when they are used: the command line answers `--help` without them."""
-    if name == "train":
-        from training.loop import train
-
-        return train
-    if name == "Run":
-        from training.run import Run
-
-        return Run
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'training' has no attribute '{name}'")

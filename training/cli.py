@@ -1,4 +1,4 @@
-"""The command line: `worldmodel train | evaluate | diagnose | collect`.
+"""The command line: `worldmodel train | fit | evaluate | diagnose | collect | export`.
 
 Imports torch only after the arguments are understood.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-OVERRIDES = "any key of the config can be given as --section.key value, for example --training.steps 3000"
+OVERRIDES = "any key of the config can be given as --section.key value, for example --model.hidden 128"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,6 +25,11 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("config", help="YAML file, for example configs/pendulum.yaml")
     train.add_argument("--seed", type=int, help="of everything random; default: the config's")
     train.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
+    fit = commands.add_parser("fit", help="fit a world model to recorded sequences", epilog=OVERRIDES)
+    fit.add_argument("config", help="YAML file, for example configs/tanks.yaml")
+    fit.add_argument("data", metavar="DATA", help="a .csv or .npz file, a run folder, or minari:DATASET_ID")
+    fit.add_argument("--seed", type=int, help="of everything random but the split; default: the config's")
+    fit.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
     evaluate = commands.add_parser("evaluate", help="returns of a trained agent on seeds it never saw")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
     evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
@@ -44,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument("--steps", type=int, required=True, help="environment steps")
     collect.add_argument("--out", type=Path, required=True, metavar="PATH", help="an .npz file")
     collect.add_argument("--seed", type=int, help="default: the config's")
+    export = commands.add_parser("export", help="turn a recording into a Minari dataset")
+    export.add_argument("source", metavar="RUN_OR_NPZ", help="a run folder, or what `collect` wrote")
+    export.add_argument("target", metavar="minari:ID", help="for example minari:pendulum/random-v0")
     return top
 
 
@@ -52,13 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser().parse_known_args(given)
     overrides += rest  # top-level keys, and mistakes that the config will name
-    if overrides and options.command in ("evaluate", "diagnose"):
+    if overrides and options.command in ("evaluate", "diagnose", "export"):
         parser().error(f"unknown arguments: {' '.join(overrides)}")
     sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
     signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
     try:
-        run = {"train": _train, "evaluate": _evaluate, "diagnose": _diagnose, "collect": _collect}
-        run[options.command](options, overrides)
+        COMMANDS[options.command](options, overrides)
     except (ValueError, FloatingPointError) as error:
         print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
         return 2
@@ -96,6 +103,14 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     train(options.config, overrides, run=options.run, **_seed(options))
 
 
+def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
+    from training.fitting import fit
+    from training.scores import table
+
+    made = fit(options.config, options.data, overrides, run=options.run, **_seed(options))
+    print(table(made.results))
+
+
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from training.loop import describe
     from training.run import Run
@@ -124,3 +139,19 @@ def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
 
     rows = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
     print(f"{options.out}: {rows} rows of {options.steps} environment steps")
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> None:
+    from training.minari_data import export
+
+    print(f"{options.target}: {export(options.source, options.target)} episodes")
+
+
+COMMANDS = {
+    "train": _train,
+    "fit": _fit,
+    "evaluate": _evaluate,
+    "diagnose": _diagnose,
+    "collect": _collect,
+    "export": _export,
+}

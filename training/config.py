@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agents import ActorCriticConfig
 from envs import EnvConfig
@@ -12,6 +12,8 @@ from training.schema import ConfigError, build, load_yaml, merge, parse_override
 from worldmodel.learner import LearnerConfig
 from worldmodel.model import ModelConfig
 from worldmodel.objective import ObjectiveConfig
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -88,8 +90,13 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     Raises:
         ConfigError: naming the key, for anything that does not fit.
     """
+    return resolve(Config, source, overrides, **values)
+
+
+def resolve(cls: type[T], source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> T:
+    """A config of the dataclass `cls`; see :func:`load_config`."""
     mapping = source if isinstance(source, Mapping) else load_yaml(source)
-    return build(Config, merge(merge(mapping, parse_overrides(overrides)), values))
+    return build(cls, merge(merge(mapping, parse_overrides(overrides)), values))
 
 
 __all__ = ["Config", "ConfigError", "EvaluationConfig", "ReplayConfig", "TrainingConfig", "load_config", "to_mapping"]

@@ -23,16 +23,17 @@ class Progress:
         total_steps: environment steps at which the run ends.
         start: the step it starts or resumes at; not counted in the speed.
         console: where to write, for tests.
+        unit: what is counted, where it is no environment step.
     """
 
-    def __init__(self, total_steps: int, start: int = 0, console: Console | None = None) -> None:
-        self.total_steps, self.start = total_steps, start
+    def __init__(self, total_steps: int, start: int = 0, console: Console | None = None, unit: str = "steps") -> None:
+        self.total_steps, self.start, self.unit = total_steps, start, unit
         self.console = console or Console(stderr=True, highlight=False)
         self.bar = Bar(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[shown]}"),
-            _StepsPerSecond(),
+            _Speed(unit),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -55,7 +56,7 @@ class Progress:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in fields.items())
         self.bar.update(self.task, completed=step, shown=shown)
         if self.bar.disable and time.monotonic() - self.spoke >= PLAIN_SECONDS:
-            self.note(f"{step}/{self.total_steps} steps  {shown}  {self._speed(step):.0f} steps/s")
+            self.note(f"{step}/{self.total_steps} {self.unit}  {shown}  {self._speed(step):.0f} {self.unit}/s")
 
     def note(self, text: str) -> None:
         """Print a line that stays: above the bar, or in the log."""
@@ -66,6 +67,10 @@ class Progress:
         return (step - self.start) / max(time.monotonic() - self.began, 1e-9)
 
 
-class _StepsPerSecond(ProgressColumn):
+class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.0f} steps/s" if task.speed else "")
+        return Text(f"{task.speed:.0f} {self.unit}/s" if task.speed else "")

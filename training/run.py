@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from envs import action_spec, make, observation_specs
 from training.checkpoint import load_module, save_module, write_text_atomic
 from training.config import Config, load_config
 from training.evaluation import Evaluation, evaluate
-from training.schema import dump_yaml, to_mapping
+from training.schema import dump_yaml, load_yaml, to_mapping
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_weights
 from worldmodel.replay import SequenceReplay
@@ -59,10 +60,7 @@ class Run:
         Raises:
             ValueError: if the folder already holds a run, or as the class says.
         """
-        folder = Path(folder)
-        if folder.is_file() or (folder / CONFIG).exists():
-            raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
-        return Run(folder, config)
+        return Run(unclaimed(folder), config)
 
     def begin(self) -> None:
         """Claim the folder, with the resolved config in it.
@@ -70,12 +68,7 @@ class Run:
         Raises:
             ValueError: if another run claimed it in the meantime.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.folder / CONFIG).open("x") as file:
-                file.write(dump_yaml(to_mapping(self.config)))
-        except FileExistsError as error:
-            raise ValueError(f"{self.folder} already holds a run: choose another --run folder") from error
+        claim(self.folder, self.config)
 
     @staticmethod
     def load(folder: str | Path, device: str | None = None) -> "Run":
@@ -87,9 +80,7 @@ class Run:
             ValueError: if the folder holds no run, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        if not (folder / CONFIG).is_file():
-            raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
-        config = load_config(folder / CONFIG)
+        config = load_config(saved_config(folder, "train"))
         config.training.device = device or config.training.device
         with torch.random.fork_rng():
             run = Run(folder, config)
@@ -136,9 +127,54 @@ class Run:
         return evaluate(self.agent, self.config.env, count, FINAL, deterministic)
 
 
-def check_device(name: str) -> None:
+def unclaimed(folder: str | Path) -> Path:
+    """A folder for a new run.
+
+    Raises:
+        ValueError: if it already holds one, or is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder / CONFIG).exists():
+        raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+    return folder
+
+
+def claim(folder: Path, config: Any) -> None:
+    """Make `folder` that of a run, by writing its resolved config: of two that try, one succeeds.
+
+    Raises:
+        ValueError: if another run claimed it before.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / CONFIG).open("x") as file:
+            file.write(dump_yaml(to_mapping(config)))
+    except FileExistsError as error:
+        raise ValueError(f"{folder} already holds a run: choose another --run folder") from error
+
+
+def saved_config(folder: Path, command: str) -> dict[str, Any]:
+    """What the config file of a run says.
+
+    Args:
+        command: what made the run, "train" or "fit".
+    Raises:
+        ValueError: if the folder holds no run, or one of the other kind.
+    """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
+    mapping = load_yaml(folder / CONFIG)
+    found = "fit" if "data" in mapping else "train"
+    if found != command:
+        raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
+    return mapping
+
+
+def check_device(name: str, key: str = "training.device") -> None:
     """Refuse a device that torch cannot use here.
 
+    Args:
+        key: of the config, for the message.
     Raises:
         ValueError: with torch's reason.
     """
@@ -146,7 +182,7 @@ def check_device(name: str) -> None:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch raises either, for an unknown name or a missing build
         reason = str(error).splitlines()[0]
-        raise ValueError(f"training.device: '{name}' cannot be used here ({reason}); cpu always can") from error
+        raise ValueError(f"{key}: '{name}' cannot be used here ({reason}); cpu always can") from error
 
 
 def free_folder(name: str) -> Path:

@@ -86,6 +86,8 @@ def _value(hint: Any, value: Any, dotted: str, known: list[str]) -> Any:
         return _leaf(hint, value, dotted)
     if value is None and hint is not section:  # Optional section
         return None
+    if isinstance(value, str) and str in get_args(hint):  # a section that may be given in one word
+        return value
     return _build(section, value, dotted, known)
 
 

@@ -30,11 +30,11 @@ def model_loss(
     return loss.sum() / count, (states, metrics)
 
 
-def diverged(step: int, what: str) -> FloatingPointError:
+def diverged(step: int, what: str, remedy: str = "learner.lr or behaviour.learner.lr") -> FloatingPointError:
     """The error of a run whose numbers have left the finite ones."""
     return FloatingPointError(
         f"training diverged by step {step}: {what} is not finite. The last good weights are kept; a lower "
-        "learner.lr or behaviour.learner.lr is the first thing to try"
+        f"{remedy} is the first thing to try"
     )
 
 

@@ -86,8 +86,10 @@ class WorldModel(nn.Module):
             raise ValueError(f"an observation key has the name of another emission, rename it: {self.emissions}")
 
     @staticmethod
-    def build(config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec) -> "WorldModel":
-        """The model a config describes, for these observations and actions."""
+    def build(
+        config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec, heads: bool = True
+    ) -> "WorldModel":
+        """The model a config describes, for these observations and actions; without `heads`, of observations alone."""
         encoder = Encoder(obs_specs, config.hidden, config.encoder_layers)
         name = config.dynamics.name
         sizes = getattr(config.dynamics, name)
@@ -97,6 +99,8 @@ class WorldModel(nn.Module):
             return Head(dynamics.feature_size, config.hidden, config.head_layers, output, scale)
 
         decoders = {key: head(observation_output(spec, config.vector_output)) for key, spec in obs_specs.items()}
+        if not heads:
+            return WorldModel(encoder, dynamics, decoders)
         reward, cont = head(scalar_output(config.reward_output), 0.0), head(Bernoulli(1))
         return WorldModel(encoder, dynamics, decoders, reward, cont)
 

@@ -14,6 +14,7 @@ import yaml
 from training import Run
 from training.cli import main
 from training.config import load_config
+from training.schema import load_yaml
 from worldmodel.shadow import HOME
 
 TINY: dict[str, Any] = {
@@ -189,7 +190,7 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "command" in capsys.readouterr().err
 
 
-CONFIGS = sorted((HOME / "configs").glob("*.yaml"))
+CONFIGS = sorted(file for file in (HOME / "configs").glob("*.yaml") if "data" not in load_yaml(file))  # not of fits
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

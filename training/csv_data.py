@@ -1,0 +1,96 @@
+"""Sequences from a CSV file with a header: one row per time step, columns chosen by name."""
+
+import csv
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from training.data_config import DataConfig
+from training.dataset import Dataset, recorded
+from training.names import nearest
+from worldmodel.spaces import OBSERVATION, ObservationSpec
+
+
+class Table(NamedTuple):
+    """The chosen columns of a file."""
+
+    values: np.ndarray  # (rows, columns) float32
+    marks: list[str]  # (rows,) what the sequence column says; empty strings without one
+    lines: list[int]  # (rows,) where each row stands, counted from 1
+
+
+def read_csv(file: Path, source: DataConfig) -> Dataset:
+    """All observed columns are one vector x_t, in the order they are named in; so are the controls.
+
+    Raises:
+        ValueError: naming file, line and column, for a column that is missing or a cell that is no finite number.
+    """
+    observed, controlled = source.observations or [], source.controls or []
+    table = _read_table(file, observed, controlled, source.sequence)
+    x, u = np.split(table.values, [len(observed)], 1)
+    if source.delay:
+        u = np.roll(u, 1, 0)  # row t's control led to row t + 1; the first row of a sequence has none anyway
+    changes = [row for row in range(1, len(table.marks)) if table.marks[row] != table.marks[row - 1]]
+    pieces = list(pairwise([0, *changes, len(x)]))
+    sequences = [recorded({OBSERVATION: x[a:b]}, u[a:b]) for a, b in pieces]
+    names = [f"{file}, lines {table.lines[a]}-{table.lines[b - 1]}" for a, b in pieces]
+    return Dataset.of({OBSERVATION: ObservationSpec((len(observed),))}, sequences, names)
+
+
+def _read_table(file: Path, observed: list[str], controlled: list[str], mark: str | None) -> Table:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = _rows(csv.reader(stream))
+            _, header = next(rows, (1, []))
+            if not observed:
+                raise ValueError(f"{file}: data.observations names no column. {nearest('', header)}")
+            index = {name: _column(file, header, name) for name in [*observed, *controlled, *([mark] if mark else [])]}
+            values, marks, lines = [], [], []
+            for line, cells in rows:
+                if any(cells[len(header) :]):  # a decimal comma, perhaps
+                    raise ValueError(f"{file}, line {line}: {len(cells)} cells, under a header of {len(header)}")
+                values.append([_number(file, line, name, cells, index[name]) for name in [*observed, *controlled]])
+                marks.append(_cell(file, line, mark, cells, index[mark]) if mark else "")
+                lines.append(line)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} cannot be read as CSV: {error}") from error
+    if not values:
+        raise ValueError(f"{file}: holds a header and no rows")
+    return Table(np.array(values, np.float32), marks, lines)
+
+
+def _rows(reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Every row that is not blank, with its line."""
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            yield reader.line_num, cells
+
+
+def _column(file: Path, header: list[str], name: str) -> int:
+    if header.count(name) > 1:
+        raise ValueError(f"{file}, line 1: {header.count(name)} columns are called '{name}'")
+    if name not in header:
+        raise ValueError(f"{file}, line 1: there is no column '{name}': {nearest(name, header)}")
+    return header.index(name)
+
+
+def _cell(file: Path, line: int, name: str, cells: list[str], index: int) -> str:
+    text = cells[index].strip() if index < len(cells) else ""
+    if not text:
+        raise ValueError(f"{file}, line {line}, column '{name}': the cell is empty")
+    return text
+
+
+def _number(file: Path, line: int, name: str, cells: list[str], index: int) -> float:
+    text = _cell(file, line, name, cells, index)
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{file}, line {line}, column '{name}': '{text}' is not a number") from None
+    if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
+        raise ValueError(f"{file}, line {line}, column '{name}': {text} is not a finite number")
+    return value

@@ -1,0 +1,186 @@
+"""Recorded sequences to learn from: their rows, their borders, and the batches taken out of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldmodel.outputs import Standardise
+from worldmodel.spaces import ObservationSpec, ObservationSpecs
+from worldmodel.types import Batch
+
+
+def recorded(
+    obs: dict[str, np.ndarray],
+    control: np.ndarray,
+    reward: np.ndarray | None = None,
+    is_terminal: np.ndarray | None = None,
+) -> Batch:
+    """One sequence as a batch (1, L, ...), from x_t {key: (L, width)} and the u_{t-1} that led there (L, A).
+
+    The first row is a reset: whatever control or reward it was given is left out. Copies what it is given.
+    """
+    length = len(control)
+    at = np.arange(length)
+    reward = np.zeros(length, np.float32) if reward is None else reward
+    terminal = np.zeros(length, bool) if is_terminal is None else is_terminal
+    columns = (
+        np.where(at[:, None] == 0, 0, control).astype(np.float32),
+        np.where(at == 0, 0, reward).astype(np.float32),
+        at == 0,
+        at == length - 1,
+        terminal,
+        np.ones(length, np.float32),
+    )
+    tensors = {key: torch.from_numpy(values.copy())[None] for key, values in obs.items()}
+    return Batch(tensors, *(torch.from_numpy(column.copy())[None] for column in columns))
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches (1, L_i, ...) one after the other: (1, sum of L_i, ...)."""
+    obs = {key: torch.cat([each.obs[key] for each in batches], 1) for key in batches[0].obs}
+    return Batch(obs, *(torch.cat(columns, 1) for columns in zip(*(each[1:] for each in batches), strict=True)))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """S recorded sequences of the same observations and controls.
+
+    Rows are arrivals: x_t with the control u_{t-1} that led to it, and `is_first` with a null control at the start
+    of each sequence.
+    """
+
+    obs_specs: ObservationSpecs
+    rows: Batch  # (1, N, ...): all sequences, one after the other
+    lengths: np.ndarray  # (S,) rows of each; their sum is N
+    names: list[str]  # where each comes from, for messages
+    from_env: bool = False  # of an environment: rewards and terminations, controls in [-1, 1] or one-hot codes
+
+    @staticmethod
+    def of(specs: ObservationSpecs, sequences: Sequence[Batch], names: list[str], from_env: bool = False) -> "Dataset":
+        """From sequences (1, L, ...), at least one, each of at least one row."""
+        lengths = np.array([each.reward.shape[1] for each in sequences])
+        assert len(names) == len(lengths) and lengths.min() > 0, (names, lengths)
+        return Dataset(specs, joined(sequences), lengths, names, from_env)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def control_width(self) -> int:
+        """A; 0 where nothing is controlled."""
+        return self.rows.prev_action.shape[-1]
+
+    @property
+    def begins(self) -> np.ndarray:
+        """(S,) the first row of each sequence."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    # Other datasets out of this one.
+
+    def part(self, sequence: int, start: int = 0, stop: int | None = None) -> Batch:
+        """Rows `start` to `stop` of one sequence as a sequence of its own (1, L, ...)."""
+        stop = int(self.lengths[sequence]) if stop is None else stop
+        index = self.begins[sequence] + np.arange(start, stop)
+        cut = self._gather(index[None], np.ones((1, stop - start), bool))
+        cut.is_first[:, 0], cut.is_last[:, -1] = True, True
+        cut.prev_action[:, 0], cut.reward[:, 0] = 0, 0
+        return cut
+
+    def chosen(self, sequences: Sequence[int]) -> "Dataset":
+        """The sequences of these indices, in this order."""
+        names = [self.names[index] for index in sequences]
+        return Dataset.of(self.obs_specs, [self.part(index) for index in sequences], names, self.from_env)
+
+    def in_units(self, units: Standardise) -> "Dataset":
+        """With standardised controls; null controls stay null."""
+        control = units(self.rows.prev_action) * ~self.rows.is_first.unsqueeze(-1)
+        return replace(self, rows=self.rows._replace(prev_action=control))
+
+    # Batches.
+
+    def everything(self, device: torch.device | str = "cpu") -> Batch:
+        """All rows as one window (1, N, ...), one sequence after the other."""
+        return self._gather(np.arange(self.lengths.sum())[None], np.ones((1, self.lengths.sum()), bool), device)
+
+    def windows(self, count: int, window: int, rng: np.random.Generator, device: torch.device | str = "cpu") -> Batch:
+        """Random windows (count, window, ...), each within one sequence of at least `window` rows.
+
+        A window that would begin before its sequence or end after it is moved inside, so that a row near a border is
+        drawn at least as often as one in the middle, and the first transition is learned too.
+        """
+        slack = self.lengths + window - 1  # places where a window overlaps the sequence
+        place = rng.integers(slack.sum(), size=count)
+        ends = np.cumsum(slack)
+        sequence = np.searchsorted(ends, place, side="right")
+        start = place - (ends - slack)[sequence] - (window - 1)
+        start = np.clip(start, 0, self.lengths[sequence] - window)
+        index = (self.begins[sequence] + start)[:, None] + np.arange(window)
+        return self._gather(index, np.ones_like(index, bool), device)
+
+    def padded(self, sequences: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> Batch:
+        """Whole sequences (len(sequences), length of the longest, ...), padded at the end."""
+        chosen = np.asarray(sequences)
+        lengths = self.lengths[chosen][:, None]
+        at = np.arange(lengths.max())
+        index = self.begins[chosen][:, None] + np.minimum(at, lengths - 1)
+        return self._gather(index, at < lengths, device)
+
+    def _gather(self, index: np.ndarray, inside: np.ndarray, device: torch.device | str = "cpu") -> Batch:
+        """Rows by number (B, T); those not `inside` become padding: masked, `is_first`, without control or reward."""
+        rows, keep = torch.from_numpy(index), torch.from_numpy(inside).to(device)
+
+        def take(column: Tensor) -> Tensor:
+            return column[0, rows].to(device)
+
+        _, control, reward, first, last, terminal, mask = self.rows
+        return Batch(
+            {key: take(column) for key, column in self.rows.obs.items()},
+            take(control) * keep.unsqueeze(-1),
+            take(reward) * keep,
+            take(first) | ~keep,
+            take(last) & keep,
+            take(terminal) & keep,
+            take(mask) * keep,
+        )
+
+
+def control_units(dataset: Dataset) -> Standardise:
+    """Mean and standard deviation of the controls of a dataset, null ones at resets left out.
+
+    Those of an environment have their unit already and keep it.
+    """
+    units = Standardise(dataset.control_width)
+    if dataset.control_width and not dataset.from_env and not bool(dataset.rows.is_first.all()):
+        units.fit(dataset.rows.prev_action, ~dataset.rows.is_first)
+    return units
+
+
+def matching(other: Dataset, train: Dataset, part: str) -> Dataset:
+    """`other` under the observation keys and classes of the training data.
+
+    Raises:
+        ValueError: if it holds other widths, kinds or classes; `part` and a file are named.
+    """
+    where = f"data.{part}: {other.names[0]}"
+    ours, theirs = list(train.obs_specs.values()), list(other.obs_specs.values())
+    if [_kind(spec) for spec in theirs] != [_kind(spec) for spec in ours]:
+        raise ValueError(f"{where}: observes {_described(other)}, the training data {_described(train)}")
+    if other.control_width != train.control_width:
+        raise ValueError(f"{where}: {other.control_width} controls, the training data has {train.control_width}")
+    for key, ours_spec, spec in zip(train.obs_specs, ours, theirs, strict=True):
+        if any(theirs > ours for theirs, ours in zip(spec.classes, ours_spec.classes, strict=True)):
+            raise ValueError(f"{where}: '{key}' has classes {spec.classes}, the training data {ours_spec.classes}")
+    obs = dict(zip(train.obs_specs, other.rows.obs.values(), strict=True))
+    return replace(other, obs_specs=train.obs_specs, rows=other.rows._replace(obs=obs))
+
+
+def _kind(spec: ObservationSpec) -> tuple[int, bool]:
+    return spec.width, bool(spec.classes)
+
+
+def _described(dataset: Dataset) -> str:
+    kinds = ((key, spec.width, "discrete " if spec.classes else "") for key, spec in dataset.obs_specs.items())
+    return ", ".join(f"'{key}' ({width} {kind}values)" for key, width, kind in kinds)

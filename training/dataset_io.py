@@ -1,0 +1,84 @@
+"""Reading recorded sequences, whatever they are stored in, and dividing them into parts."""
+
+from pathlib import Path
+
+from training.data_config import PARTS, DataConfig
+from training.dataset import Dataset, matching
+from training.split import split
+
+REPLAY = Path("replay/replay.npz")  # in a run folder
+MINARI = "minari:"
+
+
+def read(source: DataConfig) -> Dataset:
+    """The sequences of `source.file`: a CSV, an .npz (ours or arrays by name), a run folder, `minari:DATASET_ID`.
+
+    Raises:
+        ValueError: naming the file and the place in it, for anything that cannot be learned from.
+    """
+    if source.file is None:
+        raise ValueError("data.file: name a file to learn from")
+    if source.file.startswith(MINARI):
+        from training.minari_data import read_minari
+
+        return read_minari(source.file.removeprefix(MINARI), source)
+    file = Path(source.file)
+    if file.is_dir():
+        if not (file / REPLAY).is_file():
+            raise ValueError(f"{file}: a folder without {REPLAY}: give a run folder, or a file in it")
+        file /= REPLAY
+    if not file.is_file():
+        raise ValueError(f"no file at {file}")
+    if file.suffix.lower() == ".npz":
+        from training.npz_data import read_npz
+
+        return read_npz(file, source)
+    if file.suffix.lower() == ".csv":
+        from training.csv_data import read_csv
+
+        return read_csv(file, source)
+    raise ValueError(f"{file}: sequences are read from .csv, .npz, a run folder or {MINARI}DATASET_ID")
+
+
+def read_parts(config: DataConfig) -> dict[str, Dataset]:
+    """Training, validation and, where there is one, test data, in units as they were recorded.
+
+    Raises:
+        ValueError: as :func:`read` and :func:`split` say, if parts do not fit each other, or a training sequence is
+            shorter than the window.
+    """
+    everything = read(config)
+    if config.rewards and not everything.from_env:
+        raise ValueError(f"data.rewards: {everything.names[0]} holds no rewards, only recordings do")
+    own = [part for part in PARTS if getattr(config, part, None) is not None]
+    shares = {part: getattr(config.split, part) for part in PARTS if part not in own}
+    parts = split(everything, shares, config.split.seed)
+    parts |= {part: matching(read(config.source(part)), everything, part) for part in own}
+    parts["train"] = long_enough(parts["train"], config)
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def long_enough(train: Dataset, config: DataConfig) -> Dataset:
+    """The training sequences that a window fits into.
+
+    Raises:
+        ValueError: naming the first that is too short, unless it may be dropped.
+    """
+    window = 1 if config.window is None else config.window
+    keep = [index for index, length in enumerate(train.lengths) if length >= window]
+    if len(keep) == len(train):
+        return train
+    if config.drop_short and keep:
+        return train.chosen(keep)
+    short = next(index for index, length in enumerate(train.lengths) if length < window)
+    remedy = (
+        f"set data.window to {train.lengths.max()} or less"
+        if config.drop_short
+        else (
+            f"set data.window to {train.lengths.min()} or less, to null for whole sequences, or data.drop_short to true"
+        )
+    )
+    raise ValueError(
+        f"{train.names[short]}: a sequence of {train.lengths[short]} steps is shorter than the window of {window} "
+        f"({len(train) - len(keep)} of {len(train)} training sequences are): {remedy}"
+    )

@@ -1,0 +1,57 @@
+"""Everything a fit to recorded sequences can be told, and the defaults."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.config import resolve
+from training.data_config import DataConfig
+from training.logger import LoggerConfig
+from worldmodel.learner import LearnerConfig
+from worldmodel.model import ModelConfig
+from worldmodel.objective import ObjectiveConfig
+
+
+@dataclass
+class UpdatesConfig:
+    """How long is learned, and how it is checked."""
+
+    updates: int = 5_000  # at most
+    batch_size: int = 32  # windows, or whole sequences, per update
+    evaluate_every: int = 250  # updates between two looks at the validation data
+    patience: int = 8  # looks without a better ELBO before it stops; 0: it never does
+    final_lr_ratio: float = 1.0  # of the first learning rate, reached on a straight line by the last update
+    samples: int = 0  # per sequence, of the importance-sampled log-likelihood in the final table; 0: none
+    threads: int = 1  # of torch
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if min(self.updates, self.batch_size, self.evaluate_every, self.threads) < 1:
+            raise ValueError("updates, batch_size, evaluate_every and threads must be at least 1")
+        if min(self.patience, self.samples) < 0:
+            raise ValueError(f"patience and samples must be at least 0: {self.patience}, {self.samples}")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise ValueError(f"final_lr_ratio must lie in [0, 1]: {self.final_lr_ratio}")
+
+
+@dataclass
+class FitConfig:
+    """One fit of a model to recorded sequences."""
+
+    seed: int = 0  # of weights, windows and noise; `data.split.seed` is apart, so that seeds share their split
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    fit: UpdatesConfig = field(default_factory=UpdatesConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0: {self.seed}")
+
+
+def load_fit_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> FitConfig:
+    """As :func:`training.config.load_config`, of a fit."""
+    return resolve(FitConfig, source, overrides, **values)

@@ -1,0 +1,134 @@
+"""The folder of a fit and what lives in it: `config.yaml  metrics.jsonl  results.json  checkpoint/  wandb/`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import load_module, save_module, write_text_atomic
+from training.data_config import DataConfig
+from training.dataset import Dataset
+from training.dataset_io import read, read_parts
+from training.fit_config import FitConfig, load_fit_config
+from training.run import check_device, claim, saved_config
+from training.scores import Score, as_results, score
+from worldmodel.model import WorldModel
+from worldmodel.objective import check_weights
+from worldmodel.outputs import Standardise
+from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
+
+MODEL, SPECS, RESULTS = "checkpoint/model.safetensors", "checkpoint/specs.json", "results.json"
+
+
+class FitRun:
+    """The parts of one fit, new or read back: `config`, `model`, `obs_specs`, `units` of the controls, `results`.
+
+    Raises:
+        ValueError: if the device cannot be used, or the objective weighs what the model does not emit.
+    """
+
+    def __init__(self, folder: Path, config: FitConfig, obs_specs: ObservationSpecs, units: Standardise) -> None:
+        self.folder, self.config, self.obs_specs, self.units = folder, config, obs_specs, units
+        check_device(config.fit.device, "fit.device")
+        torch.manual_seed(config.seed)
+        control = ActionSpec((len(units.loc),))
+        model = WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards)
+        self.model = model.to(config.fit.device)
+        check_weights(self.model, config.objective)
+        self.results: dict[str, dict[str, float]] = {}  # what results.json holds; empty before the end
+
+    def begin(self) -> None:
+        """Claim the folder: config and specs, so that weights saved at any time later can be read back.
+
+        Raises:
+            ValueError: if another run claimed it in the meantime.
+        """
+        claim(self.folder, self.config)
+        specs = {
+            "observations": {key: asdict(spec) for key, spec in self.obs_specs.items()},
+            "control": {"loc": self.units.loc.tolist(), "scale": self.units.scale.tolist()},
+        }
+        write_text_atomic(self.folder / SPECS, json.dumps(specs, indent=1) + "\n")
+
+    @staticmethod
+    def load(folder: str | Path, device: str | None = None) -> "FitRun":
+        """Open a finished or interrupted fit with its best weights, on the device it was made on or on another.
+
+        The random state of torch is left as it was.
+
+        Raises:
+            ValueError: if the folder holds no fit, or a file in it does not fit its config.
+        """
+        folder = Path(folder)
+        config = load_fit_config(saved_config(folder, "fit"))
+        config.fit.device = device or config.fit.device
+        missing = [name for name in (SPECS, MODEL) if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{folder} holds no complete fit, {', '.join(missing)} missing: it stopped too early")
+        with torch.random.fork_rng():
+            run = FitRun(folder, config, *_specs(folder / SPECS))
+        load_module(folder / MODEL, run.model)
+        if (folder / RESULTS).is_file():
+            run.results = json.loads((folder / RESULTS).read_text())
+        return run
+
+    @property
+    def summary(self) -> str:
+        """One line for a person: what is fitted."""
+        model, fit = self.config.model, self.config.fit
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        what = f"{model.dynamics.name} with {model.latent.family} latents, {size:,} parameters"
+        return f"{self.config.data.file}: {what}, {fit.device}, {fit.threads} torch thread(s)"
+
+    def read(self, file: str | None = None, **source: Any) -> Dataset:
+        """Sequences of another file, or other columns, in the units of this fit.
+
+            run.read("tanks.csv", observations=["yVal"], controls=["uVal"])
+
+        Raises:
+            ValueError: as :func:`training.dataset_io.read` says.
+        """
+        config = {**vars(self.config.data), **source, "file": file or self.config.data.file}
+        return read(DataConfig(**config)).in_units(self.units)
+
+    def parts(self) -> dict[str, Dataset]:
+        """The training, validation and test data again, in the units of this fit.
+
+        Raises:
+            ValueError: if the files are gone, or have changed.
+        """
+        return {name: part.in_units(self.units) for name, part in read_parts(self.config.data).items()}
+
+    def save_model(self) -> None:
+        """Replace the saved weights by the present ones, in one step."""
+        save_module(self.folder / MODEL, self.model)
+
+    def score(self, dataset: Dataset, samples: int = 0) -> Score:
+        """How well the model explains whole sequences in the units of this fit; see :func:`training.scores.score`."""
+        return score(self.model, dataset, self.config.fit.device, samples)
+
+    def finish(self, parts: Mapping[str, Dataset]) -> None:
+        """Go back to the saved weights, the best, and write the table of their scores."""
+        load_module(self.folder / MODEL, self.model)
+        samples = self.config.fit.samples
+        self.results = as_results({part: self.score(dataset, samples) for part, dataset in parts.items()})
+        write_text_atomic(self.folder / RESULTS, json.dumps(self.results, indent=1) + "\n")
+
+
+def _specs(file: Path) -> tuple[ObservationSpecs, Standardise]:
+    """Observation specs, and the units of controls."""
+    try:
+        saved = json.loads(file.read_text())
+        observations = {
+            key: ObservationSpec(**{name: tuple(values) for name, values in spec.items()})
+            for key, spec in saved["observations"].items()
+        }
+        loc, scale = (torch.tensor(saved["control"][name], dtype=torch.float32) for name in ("loc", "scale"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} cannot be read as the specs of a fit: {error!r}") from error
+    units = Standardise(len(loc))
+    units.change(loc, scale)
+    return observations, units

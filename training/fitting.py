@@ -1,0 +1,146 @@
+"""Learning from recorded sequences, without an environment: `worldmodel fit CONFIG DATA`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim.lr_scheduler import LinearLR
+
+from training.config import to_mapping
+from training.dataset import Dataset, control_units
+from training.dataset_io import read_parts
+from training.fit_config import load_fit_config
+from training.fit_run import FitRun
+from training.logger import Averages, Logger
+from training.progress import Progress
+from training.run import free_folder, unclaimed
+from training.trainer import Metrics, diverged, model_loss
+from worldmodel.learner import Learner
+from worldmodel.objective import annealed
+from worldmodel.types import Batch
+
+
+def fit(
+    config: str | Path | Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    run: str | Path | None = None,
+    **values: Any,
+) -> FitRun:
+    """Fit a world model to recorded sequences, and score it on data it never saw.
+
+    Args:
+        config: a YAML file, or a mapping, of differences from the defaults.
+        data: what to learn from, see :func:`training.dataset_io.read`, by default the config's `data.file`; or more
+            of the config's section `data`, as a mapping.
+        overrides: `["--section.key", "value", ...]`, as on the command line.
+        run: the folder to make; by default a free one under `runs/`, named after the config.
+        values: `seed=1` or whole sections as mappings.
+    Returns:
+        The run with the weights that explained the validation data best. They are in its folder from when they were
+        found, whatever ended it.
+    Raises:
+        ValueError: before anything is learned, for a config, data or a folder that cannot be used.
+        FloatingPointError: if the loss is no longer finite.
+    """
+    if data is not None:
+        values["data"] = data if isinstance(data, Mapping) else {"file": str(data)}
+    resolved = load_fit_config(config, overrides, **values)
+    torch.set_num_threads(resolved.fit.threads)
+    name = Path(resolved.data.file or "fit").stem if isinstance(config, Mapping) else Path(config).stem
+    folder = unclaimed(free_folder(name) if run is None else run)
+    parts = read_parts(resolved.data)
+    units = control_units(parts["train"])
+    parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
+    made = FitRun(folder, resolved, parts["train"].obs_specs, units)
+    made.model.fit_units(parts["train"].everything(resolved.fit.device))
+    made.begin()
+    with Progress(resolved.fit.updates, unit="updates") as progress:
+        logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
+        progress.note(f"{made.summary}; {described(parts)}")
+        try:
+            fitting = Fitting(made, parts, logger, progress)
+            fitting.run()
+            made.finish(parts)
+            logger.log({f"final/{part}": found["elbo"] for part, found in made.results.items()}, fitting.updates)
+        except ValueError as error:  # no mistake in what the user gave: that was found before
+            raise RuntimeError("fitting stopped") from error
+        finally:
+            logger.close()
+            progress.note(f"run saved in {made.folder}")
+    return made
+
+
+def described(parts: Mapping[str, Dataset]) -> str:
+    """How much there is of each part, for a person."""
+    return ", ".join(
+        f"{part} {len(each)} x {each.lengths.sum() / len(each):,.0f} steps" for part, each in parts.items()
+    )
+
+
+class Fitting:
+    """Updates of a model on recorded sequences, until the validation data is explained no better."""
+
+    def __init__(self, fitted: FitRun, parts: Mapping[str, Dataset], logger: Logger, progress: Progress) -> None:
+        self.fitted, self.parts, self.logger, self.progress = fitted, parts, logger, progress
+        self.config = fitted.config
+        loss = partial(model_loss, fitted.model, self.config.objective)
+        self.learner = Learner(loss, fitted.model.parameters(), self.config.learner)
+        self.rate = LinearLR(self.learner.optimizer, 1.0, self.config.fit.final_lr_ratio, self.config.fit.updates)
+        self.rng = np.random.default_rng(self.config.seed)
+        self.averages = Averages()
+        self.updates = 0
+        self.best, self.best_at = -math.inf, 0
+        self.shown: dict[str, float] = {}
+
+    def run(self) -> None:
+        """All updates, or fewer where patience ends; the best weights are on disk from when they are found."""
+        config = self.config.fit
+        self.look()
+        while self.updates < config.updates and not self.exhausted:
+            self.averages.add(self.update())
+            self.progress.update(self.updates, **self.shown)
+            if self.updates % config.evaluate_every == 0 or self.updates == config.updates:
+                self.look()
+        ended = "patience ended" if self.updates < config.updates else "all updates done"
+        self.progress.note(f"{ended} at {self.updates}; best validation ELBO {self.best:.4f} at {self.best_at} updates")
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `patience` looks brought nothing better."""
+        config = self.config.fit
+        return bool(config.patience) and self.updates - self.best_at >= config.patience * config.evaluate_every
+
+    def update(self) -> Metrics:
+        """One update on a minibatch."""
+        now = annealed(self.config.objective, self.updates, self.config.fit.device)
+        (_, metrics), report = self.learner.update(self.minibatch(), now)
+        self.rate.step()
+        self.updates += 1
+        return metrics | {f"world_model/{name}": value for name, value in report.items()}
+
+    def minibatch(self) -> Batch:
+        """Random windows, or distinct whole sequences, of the training data."""
+        train, size, device = self.parts["train"], self.config.fit.batch_size, self.config.fit.device
+        if self.config.data.window is not None:
+            return train.windows(size, self.config.data.window, self.rng, device)
+        return train.padded(self.rng.choice(len(train), min(size, len(train)), replace=False), device)
+
+    def look(self) -> None:
+        """Score the validation data, keep the weights if they are the best so far, and log."""
+        metrics = self.averages.pop()
+        found = self.fitted.score(self.parts["validation"])
+        metrics |= {"validation/elbo": found.elbo, "validation/elbo_by_sequence": found.elbo_by_sequence}
+        self.logger.log(metrics | {"world_model/lr": self.rate.get_last_lr()[0]}, self.updates)
+        broken = [name for name in ("world_model/loss", "validation/elbo") if not math.isfinite(metrics.get(name, 0.0))]
+        if broken:
+            raise diverged(self.updates, ", ".join(broken), "learner.lr")
+        if better := found.elbo > self.best:
+            self.fitted.save_model()
+            self.best, self.best_at = found.elbo, self.updates
+        self.shown = {"elbo": metrics.get("world_model/elbo", math.nan), "validation": found.elbo}
+        self.progress.note(f"{self.updates:>7} updates: validation ELBO {found.elbo:.4f}{' *' if better else ''}")

@@ -1,0 +1,176 @@
+"""Sequences from a Minari dataset, and our recordings as one. Needs the optional package `minari`."""
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import Env, Space, spaces
+
+from envs import action_spec, make, observation_specs
+from training.config import load_config
+from training.data_config import DataConfig
+from training.dataset import Dataset, recorded
+from training.dataset_io import MINARI, read
+from training.recordings import check_controls, chosen_keys
+from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.types import Batch
+
+CONFIG = "config.yaml"  # in a run folder
+DATASET = re.compile(MINARI + r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+", re.ASCII)
+BAD_DATASET = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    OSError,
+)  # of minari: malformed names, missing formats
+
+
+def _minari() -> Any:
+    try:
+        import minari
+    except ImportError as error:
+        raise ValueError(f"{MINARI} datasets need the package minari: pip install 'worldmodel[minari]'") from error
+    return minari
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_minari(name: str, source: DataConfig) -> Dataset:
+    """The episodes of a dataset that Minari finds on this machine, with controls as a recording has them.
+
+    Raises:
+        ValueError: if minari or the dataset is missing, or its spaces are not supported.
+    """
+    minari = _minari()
+    where = MINARI + name
+    try:
+        dataset = minari.load_dataset(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{where} is not on this machine; `minari download {name}` fetches it: {error}") from error
+    except BAD_DATASET as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    specs, control = observation_specs(dataset.observation_space), action_spec(dataset.action_space)
+    keys = chosen_keys(where, list(specs), source)
+    check_controls(where, control.width, source)
+    specs = {key: specs[key] for key in keys}
+    sequences = [_sequence(specs, control, episode) for episode in dataset.iterate_episodes()]
+    names = [f"{where}, episode {index + 1}" for index in range(len(sequences))]
+    if not sequences:
+        raise ValueError(f"{where}: holds no episode")
+    return Dataset.of(specs, sequences, names, from_env=True)
+
+
+def _sequence(specs: ObservationSpecs, control: ActionSpec, episode: Any) -> Batch:
+    """x_1..x_T with u_0..u_{T-1}: an episode of T - 1 steps has T observations, and nothing leads to the first."""
+    obs = encode_observation(specs, episode.observations)
+    controls = control.encode(np.asarray(episode.actions))
+    before = np.zeros((1, control.width), np.float32)
+    return recorded(
+        obs,
+        np.concatenate([before, controls]),
+        np.concatenate([[0], episode.rewards]),
+        np.concatenate([[False], episode.terminations]),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- exporting
+
+
+def export(source: str, target: str) -> int:
+    """Write a recording, or the replay of a run, as the Minari dataset `target`; returns the number of episodes.
+
+    From a run folder, observations and actions are those of its environment. From an .npz file alone they are what a
+    model sees: flat vectors or indices, and controls in [-1, 1] or one-hot codes.
+
+    Raises:
+        ValueError: if minari is missing, the recording cannot be read, or the dataset exists.
+    """
+    minari = _minari()
+    if not DATASET.fullmatch(target):  # minari itself leaves an empty dataset behind when it finds out
+        raise ValueError(f"'{target}': export writes to {MINARI}NAME-vN, for example {MINARI}pendulum/random-v0")
+    recording = read(DataConfig(file=source))
+    env = _environment(Path(source))
+    encoded = _Encoded(recording) if env is None else _Native(env)
+    buffers = [_buffer(encoded, recording.part(index)) for index in range(len(recording))]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would like to know an author, an algorithm, a permanent link
+            minari.create_dataset_from_buffers(
+                target.removeprefix(MINARI),
+                buffers,
+                env=None if env is None else env.unwrapped,  # without wrappers of ours, which others do not have
+                observation_space=encoded.observation_space,
+                action_space=encoded.action_space,
+                description="recorded by worldmodel",
+            )
+    except BAD_DATASET as error:
+        raise ValueError(f"{target} cannot be written: {error}") from error
+    finally:
+        if env is not None:
+            env.close()
+    return len(buffers)
+
+
+def _environment(source: Path) -> Env[Any, Any] | None:
+    """The environment that a run folder recorded; None for a file."""
+    return make(load_config(source / CONFIG).env) if (source / CONFIG).is_file() else None
+
+
+class _Native:
+    """Observations and actions as the environment has them."""
+
+    def __init__(self, env: Env[Any, Any]) -> None:
+        self.observation_space, self.action_space = env.observation_space, env.action_space
+        self.specs, self.control = observation_specs(env.observation_space), action_spec(env.action_space)
+
+    def observations(self, obs: Mapping[str, np.ndarray]) -> Any:
+        values = {key: self._decoded(key, rows) for key, rows in obs.items()}
+        return values if isinstance(self.observation_space, spaces.Dict) else values[OBSERVATION]
+
+    def _decoded(self, key: str, rows: np.ndarray) -> np.ndarray:
+        spec = self.specs[key]
+        rows = rows + np.asarray(spec.start, rows.dtype) if spec.classes else rows
+        return rows.reshape(len(rows), *spec.shape)
+
+    def actions(self, controls: np.ndarray) -> np.ndarray:
+        return self.control.decode(controls)
+
+
+class _Encoded:
+    """Observations and controls as a model has them."""
+
+    def __init__(self, recording: Dataset) -> None:
+        found: dict[str, Space[Any]] = {
+            key: spaces.MultiDiscrete(list(spec.classes)) if spec.classes else spaces.Box(-np.inf, np.inf, spec.shape)
+            for key, spec in recording.obs_specs.items()
+        }
+        self.single = list(found) == [OBSERVATION]
+        self.observation_space: Space[Any] = found[OBSERVATION] if self.single else spaces.Dict(found)
+        self.action_space: Space[Any] = spaces.Box(-1, 1, (recording.control_width,), np.float32)
+
+    def observations(self, obs: Mapping[str, np.ndarray]) -> Any:
+        return obs[OBSERVATION] if self.single else dict(obs)
+
+    def actions(self, controls: np.ndarray) -> np.ndarray:
+        return controls
+
+
+def _buffer(encoded: _Native | _Encoded, rows: Batch) -> Any:
+    """One episode as Minari keeps it: T observations, and T - 1 of everything else."""
+    from minari.data_collector import EpisodeBuffer
+
+    terminations = rows.is_terminal[0, 1:].numpy()
+    truncations = np.zeros_like(terminations)
+    truncations[-1] = not terminations[-1]  # the recording ends there, whether the episode would go on or not
+    return EpisodeBuffer(
+        observations=encoded.observations({key: values[0].numpy() for key, values in rows.obs.items()}),
+        actions=encoded.actions(rows.prev_action[0, 1:].numpy()),
+        rewards=rows.reward[0, 1:].tolist(),
+        terminations=terminations.tolist(),
+        truncations=truncations.tolist(),
+    )

@@ -1,0 +1,89 @@
+"""Our own recordings, as sequences."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from training.data_config import DataConfig
+from training.dataset import Dataset, recorded
+from training.names import nearest
+from worldmodel.spaces import ObservationSpec
+
+OWN = {"stored", "prev_action", "reward", "is_first", "is_last", "is_terminal"}  # arrays of every recording
+OBS = "obs/"
+
+
+def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig) -> Dataset:
+    """What `worldmodel collect` and `SequenceReplay.save` wrote: one stream per environment, cut at every reset.
+
+    A reset that nothing followed is no sequence. The number of classes of a discrete observation is taken from the
+    recording.
+    """
+    _check_stored(file, arrays)
+    keys = chosen_keys(str(file), [name.removeprefix(OBS) for name in arrays if name.startswith(OBS)], source)
+    control = arrays["prev_action"]
+    check_controls(str(file), control.shape[-1], source)
+    specs = {key: _spec(arrays[OBS + key], arrays["stored"]) for key in keys}
+    sequences, names = [], []
+    for stream, stored in enumerate(arrays["stored"]):
+        first = arrays["is_first"][stream, :stored]
+        for start, stop in pairwise([0, *(np.flatnonzero(first[1:]) + 1), stored]):
+            if stop - start < 2:
+                continue
+            rows = stream, slice(start, stop)
+            obs = {key: arrays[OBS + key][rows] for key in keys}
+            sequences.append(recorded(obs, control[rows], arrays["reward"][rows], arrays["is_terminal"][rows]))
+            names.append(f"{file}, stream {stream + 1}, rows {start + 1}-{stop}")
+    if not sequences:
+        raise ValueError(f"{file}: holds no sequence of two steps or more")
+    return Dataset.of(specs, sequences, names, from_env=True)
+
+
+def _check_stored(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    stored = arrays["stored"]
+    shape = arrays["reward"].shape
+    for name, array in arrays.items():
+        if name == "stored":
+            continue
+        if array.shape[:2] != shape or stored.shape != shape[:1] or stored.max(initial=0) > shape[-1]:
+            raise ValueError(f"{file}: '{name}' is {array.shape}, which does not fit 'reward' {shape}")
+        if array.dtype.kind == "f":
+            for stream, count in enumerate(stored):
+                check_finite(f"{file}, stream {stream + 1}", name, array[stream, :count])
+
+
+def chosen_keys(where: str, held: list[str], source: DataConfig) -> list[str]:
+    """The observation keys that the config names, or all that were recorded."""
+    for name in source.observations or []:
+        if name not in held:
+            raise ValueError(f"{where}: there is no observation '{name}': {nearest(name, held)}")
+    return source.observations or held
+
+
+def check_controls(where: str, width: int, source: DataConfig) -> None:
+    """Refuse a config that wants other controls than the recorded actions, `width` numbers called `prev_action`."""
+    if source.controls and not width:
+        raise ValueError(f"{where}: holds no actions, data.controls wants {', '.join(source.controls)}")
+    if source.controls == [] and width:
+        raise ValueError(f"{where}: holds actions, data.controls names none: leave data.controls out to use them")
+    if source.controls not in (None, [], ["prev_action"]):
+        raise ValueError(f"{where}: a recording has one control, 'prev_action': leave data.controls out to use it")
+
+
+def _spec(values: np.ndarray, stored: np.ndarray) -> ObservationSpec:
+    if values.dtype.kind == "f":
+        return ObservationSpec(values.shape[2:])
+    seen = np.concatenate([values[stream, :count] for stream, count in enumerate(stored)])
+    classes = np.maximum(seen.max(0) + 1, 2)
+    return ObservationSpec(values.shape[2:], tuple(classes.tolist()), (0,) * len(classes))
+
+
+def check_finite(where: str, name: str, rows: np.ndarray) -> None:
+    """Finite also as float32, in which everything is learned."""
+    with np.errstate(over="ignore"):
+        wrong = np.argwhere(~np.isfinite(rows.astype(np.float32)))
+    if len(wrong):
+        place = wrong[0]
+        column = f", column {place[1] + 1}" if rows.ndim > 1 else ""
+        raise ValueError(f"{where}, '{name}', row {place[0] + 1}{column}: {rows[tuple(place)]} is not a finite number")
