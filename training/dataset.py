@@ -1,5 +1,6 @@
 """Recorded sequences to learn from: their rows, their borders, and the batches taken out of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -127,6 +128,15 @@ class Dataset:
         at = np.arange(lengths.max())
         index = self.begins[chosen][:, None] + np.minimum(at, lengths - 1)
         return self._gather(index, at < lengths, device)
+
+    def alike(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices of about `count` sequences of similar length, so that little is padded; all are drawn as often.
+
+        Lengths are blurred by a tenth, so that a sequence meets others each time.
+        """
+        order = np.argsort(self.lengths * np.exp(0.1 * rng.standard_normal(len(self))), kind="stable")
+        groups = np.array_split(order, math.ceil(len(self) / count))
+        return groups[rng.integers(len(groups))]
 
     def _gather(self, index: np.ndarray, inside: np.ndarray, device: torch.device | str = "cpu") -> Batch:
         """Rows by number (B, T); those not `inside` become padding: masked, `is_first`, without control or reward."""

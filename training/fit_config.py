@@ -18,7 +18,7 @@ class UpdatesConfig:
     """How long is learned, and how it is checked."""
 
     updates: int = 5_000  # at most
-    batch_size: int = 32  # windows, or whole sequences, per update
+    batch_size: int = 32  # windows per update, or about as many whole sequences of similar length
     evaluate_every: int = 250  # updates between two looks at the validation data
     patience: int = 8  # looks without a better ELBO before it stops; 0: it never does
     final_lr_ratio: float = 1.0  # of the first learning rate, reached on a straight line by the last update

@@ -124,11 +124,11 @@ class Fitting:
         return metrics | {f"world_model/{name}": value for name, value in report.items()}
 
     def minibatch(self) -> Batch:
-        """Random windows, or distinct whole sequences, of the training data."""
+        """Random windows, or whole sequences of similar length, of the training data."""
         train, size, device = self.parts["train"], self.config.fit.batch_size, self.config.fit.device
         if self.config.data.window is not None:
             return train.windows(size, self.config.data.window, self.rng, device)
-        return train.padded(self.rng.choice(len(train), min(size, len(train)), replace=False), device)
+        return train.padded(train.alike(size, self.rng), device)
 
     def look(self) -> None:
         """Score the validation data, keep the weights if they are the best so far, and log."""
