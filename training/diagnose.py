@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from training.run import Run
+from training.subject import Recording, Subject, open_subject
 from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
@@ -18,11 +17,8 @@ from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores
 from worldmodel.diagnostics.windows import crop, cut, each, join
 from worldmodel.model import WorldModel
-from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import ActionSpec, ObservationSpecs
 from worldmodel.types import Batch
 
-TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
 MAX_WINDOWS = 256  # that forecasts are scored on
 CHUNK = 64  # windows imagined at a time, for memory
 TESTED = 8  # imagined steps of the sequences that tests compare
@@ -50,58 +46,6 @@ class DiagnoseConfig:
     def sequence(self) -> int:
         """Steps of the sequences that tests compare: short, so that there are many which share no step."""
         return self.context + min(self.horizon, TESTED) + 2  # the two ends serve to shift the controls
-
-
-class Subject(NamedTuple):
-    """A trained model, and what was recorded for it."""
-
-    folder: Path
-    model: WorldModel
-    obs_specs: ObservationSpecs
-    action_spec: ActionSpec
-    replay: SequenceReplay
-    threads: int
-
-
-def open_subject(folder: str | Path, device: str | None = None) -> Subject:
-    """Read a folder that holds a trained model.
-
-    Raises:
-        ValueError: if it holds none.
-    """
-    run = Run.load(folder, device)
-    return Subject(run.folder, run.model, run.obs_specs, run.action_spec, run.replay, run.config.training.threads)
-
-
-def read_recording(file: Path, subject: Subject) -> SequenceReplay:
-    """Trajectories that `worldmodel collect` wrote, from the environment of the model.
-
-    Raises:
-        ValueError: if the file cannot be read or does not fit.
-    """
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            stored = archive["stored"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
-    capacity = len(stored) * max(int(stored.max(initial=0)), 1)
-    replay = SequenceReplay(subject.obs_specs, subject.action_spec, len(stored), capacity)
-    replay.load(file)
-    return replay
-
-
-class Recording(NamedTuple):
-    """Recorded streams in two parts, each stream (1, L, ...)."""
-
-    train: list[Batch]  # the first TRAIN_SHARE of each
-    held: list[Batch]  # the rest
-
-    @staticmethod
-    def split(replay: SequenceReplay, device: torch.device) -> "Recording":
-        streams = [each(replay.stream(env), lambda leaf: leaf.to(device)) for env in range(len(replay.written))]
-        ends = [int(TRAIN_SHARE * stream.reward.shape[1]) for stream in streams]
-        pairs = list(zip(streams, ends, strict=True))
-        return Recording([crop(stream, 0, end) for stream, end in pairs], [crop(stream, end) for stream, end in pairs])
 
 
 def windows(streams: list[Batch], length: int, stride: int) -> Batch:
@@ -142,8 +86,7 @@ class Diagnosis(NamedTuple):
 
     subject: Subject
     config: DiagnoseConfig
-    source: str  # what it was measured on
-    seen: bool  # whether the model was trained on that
+    recording: Recording  # what it was measured on
     context: Batch  # (B, C) of the forecast windows
     outlooks: dict[str, Outlook]
     collapse: Collapse
@@ -163,8 +106,9 @@ def diagnose(
     """Measure the model of a run on its own replay, or on a recording. The same every time it is called.
 
     Args:
-        run: a run folder.
-        data: an `.npz` of `worldmodel collect`; the run's replay by default, which the model has been trained on.
+        run: the folder of a `train` or of a `fit`.
+        data: a recording. By default that of the run itself: the replay, which the model has been trained on, or
+            the test data of a fit, which it has not.
         against: another run folder, whose ELBO on the same data is compared.
         device: by default the one it was trained on.
     Raises:
@@ -173,20 +117,15 @@ def diagnose(
     config = config or DiagnoseConfig()
     subject = open_subject(run, device)
     torch.set_num_threads(subject.threads)
-    replay = subject.replay if data is None else read_recording(Path(data), subject)
-    if not len(replay):
-        raise ValueError(f"{data or subject.folder} holds no recorded steps: give a recording as DATA")
-    recording = Recording.split(replay, next(subject.model.parameters()).device)
+    recording = subject.read(None if data is None else Path(data))
     disjoint = windows(recording.held, config.sequence, config.sequence)
-    source = f"{data or subject.folder}: last {1 - TRAIN_SHARE:.0%} of each stream"
     with torch.random.fork_rng():
         torch.manual_seed(0)
         ahead = thinned(windows(recording.held, config.window, max(config.window // 4, 1)), MAX_WINDOWS)
         return Diagnosis(
             subject,
             config,
-            source,
-            data is None,
+            recording,
             crop(ahead, 0, config.context),
             outlooks(subject.model, recording, ahead, config),
             collapse(subject.model, disjoint),
@@ -246,6 +185,6 @@ def _begun(is_first: Tensor) -> Tensor:
 
 def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Paired:
     other = open_subject(against, device)
-    if (other.obs_specs, other.action_spec) != (subject.obs_specs, subject.action_spec):
+    if (other.obs_specs, other.control_size) != (subject.obs_specs, subject.control_size):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
     return compare(subject.model, other.model, batch)

@@ -102,8 +102,8 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     config, actions = diagnosis.config, diagnosis.actions
     return {
         "run": str(diagnosis.subject.folder),
-        "data": diagnosis.source,
-        "trained_on": diagnosis.seen,
+        "data": diagnosis.recording.source,
+        "trained_on": diagnosis.recording.seen,
         "context": config.context,
         "horizon": config.horizon,
         "samples": config.samples,
@@ -176,8 +176,8 @@ def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None
     for name, line in judged.items():
         console.print(f"[bold]{name:>12}[/bold]  ", end="")
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"\nmeasured on {diagnosis.source}, {len(diagnosis.context.reward)} windows", markup=False)
-    if diagnosis.seen:
+    console.print(f"\nmeasured on {diagnosis.recording.source}, {len(diagnosis.context.reward)} windows", markup=False)
+    if diagnosis.recording.seen:
         console.print(
             "the model was trained on these steps, the baselines on the other 80%: give a recording for unseen data"
         )

@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from training.cli import main
-from training.diagnose import DiagnoseConfig, Recording, diagnose, open_subject
+from training.diagnose import DiagnoseConfig, diagnose
+from training.run import Run
+from training.subject import open_subject
 
 TINY: dict[str, Any] = {
     "env": {"id": "worldmodel/Counter-v0", "kwargs": {"length": 20, "continuous": True}},
@@ -82,12 +85,38 @@ def test_diagnose_draws_figures_of_another_recording(
 
 
 def test_the_recent_part_is_held_out(finished: Path) -> None:
-    subject = open_subject(finished)
-    stream = subject.replay.stream(0)
-    recording = Recording.split(subject.replay, stream.reward.device)
+    stream = Run.load(finished).replay.stream(0)
+    recording = open_subject(finished).read(None)
+    assert recording.seen
     length = stream.reward.shape[1]
     assert recording.train[0].reward.shape[1] == int(0.8 * length)
     assert recording.held[0].obs["observation"].tolist() == stream.obs["observation"][:, int(0.8 * length) :].tolist()
+
+
+def test_a_fit_is_diagnosed_on_its_test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """y_t = 0.5 y_{t-1} + u_{t-1} + noise, as a CSV; linear ARX must find it."""
+    rng = np.random.default_rng(0)
+    u, y = rng.normal(size=400), np.zeros(400)
+    for t in range(1, 400):
+        y[t] = 0.5 * y[t - 1] + u[t - 1] + 0.1 * rng.normal()
+    file, config, folder = (str(tmp_path / name) for name in ("system.csv", "config.yaml", "run"))
+    Path(file).write_text("y,u\n" + "\n".join(f"{a},{b}" for a, b in zip(y, u, strict=True)))
+    settings = {
+        "data": {"observations": ["y"], "controls": ["u"], "split": {"train": 0.6, "validation": 0.1, "test": 0.3}},
+        "model": {"hidden": 8, "latent": {"size": 2}, "dynamics": {"name": "dkf", "dkf": {"hidden": 8}}},
+        "fit": {"updates": 2, "batch_size": 2},
+        "logger": {"wandb": "disabled"},
+    }
+    Path(config).write_text(yaml.safe_dump(settings))
+    assert main(["fit", config, file, "--run", folder]) == 0
+    assert main(["diagnose", folder, *SMALL, "--against", folder]) == 0
+    out = capsys.readouterr().out
+    assert "measured on the test data of" in out and "trained on these" not in out
+    found = json.loads((Path(folder) / "media" / "diagnosis.json").read_text())
+    assert not found["trained_on"]
+    assert max(map(max, found["open_loop"]["observation"]["linear ARX"]["rmse"])) < 0.2
+    assert main(["diagnose", folder, file, *SMALL]) == 0
+    assert "measured on the test data" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""What a diagnosis is about: a trained model of either kind of run, and recordings to hold it against."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from training.dataset import Dataset
+from training.fit_run import SPECS, FitRun
+from training.run import Run
+from worldmodel.diagnostics.windows import crop, each
+from worldmodel.model import WorldModel
+from worldmodel.replay import SequenceReplay
+from worldmodel.spaces import ObservationSpecs
+from worldmodel.types import Batch
+
+TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
+
+
+class Recording(NamedTuple):
+    """Recorded streams, each (1, L, ...), in two parts."""
+
+    train: list[Batch]  # what baselines are fitted to
+    held: list[Batch]  # what is reported on
+    source: str  # what that is, for a person
+    seen: bool  # whether the model was trained on it
+
+    @staticmethod
+    def split(replay: SequenceReplay, device: torch.device, name: str, seen: bool) -> "Recording":
+        """The first TRAIN_SHARE of each stream of a replay, and the rest."""
+        streams = [each(replay.stream(env), lambda leaf: leaf.to(device)) for env in range(len(replay.written))]
+        ends = [int(TRAIN_SHARE * stream.reward.shape[1]) for stream in streams]
+        pairs = list(zip(streams, ends, strict=True))
+        train, held = [crop(stream, 0, end) for stream, end in pairs], [crop(stream, end) for stream, end in pairs]
+        return Recording(train, held, f"{name}: last {1 - TRAIN_SHARE:.0%} of each stream", seen)
+
+
+class Subject(NamedTuple):
+    """A trained model, and how to read recordings for it."""
+
+    folder: Path
+    model: WorldModel
+    obs_specs: ObservationSpecs
+    control_size: int  # A
+    threads: int
+    read: Callable[[Path | None], Recording]  # a file, or what the run itself has recorded or was fitted to
+
+
+def open_subject(folder: str | Path, device: str | None = None) -> Subject:
+    """Read the folder of a `train` or of a `fit`.
+
+    Raises:
+        ValueError: if it holds neither.
+    """
+    return _of_fit(folder, device) if (Path(folder) / SPECS).is_file() else _of_train(folder, device)
+
+
+def _of_train(folder: str | Path, device: str | None) -> Subject:
+    run = Run.load(folder, device)
+    where = next(run.model.parameters()).device
+
+    def read(file: Path | None) -> Recording:
+        replay = run.replay if file is None else read_recording(file, run)
+        name = str(file or run.folder)
+        if not len(replay):
+            raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
+        return Recording.split(replay, where, name, seen=file is None)
+
+    return Subject(run.folder, run.model, run.obs_specs, run.action_spec.width, run.config.training.threads, read)
+
+
+def read_recording(file: Path, run: Run) -> SequenceReplay:
+    """Trajectories that `worldmodel collect` wrote, from the environment of the model.
+
+    Raises:
+        ValueError: if the file cannot be read or does not fit.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            stored = archive["stored"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
+    capacity = len(stored) * max(int(stored.max(initial=0)), 1)
+    replay = SequenceReplay(run.obs_specs, run.action_spec, len(stored), capacity)
+    replay.load(file)
+    return replay
+
+
+def _of_fit(folder: str | Path, device: str | None) -> Subject:
+    run = FitRun.load(folder, device)
+
+    def read(file: Path | None) -> Recording:
+        parts = run.parts()
+        if file is not None:
+            held, source = run.read(str(file)), str(file)
+        else:
+            part = "test" if "test" in parts else "validation"
+            held, source = parts[part], f"the {part} data of {run.folder}"
+        return Recording([rows(parts["train"])], [rows(held)], source, seen=False)
+
+    def rows(dataset: Dataset) -> Batch:
+        return dataset.everything(run.config.fit.device)
+
+    return Subject(run.folder, run.model, run.obs_specs, len(run.units.loc), run.config.fit.threads, read)
