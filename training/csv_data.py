@@ -51,7 +51,7 @@ def _read_table(file: Path, observed: list[str], controlled: list[str], mark: st
             index = {name: _column(file, header, name) for name in [*observed, *controlled, *([mark] if mark else [])]}
             values, marks, lines = [], [], []
             for line, cells in rows:
-                if any(cells[len(header) :]):  # a decimal comma, perhaps
+                if any(cell.strip() for cell in cells[len(header) :]):  # a decimal comma, perhaps
                     raise ValueError(f"{file}, line {line}: {len(cells)} cells, under a header of {len(header)}")
                 values.append([_number(file, line, name, cells, index[name]) for name in [*observed, *controlled]])
                 marks.append(_cell(file, line, mark, cells, index[mark]) if mark else "")
