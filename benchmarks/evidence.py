@@ -22,7 +22,12 @@ from torch import Tensor
 from worldmodel.bounds import importance_bound
 from worldmodel.distributions import Gaussian, LatentConfig
 from worldmodel.dynamics import DKF, DKFConfig, DynamicsConfig
-from worldmodel.dynamics.linear_gaussian import LinearGaussian, LinearGaussianEmission, LinearSystem
+from worldmodel.dynamics.linear_gaussian import (
+    LinearGaussian,
+    LinearGaussianEmission,
+    LinearGaussianEncoder,
+    example_system,
+)
 from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.networks import Encoder
@@ -30,13 +35,7 @@ from worldmodel.objective import ObjectiveConfig, objective
 from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
 
-SYSTEM = LinearSystem(
-    A=torch.tensor([[0.7, 0.8], [0.0, 0.1]]),
-    B=torch.tensor([[-1.0], [0.1]]),
-    C=torch.tensor([[1.0, 0.0]]),
-    Q=0.25 * torch.eye(2),
-    R=torch.eye(1),
-)
+SYSTEM = example_system(torch.float32)
 SPECS = {"x": ObservationSpec((1,))}
 CONTROL = ActionSpec((1,), low=(-2.5,), high=(2.5,))
 
@@ -111,7 +110,7 @@ def free_run(model: WorldModel, test: Batch, samples: int = 64) -> float:
 def given_p(options: argparse.Namespace, generator: torch.Generator) -> Iterator[tuple[str, str, float]]:
     """The first question."""
     test = simulate(2000, 60, generator)
-    exact = WorldModel(Raw(), LinearGaussian(SYSTEM), {"x": LinearGaussianEmission(SYSTEM)})  # type: ignore[arg-type, dict-item]
+    exact = WorldModel(LinearGaussianEncoder(), LinearGaussian(SYSTEM), {"x": LinearGaussianEmission(SYSTEM)})  # type: ignore[arg-type, dict-item]
     yield "exact smoother", "elbo", float(exact.elbo(test).total[:, 10:].mean())
     for posterior in ("smoother", "filter"):
         model, parameters = with_true_p(posterior)
@@ -126,13 +125,6 @@ def given_p(options: argparse.Namespace, generator: torch.Generator) -> Iterator
         yield f"exact smoother, the same {len(few.reward)}", "elbo", float(exact.elbo(few).total[:, 10:].mean())
 
 
-class Raw(torch.nn.Module):
-    """The embedding of x_t is x_t."""
-
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        return obs["x"]
-
-
 def learned_p(options: argparse.Namespace, generator: torch.Generator) -> Iterator[tuple[str, str, float]]:
     """The second question."""
     data, test = simulate(31, 64, generator), simulate(1, 5000, generator)
@@ -142,7 +134,7 @@ def learned_p(options: argparse.Namespace, generator: torch.Generator) -> Iterat
     model.fit_units(data)
     train(model, list(model.parameters()), options.minutes, lambda: data, lr=1e-3)
     yield "dkf smoother, learned p", "free-run RMSE", free_run(model, test)
-    exact = WorldModel(Raw(), LinearGaussian(SYSTEM, "prior"), {"x": LinearGaussianEmission(SYSTEM)})  # type: ignore[arg-type, dict-item]
+    exact = WorldModel(LinearGaussianEncoder(), LinearGaussian(SYSTEM, "prior"), {"x": LinearGaussianEmission(SYSTEM)})  # type: ignore[arg-type, dict-item]
     yield "true p", "free-run RMSE", free_run(exact, test, 1000)
 
 

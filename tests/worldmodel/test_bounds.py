@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from worldmodel.bounds import Particles, fivo, importance_bound, increments, iwae, log_likelihood, resampled
-from worldmodel.dynamics.linear_gaussian import LinearGaussian, LinearGaussianEmission, LinearSystem, Posterior
+from worldmodel.dynamics.linear_gaussian import (
+    LinearGaussian,
+    LinearGaussianEmission,
+    LinearGaussianEncoder,
+    Posterior,
+    example_system,
+)
 from worldmodel.dynamics.vae import VAEState
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
@@ -16,29 +22,18 @@ from worldmodel.types import Batch
 Build = Callable[..., WorldModel]
 Window = Callable[..., Batch]
 
-# The system and the five steps of tests/worldmodel/test_exact_elbo.py (Gedon et al. 2021).
+# The five steps of tests/worldmodel/test_exact_elbo.py.
 EVIDENCE = -5.860411491125925
 EVIDENCE_PER_STEP = [-1.04651, -1.124352, -1.198621, -1.293582, -1.197346]
-
-
-class Identity(torch.nn.Module):
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        return obs["x"]
 
 
 def exact(posterior: Posterior) -> tuple[WorldModel, Batch]:
     def tensor(values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float64)
 
-    system = LinearSystem(
-        A=tensor([[0.7, 0.8], [0.0, 0.1]]),
-        B=tensor([[-1.0], [0.1]]),
-        C=tensor([[1.0, 0.0]]),
-        Q=0.25 * torch.eye(2, dtype=torch.float64),
-        R=torch.eye(1, dtype=torch.float64),
-    )
+    system = example_system()
     dynamics, emission = LinearGaussian(system, posterior), LinearGaussianEmission(system)
-    model = WorldModel(Identity(), dynamics, {"x": emission})  # type: ignore[arg-type, dict-item]
+    model = WorldModel(LinearGaussianEncoder(), dynamics, {"x": emission})  # type: ignore[arg-type, dict-item]
     x = tensor([-0.8, 0.4, 0.1, 0.6, -1.5]).reshape(1, 5, 1)
     control = tensor([1, -1, 0.5, 0, 2]).reshape(1, 5, 1)
     flags, ones = torch.zeros(1, 5, dtype=torch.bool), torch.ones(1, 5, dtype=torch.float64)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldmodel.diagnostics.actions import EARLY, LATE, RIGHT, SHUFFLED, action_test
 from worldmodel.diagnostics.baselines import Series, fit_arx, fit_baselines, history, repeat_last
@@ -18,7 +18,14 @@ from worldmodel.diagnostics.probe import linear_probe, probe
 from worldmodel.diagnostics.scores import calibration, crps, gaussian_crps, gaussian_scores, paired, pit, skill
 from worldmodel.diagnostics.windows import cut, unbroken
 from worldmodel.distributions import Gaussian, OneHot
-from worldmodel.dynamics.linear_gaussian import LinearGaussian, LinearGaussianEmission, LinearSystem, Posterior
+from worldmodel.dynamics.linear_gaussian import (
+    LinearGaussian,
+    LinearGaussianEmission,
+    LinearGaussianEncoder,
+    LinearSystem,
+    Posterior,
+    example_system,
+)
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
@@ -31,19 +38,7 @@ def tensor(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# Gedon et al. 2021: one input, one output, two latents.
-GEDON = LinearSystem(
-    A=tensor([[0.7, 0.8], [0.0, 0.1]]),
-    B=tensor([[-1.0], [0.1]]),
-    C=tensor([[1.0, 0.0]]),
-    Q=0.25 * torch.eye(2, dtype=torch.float64),
-    R=torch.eye(1, dtype=torch.float64),
-)
-
-
-class Identity(nn.Module):
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        return obs["x"]
+GEDON = example_system()
 
 
 class GaussianHead(LinearGaussianEmission):
@@ -58,7 +53,7 @@ class GaussianHead(LinearGaussianEmission):
 
 
 def world_model(system: LinearSystem = GEDON, posterior: Posterior = "smoother") -> WorldModel:
-    return WorldModel(Identity(), LinearGaussian(system, posterior), {"x": GaussianHead(system)})  # type: ignore
+    return WorldModel(LinearGaussianEncoder(), LinearGaussian(system, posterior), {"x": GaussianHead(system)})  # type: ignore
 
 
 def recorded(x: Tensor, control: Tensor) -> Batch:

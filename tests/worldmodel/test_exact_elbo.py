@@ -12,33 +12,22 @@ from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily, OneHo
 from worldmodel.dynamics.linear_gaussian import (
     LinearGaussian,
     LinearGaussianEmission,
+    LinearGaussianEncoder,
     LinearGaussianState,
     LinearSystem,
     Posterior,
+    example_system,
 )
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch, Inference
-
-
-class Identity(nn.Module):
-    """The embedding of x_t is x_t."""
-
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
-        return obs["x"]
 
 
 def tensor(values: object) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-# Gedon et al. 2021, and five steps of it with an evidence computed elsewhere.
-GEDON = LinearSystem(
-    A=tensor([[0.7, 0.8], [0.0, 0.1]]),
-    B=tensor([[-1.0], [0.1]]),
-    C=tensor([[1.0, 0.0]]),
-    Q=0.25 * torch.eye(2, dtype=torch.float64),
-    R=torch.eye(1, dtype=torch.float64),
-)
+# Five steps of the system, with an evidence computed elsewhere.
+GEDON = example_system()
 CONTROLS = tensor([1, -1, 0.5, 0, 2]).reshape(1, 5, 1)  # u_0..u_4
 OBSERVATIONS = tensor([-0.8, 0.4, 0.1, 0.6, -1.5]).reshape(1, 5, 1)  # x_1..x_5
 EVIDENCE = -5.860411491125925
@@ -49,7 +38,7 @@ NATS_PER_FRAME: dict[Posterior, float] = {"smoother": -1.657723, "filter": -1.85
 
 
 def world_model(system: LinearSystem, posterior: Posterior) -> WorldModel:
-    return WorldModel(Identity(), LinearGaussian(system, posterior), {"x": LinearGaussianEmission(system)})
+    return WorldModel(LinearGaussianEncoder(), LinearGaussian(system, posterior), {"x": LinearGaussianEmission(system)})
 
 
 def recorded(x: Tensor, control: Tensor, is_first: Tensor | None = None) -> Batch:
