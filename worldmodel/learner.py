@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 @dataclass
 class LearnerConfig:
-    """Adam with a global gradient norm."""
+    """Adam with a global gradient norm, and decoupled weight decay (Loshchilov and Hutter 2019) where it is wanted."""
 
     lr: float = 1e-3
     eps: float = 1e-5
     clip: float = 100.0  # global gradient norm (Dreamer V1)
+    weight_decay: float = 0.0  # share of every weight that is taken away per update, in units of lr
     compile: Literal["off", "update"] = "off"  # torch.compile of the loss: minutes to build, pays on long runs
 
     def __post_init__(self) -> None:
         if min(self.lr, self.eps, self.clip) <= 0:
             raise ValueError(f"lr, eps and clip must be positive: {self.lr}, {self.eps}, {self.clip}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative: {self.weight_decay}")
 
 
 class Learner:
@@ -35,7 +38,9 @@ class Learner:
     ) -> None:
         self.parameters = list(parameters)
         self.clip = config.clip
-        self.optimizer = torch.optim.Adam(self.parameters, lr=config.lr, eps=config.eps, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=True
+        )
         self.loss = torch.compile(loss, fullgraph=True, dynamic=False) if config.compile == "update" else loss
 
     def update(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -175,7 +175,15 @@ def test_learner_clips_the_global_norm_and_reports_it_unclipped(clip: float, use
     assert float(norm) == pytest.approx(used, rel=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"eps": -1.0}, {"clip": 0.0}])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+def test_weights_that_the_loss_leaves_alone_decay(decay: float) -> None:
+    weight = nn.Parameter(torch.tensor([2.0, -4.0]))
+    learner = Learner(lambda: ((0 * weight).sum(), None), [weight], LearnerConfig(lr=0.1, weight_decay=decay))
+    learner.update()
+    torch.testing.assert_close(weight.detach(), torch.tensor([2.0, -4.0]) * (1 - 0.1 * decay))
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"eps": -1.0}, {"clip": 0.0}, {"weight_decay": -0.5}])
 def test_learner_config_refuses_nonsense(wrong: dict[str, float]) -> None:
     (value,) = wrong.values()
     with pytest.raises(ValueError, match=str(value)):
