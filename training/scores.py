@@ -22,6 +22,7 @@ class Score(NamedTuple):
     frames: int
     elbo: float  # total over total frames
     elbo_by_sequence: float  # mean over sequences of each one's mean: the {...} of the literature
+    elbo_by_dimension: float  # the first, over the numbers that one frame holds
     log_likelihood: float | None = None  # total over total frames, importance-sampled
 
 
@@ -36,12 +37,13 @@ def score(model: WorldModel, dataset: Dataset, device: torch.device | str = "cpu
         elbo = _totals(model, dataset, device, samples=0)
         evidence = _totals(model, dataset, device, samples).sum() if samples else None
     frames = int(dataset.lengths.sum())
-    by_sequence = float((elbo / dataset.lengths).mean())
+    per_frame, width = float(elbo.sum() / frames), sum(spec.width for spec in dataset.obs_specs.values())
     return Score(
         len(dataset),
         frames,
-        float(elbo.sum() / frames),
-        by_sequence,
+        per_frame,
+        float((elbo / dataset.lengths).mean()),
+        per_frame / max(width, 1),
         None if evidence is None else float(evidence / frames),
     )
 
@@ -76,8 +78,14 @@ def as_results(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
     """For a person: a line per part, with the columns that any part has."""
-    heads = {"sequences": "sequences", "frames": "frames", "elbo": "ELBO", "elbo_by_sequence": "{by sequence}"}
-    heads["log_likelihood"] = "log p"
+    heads = {
+        "sequences": "sequences",
+        "frames": "frames",
+        "elbo": "ELBO",
+        "elbo_by_sequence": "{by sequence}",
+        "elbo_by_dimension": "per dimension",
+        "log_likelihood": "log p",
+    }
     names = [name for name in heads if any(name in found for found in results.values())]
     lines = ["nats per frame" + "".join(f"{heads[name]:>15}" for name in names)]
     for part, found in results.items():

@@ -182,7 +182,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[float | BaseExcepti
             found = next(waiting)
             if isinstance(found, BaseException):
                 raise found
-            return Score(1, 1, found, found)
+            return Score(1, 1, found, found, found)
 
         monkeypatch.setattr(FitRun, "score", look)
         return weights
@@ -269,6 +269,7 @@ def test_scores_are_those_of_each_sequence_by_itself(
     found = score(model, dataset)
     assert (found.sequences, found.frames, found.log_likelihood) == (5, 30, None)
     assert found.elbo == pytest.approx(torch.cat(alone, 1).mean().item(), rel=1e-4)
+    assert found.elbo_by_dimension == pytest.approx(found.elbo / 3)
     assert found.elbo_by_sequence == pytest.approx(np.mean([each.mean().item() for each in alone]), rel=1e-4)
 
 
@@ -300,7 +301,7 @@ def test_the_command_prints_the_table_alone_on_standard_output(
     assert main(["fit", config_file(tmp_path), str(csv), *arguments]) == 0
     captured = capsys.readouterr()
     head, *lines = captured.out.splitlines()
-    assert head.split() == ["nats", "per", "frame", "sequences", "frames", "ELBO", "{by", "sequence}", "log", "p"]
+    assert " ".join(head.split()) == "nats per frame sequences frames ELBO {by sequence} per dimension log p"
     assert [line.split()[0] for line in lines] == PARTS
     assert "validation ELBO" in captured.err and f"run saved in {tmp_path / 'run'}" in captured.err
     run = FitRun.load(tmp_path / "run")
