@@ -42,6 +42,8 @@ class ObjectiveConfig:
                 "particles must be at least 1, resample in (0, 1], anneal not negative: "
                 f"{self.particles}, {self.resample}, {self.anneal}"
             )
+        if self.free_nats_start is not None and not self.anneal:
+            raise ValueError(f"free_nats_start is of no effect without anneal: {self.free_nats_start}, {self.anneal}")
         if self.beta_start < 0 or (self.free_nats_start or 0) < 0:
             raise ValueError(f"beta_start and free_nats_start must not be negative: {self}")
         if self.beta < 0 or self.free_nats < 0:

@@ -460,3 +460,9 @@ def test_windows_lie_inside_episodes_and_share_no_step() -> None:
     assert not found.is_first[:, 1:].any()
     assert cut(stream, 3, 1).obs["x"][:, 0, 0].tolist() == [0, 1, 2, 3, 4, *range(9, 18)]
     assert len(cut(stream, 12, 1).reward) == len(cut(stream, 30, 1).reward) == 0
+
+
+def test_r2_of_an_entry_does_not_depend_on_the_units_of_another() -> None:
+    value = torch.randn(500, 2) * torch.tensor([5000.0, 0.1]) + torch.tensor([1e5, 0.5])
+    torch.testing.assert_close(r2(value, value.mean(0).expand_as(value)), torch.zeros(2), atol=1e-3, rtol=0)
+    assert r2(torch.full((9, 1), 7.0), torch.zeros(9, 1)).isnan().all()

@@ -80,7 +80,7 @@ def test_a_bound_is_trained_as_it_is(build: Build, window: Window, bound: Any, r
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}, {"free_nats_start": -0.25}, {"beta_start": -0.75}),
+        *({"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}, {"free_nats_start": 2.5}, {"beta_start": -0.75}),
         *({"bound": "evidence"}, {"particles": 0}, {"resample": 1.25}, {"anneal": -3}),
     ],
 )

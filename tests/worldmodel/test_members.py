@@ -175,3 +175,12 @@ def test_dvbf_divergence_is_that_of_the_states_it_induces() -> None:
     )
     prior = torch.distributions.MultivariateNormal(context.expected, C @ C.mT)
     torch.testing.assert_close(kl, torch.distributions.kl_divergence(induced, prior), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_untrained_dvbf_stays_finite_over_a_long_record(seed: int) -> None:
+    torch.manual_seed(seed)
+    member = DVBF(DVBFConfig(), Gaussian(16), 1, 4)
+    with torch.no_grad():
+        state = member.observe(torch.randn(1, 2500, 4), torch.randn(1, 2500, 1), torch.zeros(1, 2500, dtype=torch.bool))
+    assert state.states.latent.abs().max() < 1e3

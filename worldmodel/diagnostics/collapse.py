@@ -97,12 +97,10 @@ def r2(value: Tensor, guess: Tensor, pooled: bool = False) -> Tensor:
 
     Not a number where the value is constant.
     """
-    left = (value - guess).square().mean(0)
-    whole = value.var(0, correction=0)
+    left, whole, square = (value - guess).square().mean(0), value.var(0, correction=0), value.square().mean(0)
     if pooled:
-        left, whole = left.sum(0, keepdim=True), whole.sum(0, keepdim=True)
-    tiny = 1e-10 * value.square().mean(0).amax()
-    return torch.where(whole > tiny, 1 - left / whole, torch.nan)
+        left, whole, square = (each.sum(0, keepdim=True) for each in (left, whole, square))
+    return torch.where(whole > 1e-10 * square, 1 - left / whole, torch.nan)  # entry by entry: units differ
 
 
 def labelled(values: dict[str, Tensor]) -> dict[str, float]:

@@ -56,7 +56,8 @@ class DVBF(SequentialVAE):
         self.latent, self.feature_size = latent, config.size
         count, size = config.matrices, config.size
         self.mixing = MLP(size + control_size, config.hidden, 1, count)
-        self.A = nn.Parameter(torch.eye(size) + 0.1 * torch.randn(count, size, size) / size**0.5)
+        # Slow, but within the unit circle: z_t is unbounded, and a record may be long.
+        self.A = nn.Parameter(0.9 * torch.eye(size) + 0.05 * torch.randn(count, size, size) / size**0.5)
         self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
         self.C = nn.Parameter(0.3 * torch.randn(count, size, latent.size) / latent.size**0.5)
         self.first = MLP(latent.size, config.hidden, 1, size)
