@@ -168,29 +168,32 @@ def control_units(dataset: Dataset) -> Standardise:
     return units
 
 
-def matching(other: Dataset, train: Dataset, part: str) -> Dataset:
+def matching(other: Dataset, specs: ObservationSpecs, control_width: int, part: str) -> Dataset:
     """`other` under the observation keys and classes of the training data.
+
+    Keys are matched by name where the names are the same, else by their order.
 
     Raises:
         ValueError: if it holds other widths, kinds or classes; `part` and a file are named.
     """
-    where = f"data.{part}: {other.names[0]}"
-    ours, theirs = list(train.obs_specs.values()), list(other.obs_specs.values())
-    if [_kind(spec) for spec in theirs] != [_kind(spec) for spec in ours]:
-        raise ValueError(f"{where}: observes {_described(other)}, the training data {_described(train)}")
-    if other.control_width != train.control_width:
-        raise ValueError(f"{where}: {other.control_width} controls, the training data has {train.control_width}")
-    for key, ours_spec, spec in zip(train.obs_specs, ours, theirs, strict=True):
-        if any(theirs > ours for theirs, ours in zip(spec.classes, ours_spec.classes, strict=True)):
-            raise ValueError(f"{where}: '{key}' has classes {spec.classes}, the training data {ours_spec.classes}")
-    obs = dict(zip(train.obs_specs, other.rows.obs.values(), strict=True))
-    return replace(other, obs_specs=train.obs_specs, rows=other.rows._replace(obs=obs))
+    where = f"{part}: {other.names[0]}"
+    keys = list(specs if specs.keys() == other.obs_specs.keys() else other.obs_specs)
+    theirs = {key: other.obs_specs[key] for key in keys}
+    if [_kind(spec) for spec in theirs.values()] != [_kind(spec) for spec in specs.values()]:
+        raise ValueError(f"{where}: observes {_described(theirs)}, the training data {_described(specs)}")
+    if other.control_width != control_width:
+        raise ValueError(f"{where}: {other.control_width} controls, the training data has {control_width}")
+    for (key, ours), spec in zip(specs.items(), theirs.values(), strict=True):
+        if any(found > known for found, known in zip(spec.classes, ours.classes, strict=True)):
+            raise ValueError(f"{where}: '{key}' has classes {spec.classes}, the training data {ours.classes}")
+    obs = {name: other.rows.obs[key] for name, key in zip(specs, keys, strict=True)}
+    return replace(other, obs_specs=specs, rows=other.rows._replace(obs=obs))
 
 
 def _kind(spec: ObservationSpec) -> tuple[int, bool]:
     return spec.width, bool(spec.classes)
 
 
-def _described(dataset: Dataset) -> str:
-    kinds = ((key, spec.width, "discrete " if spec.classes else "") for key, spec in dataset.obs_specs.items())
+def _described(specs: ObservationSpecs) -> str:
+    kinds = ((key, spec.width, "discrete " if spec.classes else "") for key, spec in specs.items())
     return ", ".join(f"'{key}' ({width} {kind}values)" for key, width, kind in kinds)

@@ -53,7 +53,11 @@ def read_parts(config: DataConfig) -> dict[str, Dataset]:
     own = [part for part in PARTS if getattr(config, part, None) is not None]
     shares = {part: getattr(config.split, part) for part in PARTS if part not in own}
     parts = split(everything, shares, config.split.seed)
-    parts |= {part: matching(read(config.source(part)), everything, part) for part in own}
+    for part in own:
+        found = read(config.source(part))
+        if config.rewards and not found.from_env:
+            raise ValueError(f"data.{part}: {found.names[0]} holds no rewards, which data.rewards asks for")
+        parts[part] = matching(found, everything.obs_specs, everything.control_width, f"data.{part}")
     parts["train"] = long_enough(parts["train"], config)
     return {part: parts[part] for part in PARTS if part in parts}
 

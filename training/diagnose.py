@@ -19,7 +19,7 @@ from worldmodel.diagnostics.windows import crop, cut, each, join
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
-MAX_WINDOWS = 256  # that forecasts are scored on
+MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
 CHUNK = 64  # windows imagined at a time, for memory
 TESTED = 8  # imagined steps of the sequences that tests compare
 GAP_SAMPLES = 100  # of the importance-sampled log-likelihood
@@ -118,7 +118,7 @@ def diagnose(
     subject = open_subject(run, device)
     torch.set_num_threads(subject.threads)
     recording = subject.read(None if data is None else Path(data))
-    disjoint = windows(recording.held, config.sequence, config.sequence)
+    disjoint = thinned(windows(recording.held, config.sequence, config.sequence), MAX_WINDOWS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         ahead = thinned(windows(recording.held, config.window, max(config.window // 4, 1)), MAX_WINDOWS)

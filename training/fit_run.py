@@ -10,7 +10,7 @@ import torch
 
 from training.checkpoint import load_module, save_module, write_text_atomic
 from training.data_config import DataConfig
-from training.dataset import Dataset
+from training.dataset import Dataset, matching
 from training.dataset_io import read, read_parts
 from training.fit_config import FitConfig, load_fit_config
 from training.run import check_device, claim, saved_config
@@ -92,7 +92,8 @@ class FitRun:
             ValueError: as :func:`training.dataset_io.read` says.
         """
         config = {**vars(self.config.data), **source, "file": file or self.config.data.file}
-        return read(DataConfig(**config)).in_units(self.units)
+        found = matching(read(DataConfig(**config)), self.obs_specs, len(self.units.loc), "data.file")
+        return found.in_units(self.units)
 
     def parts(self) -> dict[str, Dataset]:
         """The training, validation and test data again, in the units of this fit.

@@ -176,16 +176,16 @@ def with_spec(spec: ObservationSpec, key: str = "y") -> Dataset:
 
 
 def test_a_part_from_elsewhere_takes_the_names_of_the_training_data() -> None:
-    found = matching(with_spec(ObservationSpec((2,))), dataset(), "test")
+    found = matching(with_spec(ObservationSpec((2,))), dataset().obs_specs, dataset().control_width, "data.test")
     assert list(found.obs_specs) == list(found.rows.obs) == ["x"]
 
 
 def test_fewer_classes_fit_into_more() -> None:
     train = with_spec(ObservationSpec((1,), (4,), (0,)))
-    found = matching(with_spec(ObservationSpec((1,), (2,), (0,))), train, "test")
+    found = matching(with_spec(ObservationSpec((1,), (2,), (0,))), train.obs_specs, train.control_width, "data.test")
     assert found.obs_specs == train.obs_specs
     with pytest.raises(ValueError, match=r"data.test: theirs: 'y' has classes \(4,\), the training data \(2,\)"):
-        matching(train, with_spec(ObservationSpec((1,), (2,), (0,))), "test")
+        matching(train, with_spec(ObservationSpec((1,), (2,), (0,))).obs_specs, train.control_width, "data.test")
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,17 @@ def test_fewer_classes_fit_into_more() -> None:
 )
 def test_a_part_from_elsewhere_must_fit(other: Dataset, said: str) -> None:
     with pytest.raises(ValueError, match=rf"data.validation: .*{said}"):
-        matching(other, dataset(), "validation")
+        matching(other, dataset().obs_specs, dataset().control_width, "data.validation")
+
+
+def test_parts_with_the_same_keys_in_another_order_are_matched_by_name() -> None:
+    rows = {"a": np.zeros((4, 1), np.float32), "b": np.ones((4, 1), np.float32)}
+    specs = {key: ObservationSpec((1,)) for key in rows}
+
+    def of(order: str) -> Dataset:
+        sequence = recorded({key: rows[key] for key in order}, np.zeros((4, 0), np.float32))
+        return Dataset.of({key: specs[key] for key in order}, [sequence], [order])
+
+    found = matching(of("ba"), of("ab").obs_specs, 0, "data.test")
+    assert list(found.rows.obs) == ["a", "b"]
+    assert float(found.rows.obs["a"].sum()) == 0 and float(found.rows.obs["b"].sum()) == 4
