@@ -20,7 +20,7 @@ class UpdatesConfig:
     updates: int = 5_000  # at most
     batch_size: int = 32  # windows per update, or about as many whole sequences of similar length
     evaluate_every: int = 250  # updates between two looks at the validation data
-    patience: int = 8  # looks without a better ELBO before it stops; 0: it never does
+    patience: int = 8  # looks without a better bound before it stops; 0: it never does
     final_lr_ratio: float = 1.0  # of the first learning rate, reached on a straight line by the last update
     samples: int = 0  # per sequence, of the importance-sampled log-likelihood in the final table; 0: none
     threads: int = 1  # of torch

@@ -109,7 +109,7 @@ class FitRun:
 
     def score(self, dataset: Dataset, samples: int = 0) -> Score:
         """How well the model explains whole sequences in the units of this fit; see :func:`training.scores.score`."""
-        return score(self.model, dataset, self.config.fit.device, samples)
+        return score(self.model, dataset, self.config.fit.device, samples, self.config.objective)
 
     def finish(self, parts: Mapping[str, Dataset]) -> None:
         """Go back to the saved weights, the best, and write the table of their scores."""

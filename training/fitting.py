@@ -57,7 +57,7 @@ def fit(
     units = control_units(parts["train"])
     parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
     made = FitRun(folder, resolved, parts["train"].obs_specs, units)
-    made.model.fit_units(parts["train"].everything(resolved.fit.device))
+    made.model.fit_units(parts["train"].everything(resolved.fit.device), complete=True)
     made.begin()
     with Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
@@ -94,6 +94,7 @@ class Fitting:
         self.rng = np.random.default_rng(self.config.seed)
         self.averages = Averages()
         self.updates = 0
+        self.bound = self.config.objective.bound.upper()
         self.best, self.best_at = -math.inf, 0
         self.shown: dict[str, float] = {}
 
@@ -107,7 +108,8 @@ class Fitting:
             if self.updates % config.evaluate_every == 0 or self.updates == config.updates:
                 self.look()
         ended = "patience ended" if self.updates < config.updates else "all updates done"
-        self.progress.note(f"{ended} at {self.updates}; best validation ELBO {self.best:.4f} at {self.best_at} updates")
+        best = f"best validation {self.bound} {self.best:.4f} at {self.best_at} updates"
+        self.progress.note(f"{ended} at {self.updates}; {best}")
 
     @property
     def exhausted(self) -> bool:
@@ -135,12 +137,14 @@ class Fitting:
         metrics = self.averages.pop()
         found = self.fitted.score(self.parts["validation"])
         metrics |= {"validation/elbo": found.elbo, "validation/elbo_by_sequence": found.elbo_by_sequence}
+        metrics |= {} if found.bound is None else {"validation/bound": found.bound}
         self.logger.log(metrics | {"world_model/lr": self.rate.get_last_lr()[0]}, self.updates)
-        broken = [name for name in ("world_model/loss", "validation/elbo") if not math.isfinite(metrics.get(name, 0.0))]
+        watched = ("world_model/loss", "validation/elbo", "validation/bound")
+        broken = [name for name in watched if not math.isfinite(metrics.get(name, 0.0))]
         if broken:
             raise diverged(self.updates, ", ".join(broken), "learner.lr")
-        if better := found.elbo > self.best:
+        if better := found.trained > self.best:
             self.fitted.save_model()
-            self.best, self.best_at = found.elbo, self.updates
-        self.shown = {"elbo": metrics.get("world_model/elbo", math.nan), "validation": found.elbo}
-        self.progress.note(f"{self.updates:>7} updates: validation ELBO {found.elbo:.4f}{' *' if better else ''}")
+            self.best, self.best_at = found.trained, self.updates
+        self.shown = {"elbo": metrics.get("world_model/elbo", math.nan), "validation": found.trained}
+        self.progress.note(f"{self.updates:>7} updates: validation {self.bound} {found.trained:.4f}{' *' * better}")

@@ -1,14 +1,17 @@
 """How well a model explains recorded sequences, in the units that the literature uses."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training.dataset import Dataset
 from worldmodel.bounds import log_likelihood
 from worldmodel.model import WorldModel
+from worldmodel.objective import ObjectiveConfig, particle_bound
+from worldmodel.types import Batch
 
 ROWS = 16_384  # of padded sequences, samples included, that are scored at once
 CHUNK = 50  # samples at once
@@ -23,19 +26,39 @@ class Score(NamedTuple):
     elbo: float  # total over total frames
     elbo_by_sequence: float  # mean over sequences of each one's mean: the {...} of the literature
     elbo_by_dimension: float  # the first, over the numbers that one frame holds
+    bound: float | None = None  # total over total frames, of IWAE or FIVO where that was trained instead of the ELBO
     log_likelihood: float | None = None  # total over total frames, importance-sampled
+
+    @property
+    def trained(self) -> float:
+        """The bound that was trained: what says which weights are the best."""
+        return self.elbo if self.bound is None else self.bound
 
 
 @torch.no_grad()
-def score(model: WorldModel, dataset: Dataset, device: torch.device | str = "cpu", samples: int = 0) -> Score:
-    """The exact ELBO of whole sequences, and with `samples` an importance-sampled log-likelihood beside it.
+def score(
+    model: WorldModel,
+    dataset: Dataset,
+    device: torch.device | str = "cpu",
+    samples: int = 0,
+    objective: ObjectiveConfig | None = None,
+) -> Score:
+    """The exact ELBO of whole sequences, and beside it whatever else is asked for.
 
     The random state of torch is left as it was, so that scoring more often does not change what is learned.
+
+    Args:
+        samples: of an importance-sampled log-likelihood; 0: none.
+        objective: its bound is taken as well, if that is not the ELBO.
     """
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(NOISE)
-        elbo = _totals(model, dataset, device, samples=0)
-        evidence = _totals(model, dataset, device, samples).sum() if samples else None
+        elbo = _totals(lambda batch: model.elbo(batch).total, dataset, device)
+        bound = sampled = None
+        if objective is not None and objective.bound != "elbo":
+            bound = _totals(lambda batch: particle_bound(model, batch, objective), dataset, device, objective.particles)
+        if samples:
+            sampled = _totals(lambda batch: log_likelihood(model, batch, samples, CHUNK), dataset, device, CHUNK)
     frames = int(dataset.lengths.sum())
     per_frame, width = float(elbo.sum() / frames), sum(spec.width for spec in dataset.obs_specs.values())
     return Score(
@@ -44,18 +67,21 @@ def score(model: WorldModel, dataset: Dataset, device: torch.device | str = "cpu
         per_frame,
         float((elbo / dataset.lengths).mean()),
         per_frame / max(width, 1),
-        None if evidence is None else float(evidence / frames),
+        None if bound is None else float(bound.sum() / frames),
+        None if sampled is None else float(sampled.sum() / frames),
     )
 
 
-def _totals(model: WorldModel, dataset: Dataset, device: torch.device | str, samples: int) -> np.ndarray:
-    """(S,): the sum over time of the ELBO of each sequence, or of its log-likelihood."""
+def _totals(
+    per_step: Callable[[Batch], Tensor], dataset: Dataset, device: torch.device | str, copies: int = 1
+) -> np.ndarray:
+    """(S,): the sum over time of what `per_step` (B, T) says of each sequence, of which it makes so many copies."""
     totals = np.zeros(len(dataset))
-    for chosen in _groups(dataset.lengths, ROWS // min(max(samples, 1), CHUNK)):
+    for chosen in _groups(dataset.lengths, ROWS // copies):
         batch = dataset.padded(chosen, device)
-        per_step = log_likelihood(model, batch, samples, CHUNK) if samples else model.elbo(batch).total
-        assert per_step.shape == batch.reward.shape, (per_step.shape, batch.reward.shape)
-        totals[chosen] = per_step.double().sum(1).cpu().numpy()
+        steps = per_step(batch)
+        assert steps.shape == batch.reward.shape, (steps.shape, batch.reward.shape)
+        totals[chosen] = steps.double().sum(1).cpu().numpy()
     return totals
 
 
@@ -84,13 +110,15 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
         "elbo": "ELBO",
         "elbo_by_sequence": "{by sequence}",
         "elbo_by_dimension": "per dimension",
+        "bound": "trained bound",
         "log_likelihood": "log p",
     }
     names = [name for name in heads if any(name in found for found in results.values())]
     lines = ["nats per frame" + "".join(f"{heads[name]:>15}" for name in names)]
     for part, found in results.items():
         cells = (
-            f"{found[name]:>15,.4f}" if name.startswith(("elbo", "log")) else f"{found[name]:>15,}" for name in names
+            f"{found[name]:>15,.4f}" if name.startswith(("elbo", "bound", "log")) else f"{found[name]:>15,}"
+            for name in names
         )
         lines.append(f"{part:<14}" + "".join(cells))
     return "\n".join(lines)

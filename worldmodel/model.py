@@ -113,18 +113,20 @@ class WorldModel(nn.Module):
         extra = [(REWARD, self.reward), (CONTINUE, self.cont)]
         return self.keys + [name for name, head in extra if head is not None]
 
-    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+    def fit_units(self, batch: Batch, keep: bool = False, complete: bool = False) -> None:
         """Take the units of inputs and outputs from a recorded batch.
 
         Once before the first update; and again, with `keep`, when there is much more to measure: then what the model
         has learned stays, in new units. Units of the first steps alone let it fail where the world turns out larger
         than they showed: a quantity twenty of its units away is cheaper to call noise than to predict.
+
+        `complete`: the batch is all there will ever be; see :meth:`worldmodel.outputs.Standardise.fit`.
         """
-        self.encoder.fit(batch.obs, batch.mask, keep)
+        self.encoder.fit(batch.obs, batch.mask, keep, complete)
         for key, decoder in self._decoders():
-            decoder.fit(batch.obs[key], batch.mask, keep)
+            decoder.fit(batch.obs[key], batch.mask, keep, complete)
         if self.reward is not None:
-            self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep)
+            self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep, complete)
 
     def initial(self, batch_size: int) -> State:
         """The state before the first observation, each field (B, ...)."""

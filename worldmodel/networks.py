@@ -111,15 +111,16 @@ class Encoder(nn.Module):
         self.mlp = MLP(sum(self.widths), hidden, layers)
 
     @torch.no_grad()
-    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False) -> None:
+    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
         """Take the units of every vector key from recorded observations (B, T, width).
 
-        With `keep` the first layer is rescaled so that every observation has the embedding it had.
+        With `keep` the first layer is rescaled so that every observation has the embedding it had. `complete`: nothing
+        will be recorded after these.
         """
         first = cast(nn.Linear, self.mlp[0])
         for key, units, weight in zip(self.keys, self.units, first.weight.split(self.widths, 1), strict=True):
             if isinstance(units, Standardise):
-                ratio, shift = units.fit(obs[key], mask)
+                ratio, shift = units.fit(obs[key], mask, complete)
                 if keep:
                     first.bias.add_(weight @ shift)
                     weight.mul_(ratio)
@@ -151,9 +152,9 @@ class Head(nn.Module):
         """The layer that gives the output's parameters."""
         return cast(nn.Linear, self.mlp[-1])
 
-    def fit(self, value: Tensor, mask: Tensor, keep: bool = False) -> None:
+    def fit(self, value: Tensor, mask: Tensor, keep: bool = False, complete: bool = False) -> None:
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
-        self.output.fit(value, mask, self.last if keep else None)
+        self.output.fit(value, mask, self.last if keep else None, complete)
 
     def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""

@@ -23,8 +23,8 @@ class ObjectiveConfig:
     free_nats: float = 1.0  # nats per step below which the KL is not pushed (Kingma et al. 2016; PlaNet 3, V3 1)
     balance: float | None = None  # share of the KL whose gradient goes to p, the rest to q (DreamerV2, Eq. 2)
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
-    anneal: int = 0  # updates over which beta rises from beta_start and free_nats falls from free_nats_start
-    beta_start: float = 0.0
+    anneal: int = 0  # updates over which beta goes from beta_start, and free_nats from free_nats_start
+    beta_start: float = 0.0  # from below 1 q learns first (Bowman et al. 2016), from above p must: the dynamics
     free_nats_start: float | None = None  # free_nats throughout by default
     bound: Literal["elbo", "iwae", "fivo"] = "elbo"  # iwae and fivo are trained as they are, without the weights above
     particles: int = 4  # of iwae and fivo
@@ -60,7 +60,7 @@ class Annealed(NamedTuple):
 
 
 def annealed(config: ObjectiveConfig, updates: int, device: torch.device | str = "cpu") -> Annealed:
-    """beta and free nats after that many updates, linear from their starts (Bowman et al. 2016, for beta)."""
+    """beta and free nats after that many updates, linear from their starts."""
     share = min(1.0, updates / config.anneal) if config.anneal else 1.0
     first = config.free_nats if config.free_nats_start is None else config.free_nats_start
     values = (config.beta_start, config.beta), (first, config.free_nats)
@@ -98,6 +98,11 @@ def check_weights(model: WorldModel, config: ObjectiveConfig) -> None:
         raise ValueError(f"objective.weights names {unknown}; the model emits {sorted(model.emissions)}")
 
 
+def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig) -> Tensor:
+    """(B, T): the increments of IWAE or FIVO, whichever a config names; see :mod:`worldmodel.bounds`."""
+    return importance_bound(model, batch, config.particles, config.resample if config.bound == "fivo" else 0.0)
+
+
 def objective(
     model: WorldModel, batch: Batch, config: ObjectiveConfig, now: Annealed | None = None
 ) -> tuple[Tensor, Inference, Elbo]:
@@ -109,13 +114,14 @@ def objective(
         ValueError: if `config.weights` names no emission of the model.
     """
     check_weights(model, config)
-    inference = model.observe(batch)
-    elbo = model.elbo(batch, inference)
+    with torch.set_grad_enabled(config.bound == "elbo" and torch.is_grad_enabled()):  # else they are only reported
+        inference = model.observe(batch)
+        elbo = model.elbo(batch, inference)
     if config.bound == "elbo":
         beta, free_nats = (config.beta, None) if now is None else now
         fit = torch.stack([config.weights.get(key, 1.0) * log for key, log in elbo.log_likelihood.items()]).sum(0)
         loss = beta * trained_kl(model, inference, config, free_nats) * batch.mask - fit
     else:
-        loss = -importance_bound(model, batch, config.particles, config.resample if config.bound == "fivo" else 0.0)
+        loss = -particle_bound(model, batch, config)
     assert loss.shape == batch.reward.shape, (loss.shape, batch.reward.shape)
     return loss, inference, elbo

@@ -42,11 +42,16 @@ class Output(nn.Module, ABC):
     def sample(self, params: Tensor) -> Tensor:
         """(..., P) -> a draw as an encoder takes it, differentiable: (..., width), or concatenated one-hot codes."""
 
-    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
         """Take units from recorded values (..., width) where mask (...) is set; most outputs have none.
 
         With `layer`, the one that gives the parameters, it is rescaled so that its predictions stay what they were.
+        `complete`: nothing will be recorded after these, see :meth:`Standardise.fit`.
         """
+
+
+ROUNDING = 1e-6
+"""Of the size of a number in single precision: what varies by less may not vary at all."""
 
 
 class Standardise(nn.Module):
@@ -60,22 +65,24 @@ class Standardise(nn.Module):
         self.register_buffer("loc", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def fit(self, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Take mean and standard deviation of values (..., width); an entry that hardly varies keeps the scale 1.
+    def fit(self, value: Tensor, mask: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
+        """Take mean and standard deviation of values (..., width); an entry that is at rest keeps the scale 1.
 
-        One that is at rest while the first steps are recorded may move later, and would be enormous in its own unit.
+        While more is being recorded, one that hardly moves, by less than a thousandth of 1 + its size, counts as at
+        rest: it may move later, and would be enormous in its own unit. In a `complete` recording only what its
+        rounding could explain does, so that the unit it was measured in is of no consequence.
 
         Returns:
             ratio, shift (width,): what was z in the old units is (z - shift) / ratio in the new ones.
         Raises:
             ValueError: if `mask` (...) leaves nothing to take them from.
         """
-        rows = value[mask > 0]
+        rows = value[mask > 0].double()  # a small variation on a large offset survives
         if not len(rows):
             raise ValueError("no recorded step to take units from: record some first")
-        std = rows.std(0, correction=0)
-        moving = std > 1e-3 * (1 + rows.abs().amax(0))
-        return self.change(rows.mean(0), torch.where(moving, std, torch.ones_like(std)))
+        std, size = rows.std(0, correction=0), rows.abs().amax(0)
+        moving = std > (ROUNDING * size if complete else 1e-3 * (1 + size))
+        return self.change(rows.mean(0).to(self.loc), torch.where(moving, std, torch.ones_like(std)).to(self.loc))
 
     def change(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """Set the units (width,); returns ratio and shift as :meth:`fit` does."""
@@ -121,8 +128,8 @@ class Normal(Output):
         mean, std = self.moments(params)
         return self.units.inverse(torch.addcmul(mean, std, torch.randn_like(std)))
 
-    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
-        ratio, shift = self.units.fit(value, mask)
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
+        ratio, shift = self.units.fit(value, mask, complete)
         if layer is not None:
             self.keep(layer, ratio, shift)
 

@@ -206,6 +206,22 @@ def test_the_best_weights_are_kept_and_patience_ends(
         assert same(model, weights[1]) and not same(model, weights[3])
 
 
+def test_the_bound_that_is_trained_says_which_weights_are_best(
+    csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elbos, bounds = iter([-1.0, -2.0, -3.0, -4.0] + [0.0] * 3), iter([-9.0, -7.0, -5.0, -6.0] + [0.0] * 3)
+    monkeypatch.setattr(FitRun, "score", lambda *_: Score(1, 1, next(elbos), 0.0, 0.0, bound=next(bounds)))
+    fit(TINY, csv, run=tmp_path / "run", fit={"updates": 6}, objective={"bound": "fivo", "particles": 2})
+    assert "best validation FIVO -5.0000 at 4 updates" in capsys.readouterr().err
+    assert [row["validation/bound"] for row in metrics(tmp_path / "run")[:-1]] == [-9, -7, -5, -6]
+
+
+def test_a_fit_by_fivo_reports_it_beside_the_elbo(csv: Path, tmp_path: Path) -> None:
+    run = fit(TINY, csv, run=tmp_path / "run", fit={"updates": 2}, objective={"bound": "fivo", "particles": 8})
+    found = run.results["test"]
+    assert found["bound"] > found["elbo"] and "trained bound" in table(run.results)
+
+
 def test_no_patience_means_all_updates(csv: Path, tmp_path: Path, looks: Callable[..., Any]) -> None:
     weights = looks([-1.0, *[-2.0] * 5, *[0.0] * 3])
     fit(TINY, csv, run=tmp_path / "run", fit={"updates": 9, "patience": 0})

@@ -96,6 +96,16 @@ def test_standardise_keeps_the_scale_of_what_hardly_varies() -> None:
     torch.testing.assert_close(units.inverse(units(rows)), rows)
 
 
+def test_a_complete_recording_has_its_own_units_however_small_or_far_from_zero() -> None:
+    units, mask = Standardise(3), torch.ones(1000)
+    shape = torch.sin(torch.arange(1000.0)) * 2**0.5
+    rows = torch.stack([1e-7 * shape, 5e4 + 3 * shape, torch.full_like(shape, 101325.3)], -1)
+    units.fit(rows, mask, complete=True)
+    torch.testing.assert_close(units.scale, torch.tensor([1e-7, 3.0, 1.0]), rtol=1e-2, atol=0)
+    torch.testing.assert_close(units(rows)[:, :2], torch.stack([shape, shape], -1), rtol=0, atol=1e-2)
+    torch.testing.assert_close(units.loc[2], rows[0, 2])
+
+
 def test_new_units_keep_what_a_layer_predicts() -> None:
     output, layer, features = Normal(2), torch.nn.Linear(3, 4), torch.randn(5, 3)
     torch.nn.init.constant_(layer.bias[2:].detach(), -5)  # sigma far below its unit, where it is exact
