@@ -54,8 +54,12 @@ class LatentFamily(ABC):
         """(..., P) -> (..., Z): the most likely value."""
 
     @abstractmethod
+    def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
+        """(..., P), (..., P) -> (..., U): KL(q || p) in nats, in closed form, by the U dimensions or groups of z."""
+
     def kl(self, q: Tensor, p: Tensor) -> Tensor:
-        """(..., P), (..., P) -> (...): KL(q || p) in nats, in closed form."""
+        """(..., P), (..., P) -> (...): KL(q || p) in nats, the sum over all units."""
+        return self.kl_by_unit(q, p).sum(-1)
 
     @abstractmethod
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
@@ -84,10 +88,10 @@ class Gaussian(LatentFamily):
     def mode(self, params: Tensor) -> Tensor:
         return params.chunk(2, -1)[0]
 
-    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+    def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         (mean_q, std_q), (mean_p, std_p) = self.moments(q), self.moments(p)
         ratio = (std_q / std_p).square()
-        return 0.5 * (ratio + ((mean_q - mean_p) / std_p).square() - 1 - ratio.log()).sum(-1)
+        return 0.5 * (ratio + ((mean_q - mean_p) / std_p).square() - 1 - ratio.log())
 
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
         mean, std = self.moments(params)
@@ -133,9 +137,9 @@ class OneHot(LatentFamily):
         probs = self.probs(params)
         return F.one_hot(probs.argmax(-1), self.classes).to(probs.dtype).flatten(-2)
 
-    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+    def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         log_q = self._log_probs(q)
-        return (log_q.exp() * (log_q - self._log_probs(p))).sum((-1, -2))
+        return (log_q.exp() * (log_q - self._log_probs(p))).sum(-1)
 
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
         return (self._log_probs(params) * z.unflatten(-1, (self.groups, self.classes))).sum((-1, -2))
@@ -167,16 +171,17 @@ class FullGaussian(LatentFamily):
     def mode(self, params: Tensor) -> Tensor:
         return self.moments(params)[0]
 
-    def kl(self, q: Tensor, p: Tensor) -> Tensor:
+    def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
+        """By the chain rule: the part of dimension i is E_q KL(q(z_i | z_{<i}) || p(z_i | z_{<i}))."""
         (mean_q, factor_q), (mean_p, factor_p) = self.moments(q), self.moments(p)
-        spread = _solve(factor_p, factor_q).square().sum((-1, -2))
-        shift = _solve(factor_p, (mean_q - mean_p).unsqueeze(-1)).square().sum((-1, -2))
-        return 0.5 * (spread + shift - self.size) + _log_det(factor_p) - _log_det(factor_q)
+        spread = _solve(factor_p, factor_q).square().sum(-1)
+        shift = _solve(factor_p, (mean_q - mean_p).unsqueeze(-1)).square().squeeze(-1)
+        return 0.5 * (spread + shift - 1) + _log_diagonal(factor_p) - _log_diagonal(factor_q)
 
     def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
         mean, factor = self.moments(params)
         distance = _solve(factor, (z - mean).unsqueeze(-1)).square().sum((-1, -2))
-        return -0.5 * (distance + self.size * LOG_2PI) - _log_det(factor)
+        return -0.5 * (distance + self.size * LOG_2PI) - _log_diagonal(factor).sum(-1)
 
     def standard(self) -> Tensor:
         return self.pack(torch.zeros(self.size), torch.eye(self.size))
@@ -186,8 +191,42 @@ def _solve(factor: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
 
-def _log_det(factor: Tensor) -> Tensor:
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+def _log_diagonal(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log()
+
+
+class WithStatic(LatentFamily):
+    """Of a varying z and a static v: [z, v], where v is drawn once and held from then on.
+
+    Parameters are [those of z, those of v, the v that is held, whether it is held]. A held v is certain under q and
+    p alike: it costs no nats. A free one is N(mu, diag sigma^2).
+    """
+
+    def __init__(self, varying: LatentFamily, static: int) -> None:
+        self.varying, self.static = varying, Gaussian(static)
+        self.size = varying.size + static
+        self.sizes = [varying.parameters, self.static.parameters, static, 1]
+        self.parameters = sum(self.sizes)
+
+    def sample(self, params: Tensor) -> Tensor:
+        z, v, held, is_held = params.split(self.sizes, -1)
+        return torch.cat([self.varying.sample(z), torch.lerp(self.static.sample(v), held, is_held)], -1)
+
+    def mode(self, params: Tensor) -> Tensor:
+        z, v, held, is_held = params.split(self.sizes, -1)
+        return torch.cat([self.varying.mode(z), torch.lerp(self.static.mode(v), held, is_held)], -1)
+
+    def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
+        (z_q, v_q, _, is_held), (z_p, v_p, _, _) = q.split(self.sizes, -1), p.split(self.sizes, -1)
+        return torch.cat([self.varying.kl_by_unit(z_q, z_p), (1 - is_held) * self.static.kl_by_unit(v_q, v_p)], -1)
+
+    def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
+        varying, v, _, is_held = params.split(self.sizes, -1)
+        now, static = z.split([self.varying.size, self.static.size], -1)
+        return self.varying.log_prob(varying, now) + (1 - is_held.squeeze(-1)) * self.static.log_prob(v, static)
+
+    def standard(self) -> Tensor:
+        return torch.cat([self.varying.standard(), self.static.standard(), torch.zeros(self.static.size + 1)])
 
 
 def latent_family(config: LatentConfig) -> LatentFamily:

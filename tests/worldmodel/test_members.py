@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import Gaussian, OneHot
+from worldmodel.distributions import Gaussian, OneHot, WithStatic
 from worldmodel.dynamics import DVBF, KVAE, DVBFConfig, KVAEConfig
-from worldmodel.dynamics.dsae import WithStatic
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.diagnostics.emissions import emissions, is_discrete
-from worldmodel.distributions import Gaussian, LatentFamily, OneHot
+from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
@@ -29,7 +29,7 @@ REPRESENTED = 0.5
 class Collapse(NamedTuple):
     """What the posterior carries. A constant quantity has no variance to explain, and an R^2 that is not a number."""
 
-    kl: Tensor  # (D,) nats per step by latent dimension, by one-hot group; (1,) of families without such parts
+    kl: Tensor  # (U,) nats per step by latent dimension or one-hot group
     variance: Tensor  # (U,) of the posterior mean over the data, by latent dimension or group
     explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) where it is categorical
 
@@ -62,7 +62,7 @@ def collapse(model: WorldModel, batch: Batch) -> Collapse:
     inference = model.observe(batch)
     feature = model.feature(inference.states)
     recorded = batch.mask > 0
-    kl = kl_by_dimension(model.dynamics.latent, inference.posterior, inference.prior)[recorded].mean(0)
+    kl = model.dynamics.latent.kl_by_unit(inference.posterior, inference.prior)[recorded].mean(0)
     mean = posterior_mean(model.dynamics.latent, inference.posterior)[recorded]
     explained = {}
     for name, emission in emissions(model, batch).items():
@@ -70,21 +70,6 @@ def collapse(model: WorldModel, batch: Batch) -> Collapse:
         value, guess = emission.numbers[rows], emission.head.mean(feature[rows])
         explained[name] = r2(value, guess, pooled=is_discrete(emission.head))
     return Collapse(kl, mean.var(0, correction=0).sum(-1), explained)
-
-
-def kl_by_dimension(latent: LatentFamily, q: Tensor, p: Tensor) -> Tensor:
-    """(..., P), (..., P) -> (..., D): the parts of the family's own KL, which sum to it.
-
-    Independent parts are families of one dimension, or of one group, whose KL that is. Families whose dimensions
-    depend on each other have one part.
-    """
-    if isinstance(latent, Gaussian):
-        q, p = (params.unflatten(-1, (2, latent.size)).mT for params in (q, p))
-        return Gaussian(1, latent.min_std).kl(q, p)
-    if isinstance(latent, OneHot):
-        q, p = (params.unflatten(-1, (latent.groups, latent.classes)) for params in (q, p))
-        return OneHot(1, latent.classes, latent.unimix).kl(q, p)
-    return latent.kl(q, p).unsqueeze(-1)
 
 
 def posterior_mean(latent: LatentFamily, params: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import Gaussian, LatentFamily
+from worldmodel.distributions import LatentFamily, WithStatic
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.summary import Recurrence, leaving
 from worldmodel.networks import MLP, GRUCell, PosteriorNet
@@ -24,40 +24,6 @@ class DSAEConfig:
     def __post_init__(self) -> None:
         if min(self.static, self.deter, self.hidden) < 1:
             raise ValueError(f"static, deter and hidden must be at least 1: {self}")
-
-
-class WithStatic(LatentFamily):
-    """Of a varying z and a static v: [z, v], where v is drawn once and held from then on.
-
-    Parameters are [those of z, those of v, the v that is held, whether it is held]. A held v is certain under q and
-    p alike: it costs no nats. A free one is N(mu, diag sigma^2).
-    """
-
-    def __init__(self, varying: LatentFamily, static: int) -> None:
-        self.varying, self.static = varying, Gaussian(static)
-        self.size = varying.size + static
-        self.sizes = [varying.parameters, self.static.parameters, static, 1]
-        self.parameters = sum(self.sizes)
-
-    def sample(self, params: Tensor) -> Tensor:
-        z, v, held, is_held = params.split(self.sizes, -1)
-        return torch.cat([self.varying.sample(z), torch.lerp(self.static.sample(v), held, is_held)], -1)
-
-    def mode(self, params: Tensor) -> Tensor:
-        z, v, held, is_held = params.split(self.sizes, -1)
-        return torch.cat([self.varying.mode(z), torch.lerp(self.static.mode(v), held, is_held)], -1)
-
-    def kl(self, q: Tensor, p: Tensor) -> Tensor:
-        (z_q, v_q, _, is_held), (z_p, v_p, _, _) = q.split(self.sizes, -1), p.split(self.sizes, -1)
-        return self.varying.kl(z_q, z_p) + (1 - is_held.squeeze(-1)) * self.static.kl(v_q, v_p)
-
-    def log_prob(self, params: Tensor, z: Tensor) -> Tensor:
-        varying, v, _, is_held = params.split(self.sizes, -1)
-        now, static = z.split([self.varying.size, self.static.size], -1)
-        return self.varying.log_prob(varying, now) + (1 - is_held.squeeze(-1)) * self.static.log_prob(v, static)
-
-    def standard(self) -> Tensor:
-        return torch.cat([self.varying.standard(), self.static.standard(), torch.zeros(self.static.size + 1)])
 
 
 class DSAEState(NamedTuple):

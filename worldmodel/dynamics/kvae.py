@@ -6,10 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from worldmodel import kalman
 from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.kalman import Moments
 from worldmodel.networks import MLP, GRUCell
-from worldmodel.scan import scan
 from worldmodel.types import State
 
 
@@ -38,11 +39,6 @@ class KVAEContext(NamedTuple):
     covariance: Tensor  # P_{t|t-1} (..., size * size)
     weights: Tensor  # of the systems (..., matrices)
     mixing: Tensor  # (..., hidden)
-
-
-class Smoothed(NamedTuple):
-    mean: Tensor  # E[z_t | a_{1:T}, u_{0:T-1}] (B, T, size)
-    covariance: Tensor  # (B, T, size, size)
 
 
 class KVAE(SequentialVAE):
@@ -103,22 +99,25 @@ class KVAE(SequentialVAE):
         """(..., size * size) -> (..., size, size)."""
         return flat.unflatten(-1, (self.size, self.size))
 
+    def predicted(self, context: KVAEContext) -> Moments:
+        """p(z_t | a_{<t}, u_{<t})."""
+        return Moments(context.mean, self.square(context.covariance))
+
+    def noise(self) -> tuple[Tensor, Tensor]:
+        """Q (Z, Z) and R (A, A)."""
+        return self.log_q.exp().diag(), self.log_r.exp().diag()
+
     def advance(self, state: KVAEState, control: Tensor) -> KVAEContext:
         mixing = self.mixing_cell(self.mixing_input(torch.cat([state.latent, control], -1)), state.mixing)
         weights = self.mixing_out(mixing).softmax(-1)
-        transition, drive = self.mixed(weights, self.A), self.mixed(weights, self.B)
-        mean = _product(transition, state.mean) + _product(drive, control)
-        covariance = transition @ self.square(state.covariance) @ transition.mT + self.log_q.exp().diag()
+        drive = kalman.product(self.mixed(weights, self.B), control)
+        before = Moments(state.mean, self.square(state.covariance))
+        mean, covariance = kalman.predict(before, self.mixed(weights, self.A), drive, self.noise()[0])
         return KVAEContext(mean, covariance.flatten(-2), weights, mixing)
 
-    def predicted(self, context: KVAEContext) -> tuple[Tensor, Tensor, Tensor]:
-        """C_t (..., A, Z), and mean (..., A) and covariance (..., A, A) of p(a_t | a_{<t}, u_{<t})."""
-        emission = self.mixed(context.weights, self.C)
-        covariance = emission @ self.square(context.covariance) @ emission.mT + self.log_r.exp().diag()
-        return emission, _product(emission, context.mean), covariance
-
     def prior(self, context: KVAEContext) -> Tensor:
-        _, mean, covariance = self.predicted(context)
+        emission = self.mixed(context.weights, self.C)
+        mean, covariance = kalman.emit(self.predicted(context), emission, self.noise()[1])
         return torch.cat([mean, torch.linalg.cholesky(covariance).flatten(-2)], -1)
 
     def posterior(self, context: KVAEContext, evidence: Tensor) -> Tensor:
@@ -126,13 +125,9 @@ class KVAE(SequentialVAE):
         return torch.cat([mean, std.diag_embed().flatten(-2)], -1)
 
     def with_latent(self, context: KVAEContext, z: Tensor) -> KVAEState:
-        """The Kalman update by a_t = z, in Joseph's form: the covariance stays positive in single precision."""
-        emission, expected, spread = self.predicted(context)
-        before = self.square(context.covariance)
-        gain = torch.linalg.solve(spread, emission @ before).mT
-        mean = context.mean + _product(gain, z - expected)
-        rest = torch.eye(self.size).to(gain) - gain @ emission
-        covariance = rest @ before @ rest.mT + gain @ self.log_r.exp().diag() @ gain.mT
+        """The Kalman update by a_t = z."""
+        emission = self.mixed(context.weights, self.C)
+        mean, covariance = kalman.update(self.predicted(context), emission, self.noise()[1], z)
         return KVAEState(z, mean, covariance.flatten(-2), context.mixing)
 
     def feature(self, state: KVAEState) -> Tensor:
@@ -141,32 +136,13 @@ class KVAE(SequentialVAE):
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         return self.posterior_net(embed)
 
-    def smooth(self, states: KVAEState, control: Tensor, is_first: Tensor) -> Smoothed:
-        """Exact moments of z_1..z_T given all of a_{1:T} (Rauch, Tung and Striebel 1965).
+    def smooth(self, states: KVAEState, control: Tensor, is_first: Tensor) -> Moments:
+        """Exact moments of z_1..z_T given all of a_{1:T}.
 
         Args:
             states: s_1..s_T as `observe` infers them, each field (B, T, ...). control: (B, T, A). is_first: (B, T).
         """
-        later = type(states)(*(field[:, :-1] for field in states))
-        control, border = control * ~is_first.unsqueeze(-1), is_first[:, 1:]
-        ahead = self.advance(later, control[:, 1:])
-        transition = self.mixed(ahead.weights, self.A)
-        inputs = (later.mean, self.square(later.covariance), ahead.mean, self.square(ahead.covariance), transition)
-
-        def step(carry: Smoothed, now: tuple[Tensor, ...]) -> tuple[Smoothed, tuple[Tensor, ...]]:
-            mean, covariance, mean_ahead, covariance_ahead, transition, border = now
-            gain = torch.linalg.solve(covariance_ahead, transition @ covariance).mT
-            gain = gain * ~border[:, None, None]  # the next episode says nothing about this one
-            mean = mean + _product(gain, carry.mean - mean_ahead)
-            covariance = covariance + gain @ (carry.covariance - covariance_ahead) @ gain.mT
-            return Smoothed(mean, covariance), (mean, covariance)
-
-        last = Smoothed(states.mean[:, -1], self.square(states.covariance[:, -1]))
-        if states.mean.shape[1] == 1:
-            return Smoothed(*(field.unsqueeze(1) for field in last))
-        _, smoothed = scan(step, last, (*inputs, border), reverse=True)
-        return Smoothed(*(torch.cat([s, end.unsqueeze(1)], 1) for s, end in zip(smoothed, last, strict=True)))
-
-
-def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+        control = control * ~is_first.unsqueeze(-1)
+        ahead = self.advance(type(states)(*(field[:, :-1] for field in states)), control[:, 1:])
+        filtered = Moments(states.mean, self.square(states.covariance))
+        return kalman.smooth(filtered, self.predicted(ahead), self.mixed(ahead.weights, self.A), is_first[:, 1:])

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from worldmodel.distributions import FullGaussian
 from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.kalman import product
 from worldmodel.scan import scan
 from worldmodel.types import State
 
@@ -116,7 +117,7 @@ class LinearGaussian(SequentialVAE):
     def posterior(self, context: LinearGaussianContext, evidence: Tensor) -> Tensor:
         eta, information = self.split(evidence)
         covariance = (self.precision + information).inverse()
-        mean = _product(covariance, context.mean @ self.precision.mT + eta)
+        mean = product(covariance, context.mean @ self.precision.mT + eta)
         return self.latent.pack(mean, covariance)
 
     def with_latent(self, context: LinearGaussianContext, z: Tensor) -> LinearGaussianState:
@@ -156,7 +157,7 @@ class LinearGaussian(SequentialVAE):
         With M = (I + Lambda_t Q)^-1: Lambda = A' M Lambda_t A and eta = A' M (eta_t - Lambda_t B u_{t-1}).
         """
         eta, information = self.split(evidence)
-        eta = eta - _product(information, control @ self.B.mT)
+        eta = eta - product(information, control @ self.B.mT)
         spread = torch.eye(self.feature_size).to(self.Q) + information @ self.Q
         eta = torch.linalg.solve(spread, eta.unsqueeze(-1)).squeeze(-1)
         return self.join(eta @ self.A, self.A.mT @ torch.linalg.solve(spread, information) @ self.A)
@@ -198,7 +199,3 @@ class LinearGaussianEmission(nn.Module):
     def mean(self, feature: Tensor) -> Tensor:
         """(..., Z) -> (..., X)."""
         return feature @ self.C.mT
-
-
-def _product(matrix: Tensor, vector: Tensor) -> Tensor:
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
