@@ -37,10 +37,13 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
     diagnose = commands.add_parser("diagnose", help="what a trained model believes: forecasts, collapse, actions")
     diagnose.add_argument("run", metavar="RUN", help="a run folder; figures and numbers go into RUN/media")
-    diagnose.add_argument("data", nargs="?", metavar="DATA", help="an .npz of collect; default: the run's own replay")
+    diagnose.add_argument(
+        "data", nargs="?", metavar="DATA", help="a recording; default: the run's own replay, a fit's test data"
+    )
     diagnose.add_argument("--context", type=int, default=8, help="steps seen before a forecast; default: %(default)s")
     diagnose.add_argument("--horizon", type=int, default=15, help="steps imagined; default: %(default)s")
     diagnose.add_argument("--samples", type=int, default=64, help="imagined paths per forecast; default: %(default)s")
+    diagnose.add_argument("--state", nargs="+", default=[], metavar="NAME", help="unobserved columns of a fit's data")
     diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -128,7 +131,7 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
     from training.diagnosis_report import publish
 
     config = DiagnoseConfig(options.context, options.horizon, options.samples)
-    found = publish(diagnose(options.run, options.data, config, options.against, options.device))
+    found = publish(diagnose(options.run, options.data, config, options.against, options.device, options.state))
     if options.json:
         print(json.dumps(found))
 

@@ -1,5 +1,6 @@
 """`worldmodel diagnose`: what a trained model believes about recorded data, measured and judged."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -7,13 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.subject import Recording, Subject, open_subject
+from training.subject import STATE, Recording, Subject, open_subject
 from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
 from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete
 from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
+from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores
 from worldmodel.diagnostics.windows import crop, cut, each, join
 from worldmodel.model import WorldModel
@@ -23,6 +25,8 @@ MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests comp
 CHUNK = 64  # windows imagined at a time, for memory
 TESTED = 8  # imagined steps of the sequences that tests compare
 GAP_SAMPLES = 100  # of the importance-sampled log-likelihood
+FOLDS = 5  # of the linear probe
+OVERLAP = 4  # forecast windows that share a step
 MODEL = "model"  # beside the names of the baselines
 
 
@@ -92,6 +96,7 @@ class Diagnosis(NamedTuple):
     collapse: Collapse
     actions: ActionTest
     gap: Paired  # log-likelihood less ELBO in nats per step: what an inexact posterior costs
+    probed: dict[str, Tensor]  # {quantity: (W,)} R^2 of a linear map from the latent state; empty with few sequences
     against: tuple[str, Paired] | None  # another run, and the ELBO of this one less that of the other
 
 
@@ -102,6 +107,7 @@ def diagnose(
     config: DiagnoseConfig | None = None,
     against: str | Path | None = None,
     device: str | None = None,
+    states: Sequence[str] = (),
 ) -> Diagnosis:
     """Measure the model of a run on its own replay, or on a recording. The same every time it is called.
 
@@ -111,33 +117,35 @@ def diagnose(
             the test data of a fit, which it has not.
         against: another run folder, whose ELBO on the same data is compared.
         device: by default the one it was trained on.
+        states: columns or arrays of the data that a fit does not observe, to be read off its latent state.
     Raises:
         ValueError: if a folder or file cannot be used, or the recording is too short.
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device)
     torch.set_num_threads(subject.threads)
-    recording = subject.read(None if data is None else Path(data))
+    recording = subject.read(None if data is None else Path(data), states)
     disjoint = thinned(windows(recording.held, config.sequence, config.sequence), MAX_WINDOWS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ahead = thinned(windows(recording.held, config.window, max(config.window // 4, 1)), MAX_WINDOWS)
+        ahead = thinned(windows(recording.held, config.window, max(config.window // OVERLAP, 1)), MAX_WINDOWS)
         return Diagnosis(
             subject,
             config,
             recording,
             crop(ahead, 0, config.context),
-            outlooks(subject.model, recording, ahead, config),
+            outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
             collapse(subject.model, disjoint),
             action_test(subject.model, disjoint, config.context, config.samples),
             posterior_gap(subject.model, disjoint, GAP_SAMPLES),
+            probed(subject.model, disjoint, recording.states),
             None if against is None else (str(against), _compare(subject, against, disjoint, device)),
         )
 
 
 def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: DiagnoseConfig) -> dict[str, Outlook]:
     """Forecasts of the windows `ahead` (B, C + K) by the model and by baselines fitted to the training part."""
-    sample = thinned(windows(recording.train, config.window, max(config.window // 4, 1)), 4 * MAX_WINDOWS)
+    sample = thinned(windows(recording.train, config.window, max(config.window // OVERLAP, 1)), 4 * MAX_WINDOWS)
     train = _one_stream(recording.train)
     baselines = fit_baselines(model, train, sample, config.context)
     data = series(model, ahead)
@@ -170,6 +178,15 @@ def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dic
     return whole
 
 
+def probed(model: WorldModel, batch: Batch, states: Sequence[str]) -> dict[str, Tensor]:
+    """What a linear map reads off the latent state: everything that is emitted, and the known states."""
+    if len(batch.reward) < FOLDS:
+        return {}
+    known = {name: each.numbers for name, each in emissions(model, batch).items()}
+    known |= {name: batch.obs[STATE + name] for name in states}
+    return linear_probe(model, batch, known, FOLDS)
+
+
 def _one_stream(streams: list[Batch]) -> Batch:
     """All streams one after the other, (1, L, ...); where one begins there is a border."""
     marked = [stream._replace(is_first=_begun(stream.is_first)) for stream in streams]
@@ -185,6 +202,7 @@ def _begun(is_first: Tensor) -> Tensor:
 
 def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Paired:
     other = open_subject(against, device)
-    if (other.obs_specs, other.control_size) != (subject.obs_specs, subject.control_size):
+    if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
-    return compare(subject.model, other.model, batch)
+    control = other.units(subject.units.inverse(batch.prev_action))
+    return compare(subject.model, other.model, batch, batch._replace(prev_action=control))

@@ -25,7 +25,9 @@ CURVE = tuple(i / 20 for i in range(1, 20))  # levels of the calibration curve
 
 def draw(diagnosis: Diagnosis, judged: dict[str, str], folder: Path) -> list[str]:
     """Write every figure into `folder` and return their names."""
-    figures = {"open_loop": open_loop_figure, "examples": examples_figure, "latent": latent_figure}
+    figures = {"latent": latent_figure}
+    if diagnosis.outlooks:
+        figures |= {"open_loop": open_loop_figure, "examples": examples_figure}
     if any(not outlook.discrete for outlook in diagnosis.outlooks.values()):
         figures["calibration"] = calibration_figure
     folder.mkdir(parents=True, exist_ok=True)

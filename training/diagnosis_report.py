@@ -10,18 +10,22 @@ from rich.table import Table
 from torch import Tensor
 
 from training.checkpoint import write_text_atomic
-from training.diagnose import MODEL, Diagnosis, Outlook
+from training.diagnose import MODEL, OVERLAP, Diagnosis, Outlook
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
-from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, paired, skill
+from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, paired, pit, skill
 
 MEDIA = "media"  # in the run folder
+NO_DYNAMICS = "it has no dynamics to foresee anything with"
 
 JUDGED = 0.8
 """The central interval whose coverage decides whether a model is called over- or underconfident."""
 
 TOLERANCE = 0.07
 """By how much that coverage may miss."""
+
+SURE = 2.0
+"""Standard errors that a difference must exceed before anything is said of it."""
 
 
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
@@ -49,15 +53,25 @@ def skills(outlook: Outlook) -> dict[str, Tensor]:
     return {name: skill(own, scaled_rmse(outlook, name)) for name in outlook.scores if name != MODEL}
 
 
+def last_errors(outlook: Outlook, mean: Tensor) -> Tensor:
+    """(B,): mean square of the last step's error of a forecast (B, K, W), in training standard deviations."""
+    error = (outlook.forecast.value - mean)[:, -1] / outlook.scale
+    return error[:, outlook.scale > 0].square().mean(1)
+
+
 def open_loop_verdict(diagnosis: Diagnosis) -> str:
     """At the last step of the horizon, by emission: the baseline that comes closest."""
+    if not diagnosis.outlooks:
+        return NO_DYNAMICS
     horizon, lines = diagnosis.config.horizon, []
     for key, outlook in diagnosis.outlooks.items():
         name, value = min(((name, float(each[-1])) for name, each in skills(outlook).items()), key=lambda pair: pair[1])
         if math.isnan(value):
             continue
-        what = "better than every baseline" if value > 0 else f"no better than {name}"
-        lines.append(f"{key} {what} (skill {value:+.2f} over {name})")
+        theirs, ours = (last_errors(outlook, mean) for mean in (outlook.means[name], outlook.forecast.mean))
+        unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).z)) < SURE
+        clear = "better than every baseline" if value > 0 else f"worse than {name}"
+        lines.append(f"{key} {f'as good as {name}' if unsure else clear} (skill {value:+.2f} over {name})")
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
 
 
@@ -66,28 +80,41 @@ def calibration_of(outlook: Outlook) -> Calibration:
     return calibration(outlook.forecast.samples, outlook.forecast.value)
 
 
-def mean_coverage(diagnosis: Diagnosis) -> Tensor:
-    """(levels, K): over the entries of everything continuous that varies; NaN if nothing does."""
-    parts = [
-        calibration_of(outlook).coverage[..., outlook.scale > 0]
-        for outlook in diagnosis.outlooks.values()
-        if not outlook.discrete
-    ]
-    empty = torch.empty(len(LEVELS), diagnosis.config.horizon, 0)
-    return torch.cat(parts or [empty], -1).mean(-1)
+def covered(diagnosis: Diagnosis) -> Tensor:
+    """(B, K): the share of everything continuous that varies which lies inside its JUDGED interval."""
+    parts = []
+    for outlook in diagnosis.outlooks.values():
+        if not outlook.discrete:
+            inside = 2 * (pit(outlook.forecast.samples, outlook.forecast.value) - 0.5).abs() < JUDGED
+            parts.append(inside[..., outlook.scale > 0].float())
+    return torch.cat(parts, -1).mean(-1) if parts else torch.full((1, diagnosis.config.horizon), math.nan)
 
 
 def calibration_verdict(diagnosis: Diagnosis) -> str:
     """From the 80 % intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
-    covered, lines = mean_coverage(diagnosis)[LEVELS.index(JUDGED)], []
+    if not diagnosis.outlooks:
+        return NO_DYNAMICS
+    inside, lines = covered(diagnosis), []
     for k in sorted({1, diagnosis.config.horizon}):
-        share = float(covered[k - 1])
+        share = float(inside[:, k - 1].mean())
         if math.isnan(share):
             return "nothing continuous varies"
-        off = share - JUDGED
-        name = "calibrated" if abs(off) <= TOLERANCE else "overconfident" if off < 0 else "underconfident"
-        lines.append(f"{name} {k} step{'s' * (k > 1)} ahead ({JUDGED:.0%} intervals hold {share:.0%})")
+        error = float(inside[:, k - 1].std()) * (OVERLAP / len(inside)) ** 0.5 if len(inside) > 1 else 1.0
+        lines.append(
+            f"{calibration_word(share, error)} {k} step{'s' * (k > 1)} ahead "
+            f"({JUDGED:.0%} intervals hold {share:.0%} ± {error:.0%})"
+        )
     return ", ".join(lines)
+
+
+def calibration_word(share: float, error: float) -> str:
+    """What a coverage of the JUDGED interval is called, given its standard error."""
+    off = share - JUDGED
+    if abs(off) <= TOLERANCE:
+        return "calibrated"
+    if abs(off) - SURE * error <= TOLERANCE:
+        return "undecided"
+    return "overconfident" if off < 0 else "underconfident"
 
 
 def against_verdict(other: str, difference: Paired) -> str:
@@ -115,6 +142,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "active_by_kl": plain(diagnosis.collapse.active_by_kl),
             "active_by_variance": plain(diagnosis.collapse.active_by_variance),
             "explained_variance": {name: _finite(r2) for name, r2 in labelled(diagnosis.collapse.explained).items()},
+            "linear_r2": {name: _finite(r2) for name, r2 in labelled(diagnosis.probed).items()},
         },
         "actions": {
             "elbo_nats_per_step": {name: plain(value.mean()) for name, value in actions.elbo.items()},
@@ -181,9 +209,11 @@ def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None
         console.print(
             "the model was trained on these steps, the baselines on the other 80%: give a recording for unseen data"
         )
-    console.print(forecast_table(diagnosis))
-    console.print(coverage_table(diagnosis))
+    if diagnosis.outlooks:
+        console.print(forecast_table(diagnosis))
+        console.print(coverage_table(diagnosis))
     console.print(latent_table(diagnosis))
+    console.print(quantity_table(diagnosis))
     if diagnosis.actions.elbo:
         console.print(action_table(diagnosis))
 
@@ -232,13 +262,21 @@ def latent_table(diagnosis: Diagnosis) -> Table:
     found = diagnosis.collapse
     table = Table(title="latent", title_justify="left", show_header=False)
     table.add_row("KL, nats per step", f"{float(found.kl.sum()):.2f}")
-    if len(found.kl) > 1:
-        table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
+    table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
     table.add_row("units whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
     gap = f"{float(diagnosis.gap.mean):.3f} ± {float(diagnosis.gap.error):.3f}"
     table.add_row("log-likelihood less ELBO, nats per step", gap)
-    for name, share in labelled(found.explained).items():
-        table.add_row(f"R² of {name}", "constant" if math.isnan(share) else f"{share:.3f}")
+    return table
+
+
+def quantity_table(diagnosis: Diagnosis) -> Table:
+    """What of each quantity is in the latent state: as its own head reads it, and as a linear map does."""
+    table = Table(title="R² of what can be read off the latent state", title_justify="left")
+    _columns(table, ["quantity"], ["by the model's head", "by a linear map"])
+    heads, linear = labelled(diagnosis.collapse.explained), labelled(diagnosis.probed)
+    for name in dict.fromkeys([*heads, *linear]):
+        cells = (found.get(name) for found in (heads, linear))
+        table.add_row(name, *("" if x is None else "constant" if math.isnan(x) else f"{x:.3f}" for x in cells))
     return table
 
 

@@ -1,8 +1,8 @@
 """The folder of a fit and what lives in it: `config.yaml  metrics.jsonl  results.json  checkpoint/  wandb/`."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,19 @@ class FitRun:
         config = {**vars(self.config.data), **source, "file": file or self.config.data.file}
         found = matching(read(DataConfig(**config)), self.obs_specs, len(self.units.loc), "data.file")
         return found.in_units(self.units)
+
+    def states(self, names: Sequence[str], file: str | None, part: str) -> Dataset:
+        """Other columns or arrays of a file, or of a part of this fit's own data, row by row beside what it observes.
+
+        Raises:
+            ValueError: as :func:`training.dataset_io.read` says.
+        """
+        config, own = self.config.data, getattr(self.config.data, part)
+        if file is not None:
+            return read(replace(config, file=file, observations=list(names)))
+        if own is not None:
+            return read(replace(config.source(part), observations=list(names)))
+        return read_parts(replace(config, observations=list(names)))[part]
 
     def parts(self) -> dict[str, Dataset]:
         """The training, validation and test data again, in the units of this fit.

@@ -1,21 +1,25 @@
 """What a diagnosis is about: a trained model of either kind of run, and recordings to hold it against."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from training.dataset import Dataset
+from training.dataset_io import REPLAY
 from training.fit_run import SPECS, FitRun
 from training.run import Run
 from worldmodel.diagnostics.windows import crop, each
 from worldmodel.model import WorldModel
+from worldmodel.outputs import Standardise
 from worldmodel.replay import SequenceReplay
 from worldmodel.spaces import ObservationSpecs
 from worldmodel.types import Batch
 
+STATE = "state/"  # before the names of known quantities, which may also be observed
 TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
 
 
@@ -26,6 +30,7 @@ class Recording(NamedTuple):
     held: list[Batch]  # what is reported on
     source: str  # what that is, for a person
     seen: bool  # whether the model was trained on it
+    states: Sequence[str] = ()  # names of further entries of `obs`: known quantities that the model does not observe
 
     @staticmethod
     def split(replay: SequenceReplay, device: torch.device, name: str, seen: bool) -> "Recording":
@@ -43,9 +48,9 @@ class Subject(NamedTuple):
     folder: Path
     model: WorldModel
     obs_specs: ObservationSpecs
-    control_size: int  # A
+    units: Standardise  # of the controls in what `read` gives
     threads: int
-    read: Callable[[Path | None], Recording]  # a file, or what the run itself has recorded or was fitted to
+    read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
 
 
 def open_subject(folder: str | Path, device: str | None = None) -> Subject:
@@ -61,14 +66,18 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
     run = Run.load(folder, device)
     where = next(run.model.parameters()).device
 
-    def read(file: Path | None) -> Recording:
+    def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
+        if states:
+            raise ValueError(f"{folder} observes all that it records: --state is for the runs of `worldmodel fit`")
+        own = file is None or file.resolve() == (run.folder / REPLAY).resolve()
         replay = run.replay if file is None else read_recording(file, run)
         name = str(file or run.folder)
         if not len(replay):
             raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
-        return Recording.split(replay, where, name, seen=file is None)
+        return Recording.split(replay, where, name, seen=own)
 
-    return Subject(run.folder, run.model, run.obs_specs, run.action_spec.width, run.config.training.threads, read)
+    units = Standardise(run.action_spec.width)
+    return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, read)
 
 
 def read_recording(file: Path, run: Run) -> SequenceReplay:
@@ -91,16 +100,27 @@ def read_recording(file: Path, run: Run) -> SequenceReplay:
 def _of_fit(folder: str | Path, device: str | None) -> Subject:
     run = FitRun.load(folder, device)
 
-    def read(file: Path | None) -> Recording:
+    def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         parts = run.parts()
-        if file is not None:
-            held, source = run.read(str(file)), str(file)
-        else:
-            part = "test" if "test" in parts else "validation"
+        part = "test" if "test" in parts else "validation"
+        known = run.states(states, None if file is None else str(file), part) if states else None
+        if file is None:
             held, source = parts[part], f"the {part} data of {run.folder}"
-        return Recording([rows(parts["train"])], [rows(held)], source, seen=False)
+        else:
+            held, source = run.read(str(file)), str(file)
+        rows = held.everything(run.config.fit.device)
+        if known is not None:
+            rows = rows._replace(obs=rows.obs | _named(known, states, rows))
+        seen = file is not None and file.resolve() == Path(str(run.config.data.file)).resolve()
+        return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, states)
 
-    def rows(dataset: Dataset) -> Batch:
-        return dataset.everything(run.config.fit.device)
+    return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, read)
 
-    return Subject(run.folder, run.model, run.obs_specs, len(run.units.loc), run.config.fit.threads, read)
+
+def _named(known: Dataset, names: Sequence[str], rows: Batch) -> dict[str, Tensor]:
+    """Known quantities as entries of `obs`: one for each column of a CSV, or array of an .npz."""
+    values = known.everything(rows.reward.device).obs
+    if len(values) < len(names):
+        (columns,) = values.values()
+        values = dict(zip(names, columns.split(1, -1), strict=True))
+    return {STATE + name: value.float() for name, value in zip(names, values.values(), strict=True)}

@@ -1,6 +1,7 @@
 """`worldmodel diagnose` as a person or a script uses it."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
+from training import fit
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
+from training.diagnosis_report import calibration_word
+from training.fit_run import MODEL, SPECS
 from training.run import Run
 from training.subject import open_subject
 
@@ -86,37 +91,96 @@ def test_diagnose_draws_figures_of_another_recording(
 
 def test_the_recent_part_is_held_out(finished: Path) -> None:
     stream = Run.load(finished).replay.stream(0)
-    recording = open_subject(finished).read(None)
+    recording = open_subject(finished).read()
     assert recording.seen
     length = stream.reward.shape[1]
     assert recording.train[0].reward.shape[1] == int(0.8 * length)
     assert recording.held[0].obs["observation"].tolist() == stream.obs["observation"][:, int(0.8 * length) :].tolist()
 
 
-def test_a_fit_is_diagnosed_on_its_test_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """y_t = 0.5 y_{t-1} + u_{t-1} + noise, as a CSV; linear ARX must find it."""
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """y_t = 0.5 y_{t-1} + u_{t-1} + noise as a CSV, with a column of v_t = y_t - y_{t-1} beside it."""
     rng = np.random.default_rng(0)
     u, y = rng.normal(size=400), np.zeros(400)
     for t in range(1, 400):
         y[t] = 0.5 * y[t - 1] + u[t - 1] + 0.1 * rng.normal()
-    file, config, folder = (str(tmp_path / name) for name in ("system.csv", "config.yaml", "run"))
-    Path(file).write_text("y,u\n" + "\n".join(f"{a},{b}" for a, b in zip(y, u, strict=True)))
+    file = tmp_path_factory.mktemp("system") / "system.csv"
+    rows = zip(y, u, np.diff(y, prepend=0), 3 - y, strict=True)
+    file.write_text("y,u,v,mirror\n" + "\n".join(",".join(map(str, row)) for row in rows))
+    return file
+
+
+def fitted(system: Path, folder: Path, **changes: Any) -> Path:
     settings = {
         "data": {"observations": ["y"], "controls": ["u"], "split": {"train": 0.6, "validation": 0.1, "test": 0.3}},
         "model": {"hidden": 8, "latent": {"size": 2}, "dynamics": {"name": "dkf", "dkf": {"hidden": 8}}},
         "fit": {"updates": 2, "batch_size": 2},
         "logger": {"wandb": "disabled"},
     }
-    Path(config).write_text(yaml.safe_dump(settings))
-    assert main(["fit", config, file, "--run", folder]) == 0
-    assert main(["diagnose", folder, *SMALL, "--against", folder]) == 0
+    fit({**settings, **changes}, {**settings["data"], "file": str(system), **changes.get("data", {})}, run=folder)
+    return folder
+
+
+def diagnosed(folder: Path, *arguments: str) -> dict[str, Any]:
+    assert main(["diagnose", str(folder), *arguments, *SMALL]) == 0
+    return json.loads((folder / "media" / "diagnosis.json").read_text())
+
+
+def test_a_fit_is_diagnosed_on_its_test_data(system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fitted(system, tmp_path / "run")
+    found = diagnosed(folder)
     out = capsys.readouterr().out
     assert "measured on the test data of" in out and "trained on these" not in out
-    found = json.loads((Path(folder) / "media" / "diagnosis.json").read_text())
     assert not found["trained_on"]
-    assert max(map(max, found["open_loop"]["observation"]["linear ARX"]["rmse"])) < 0.2
-    assert main(["diagnose", folder, file, *SMALL]) == 0
+    assert max(map(max, found["open_loop"]["observation"]["linear ARX"]["rmse"])) < 0.2  # the linear baseline finds it
+    assert diagnosed(folder, str(system))["trained_on"]  # its own file, the training rows included
     assert "measured on the test data" not in capsys.readouterr().out
+
+
+def test_a_state_that_is_not_observed_is_read_off_the_latent(system: Path, tmp_path: Path) -> None:
+    learns = {"fit": {"updates": 250, "batch_size": 8, "evaluate_every": 50}, "learner": {"lr": 1e-2}}
+    folder = fitted(system, tmp_path / "run", **learns, objective={"free_nats": 0})
+    found = diagnosed(folder, "--state", "v", "mirror")["collapse"]
+    assert found["linear_r2"].keys() == {"observation", "v", "mirror"} and "v" not in found["explained_variance"]
+    assert found["linear_r2"]["mirror"] == pytest.approx(found["linear_r2"]["observation"], abs=1e-3)
+    assert found["linear_r2"]["v"] < 0.5 < found["linear_r2"]["mirror"]
+    assert diagnosed(folder, str(system), "--state", "mirror")["collapse"]["linear_r2"]["mirror"] > 0.5
+
+
+def test_another_run_is_compared_in_its_own_units(system: Path, tmp_path: Path) -> None:
+    """The same model, fitted where the controls had half the spread, explains the same rows in other units."""
+    folder = fitted(system, tmp_path / "run")
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    specs = json.loads((other / SPECS).read_text())
+    specs["control"] = {"loc": [0.25], "scale": [specs["control"]["scale"][0] / 2]}
+    (other / SPECS).write_text(json.dumps(specs))
+    weights = load_file(other / MODEL)
+    old = json.loads((folder / SPECS).read_text())["control"]
+    for name, value in weights.items():  # the first layers over [z, u] take the new units
+        if name in ("dynamics.linear.weight", "dynamics.hidden.0.weight"):
+            bias = weights[name.replace("weight", "bias")]
+            bias += value[:, -1] * (0.25 - old["loc"][0]) / old["scale"][0]
+            value[:, -1] /= 2
+    save_file(weights, other / MODEL)
+    difference = diagnosed(folder, "--against", str(other))["against"]
+    assert abs(difference["mean"]) < 0.05
+    assert diagnosed(other, "--against", str(folder))["against"]["mean"] == pytest.approx(0, abs=0.05)
+
+
+def test_a_member_without_dynamics_is_diagnosed_without_forecasts(
+    system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = diagnosed(fitted(system, tmp_path / "run", model={"hidden": 8, "dynamics": {"name": "vae"}}))
+    assert found["open_loop"] == {} and "no dynamics" in found["verdicts"]["open loop"]
+    assert found["verdicts"]["actions"].startswith(("ignores", "undecided"))
+    assert "open loop: RMSE" not in capsys.readouterr().out
+
+
+def test_a_miss_counts_only_beyond_its_sampling_error() -> None:
+    words = [calibration_word(share, error) for share, error in ((0.8, 0.5), (0.6, 0.1), (0.6, 0.01), (0.95, 0.01))]
+    assert words == ["calibrated", "undecided", "overconfident", "underconfident"]
 
 
 @pytest.mark.parametrize(
@@ -127,6 +191,7 @@ def test_a_fit_is_diagnosed_on_its_test_data(tmp_path: Path, capsys: pytest.Capt
         (["--samples", "1"], "at least 2"),
         (["missing.npz"], "missing.npz"),
         (["--against", "nowhere"], "nowhere holds no run"),
+        (["--state", "speed"], "for the runs of `worldmodel fit`"),
     ],
 )
 def test_diagnose_says_what_is_wrong(

@@ -1,7 +1,9 @@
-"""Does the model use the actions, and does it use them at the right time?
+"""Does the model use the actions, and those that it was trained to?
 
 The same sequences are explained with the recorded controls, with those of another sequence, and with their own one step
-late or early. A model that uses its actions is worse off with any but its own.
+late or early. A model that uses its actions is worse off with any but its own: recordings aligned otherwise than those
+it was trained on are found out. That the training data themselves were misaligned cannot be seen here: a model of
+them is at home in them, and only explains them less well.
 """
 
 from typing import NamedTuple

@@ -25,17 +25,21 @@ def posterior_gap(model: WorldModel, batch: Batch, samples: int = 100) -> Paired
     return paired(per_step(log_likelihood(model, batch, samples), batch), sequence_elbo(model, batch))
 
 
-def compare(model: WorldModel, other: WorldModel, batch: Batch, samples: int = 8) -> Paired:
+def compare(
+    model: WorldModel, other: WorldModel, batch: Batch, others: Batch | None = None, samples: int = 8
+) -> Paired:
     """The ELBO of `model` less that of `other` in nats per step, sequence by sequence.
 
     For models of the same emissions. With a filter and a smoother it is what the future adds to the posterior.
+    `others`: the same batch as the other model takes it, if that has other units.
 
     Raises:
         ValueError: if the two do not explain the same things.
     """
     if set(model.emissions) != set(other.emissions):
         raise ValueError(f"two models of different things: {model.emissions} and {other.emissions}")
-    return paired(sequence_elbo(model, batch, samples), sequence_elbo(other, batch, samples))
+    others = batch if others is None else others
+    return paired(sequence_elbo(model, batch, samples), sequence_elbo(other, others, samples))
 
 
 def per_step(total: Tensor, batch: Batch) -> Tensor:

@@ -124,8 +124,10 @@ class Paired(NamedTuple):
         return (self.mean / self.error).nan_to_num(0.0)
 
 
-def paired(a: Tensor, b: Tensor) -> Paired:
-    """a - b of sequences (B,) that are independent of each other.
+def paired(a: Tensor, b: Tensor, overlap: int = 1) -> Paired:
+    """a - b of sequences (B,) that are independent of each other, or of windows of which `overlap` share a step.
+
+    So many windows are then counted as one, which errs on the side of caution.
 
     Raises:
         ValueError: for fewer than two.
@@ -133,4 +135,4 @@ def paired(a: Tensor, b: Tensor) -> Paired:
     if len(a) < 2:
         raise ValueError(f"a paired comparison needs at least two sequences: {len(a)}")
     difference = a - b
-    return Paired(difference.mean(), difference.std() / len(difference) ** 0.5)
+    return Paired(difference.mean(), difference.std() * (overlap / len(difference)) ** 0.5)
