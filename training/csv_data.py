@@ -34,11 +34,24 @@ def read_csv(file: Path, source: DataConfig) -> Dataset:
     x, u = np.split(table.values, [len(observed)], 1)
     if source.delay:
         u = np.roll(u, 1, 0)  # row t's control led to row t + 1; the first row of a sequence has none anyway
-    changes = [row for row in range(1, len(table.marks)) if table.marks[row] != table.marks[row - 1]]
-    pieces = list(pairwise([0, *changes, len(x)]))
+    pieces = _pieces(file, table, source.sequence)
     sequences = [recorded({OBSERVATION: x[a:b]}, u[a:b]) for a, b in pieces]
     names = [f"{file}, lines {table.lines[a]}-{table.lines[b - 1]}" for a, b in pieces]
     return Dataset.of({OBSERVATION: ObservationSpec((len(observed),))}, sequences, names)
+
+
+def _pieces(file: Path, table: Table, mark: str | None) -> list[tuple[int, int]]:
+    """First and last row, excluded, of every sequence. A mark that comes back would make two of one, or one of two."""
+    starts = [0, *(row for row in range(1, len(table.marks)) if table.marks[row] != table.marks[row - 1])]
+    seen: dict[str, int] = {}
+    for row in starts:
+        if table.marks[row] in seen:
+            raise ValueError(
+                f"{file}, line {table.lines[row]}, column '{mark}': '{table.marks[row]}' comes back, it began in "
+                f"line {table.lines[seen[table.marks[row]]]}: sort the rows, or give every sequence its own mark"
+            )
+        seen[table.marks[row]] = row
+    return list(pairwise([*starts, len(table.marks)]))
 
 
 def _read_table(file: Path, observed: list[str], controlled: list[str], mark: str | None) -> Table:
@@ -88,7 +101,7 @@ def _cell(file: Path, line: int, name: str, cells: list[str], index: int) -> str
 def _number(file: Path, line: int, name: str, cells: list[str], index: int) -> float:
     text = _cell(file, line, name, cells, index)
     try:
-        value = float(text)
+        value = float("" if "_" in text else text)  # Python reads 1_000 as a number; nobody writes data so
     except ValueError:
         raise ValueError(f"{file}, line {line}, column '{name}': '{text}' is not a number") from None
     if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldmodel.outputs import Standardise
 from worldmodel.spaces import ObservationSpec, ObservationSpecs
-from worldmodel.types import Batch
+from worldmodel.types import Batch, join
 
 
 def recorded(
@@ -39,12 +39,6 @@ def recorded(
     return Batch(tensors, *(torch.from_numpy(column.copy())[None] for column in columns))
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
-    """Batches (1, L_i, ...) one after the other: (1, sum of L_i, ...)."""
-    obs = {key: torch.cat([each.obs[key] for each in batches], 1) for key in batches[0].obs}
-    return Batch(obs, *(torch.cat(columns, 1) for columns in zip(*(each[1:] for each in batches), strict=True)))
-
-
 @dataclass(frozen=True)
 class Dataset:
     """S recorded sequences of the same observations and controls.
@@ -64,7 +58,7 @@ class Dataset:
         """From sequences (1, L, ...), at least one, each of at least one row."""
         lengths = np.array([each.reward.shape[1] for each in sequences])
         assert len(names) == len(lengths) and lengths.min() > 0, (names, lengths)
-        return Dataset(specs, joined(sequences), lengths, names, from_env)
+        return Dataset(specs, join(sequences, 1), lengths, names, from_env)
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -17,9 +17,9 @@ from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores
-from worldmodel.diagnostics.windows import crop, cut, each, join
+from worldmodel.diagnostics.windows import crop, cut, each
 from worldmodel.model import WorldModel
-from worldmodel.types import Batch
+from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
 CHUNK = 64  # windows imagined at a time, for memory
@@ -58,7 +58,7 @@ def windows(streams: list[Batch], length: int, stride: int) -> Batch:
     Raises:
         ValueError: if no episode is long enough.
     """
-    found = join([cut(stream, length, stride) for stream in streams])
+    found = join([cut(stream, length, stride) for stream in streams], 0)
     if not len(found.reward):
         steps = sum(stream.reward.shape[1] for stream in streams)
         raise ValueError(
@@ -189,9 +189,7 @@ def probed(model: WorldModel, batch: Batch, states: Sequence[str]) -> dict[str, 
 
 def _one_stream(streams: list[Batch]) -> Batch:
     """All streams one after the other, (1, L, ...); where one begins there is a border."""
-    marked = [stream._replace(is_first=_begun(stream.is_first)) for stream in streams]
-    obs = {key: torch.cat([stream.obs[key] for stream in marked], 1) for key in marked[0].obs}
-    return Batch(obs, *(torch.cat(leaves, 1) for leaves in zip(*(stream[1:] for stream in marked), strict=True)))
+    return join([stream._replace(is_first=_begun(stream.is_first)) for stream in streams], 1)
 
 
 def _begun(is_first: Tensor) -> Tensor:

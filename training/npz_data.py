@@ -11,7 +11,7 @@ import numpy as np
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.names import nearest
-from training.recordings import OWN, check_finite, read_recording
+from training.recordings import OBS, OWN, check_finite, read_recording
 from worldmodel.spaces import ObservationSpec
 
 LENGTHS = "lengths"  # the array of an archive that says how long each of its sequences is
@@ -26,7 +26,9 @@ def read_npz(file: Path, source: DataConfig) -> Dataset:
     with _readable(file):
         archive = np.load(file, allow_pickle=False)
         held = list(archive.files)
-    ours = set(held) >= OWN
+    ours = "stored" in held and any(name.startswith(OBS) for name in held)
+    if ours and (missing := sorted(OWN - set(held))):
+        raise ValueError(f"{file}: a recording without {', '.join(missing)}: record it again")
     wanted = held if ours else _wanted(file, held, source)
     with archive, _readable(file):
         arrays = {name: archive[name] for name in wanted}

@@ -42,6 +42,8 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
 
 def _check_stored(file: Path, arrays: dict[str, np.ndarray]) -> None:
     stored = arrays["stored"]
+    if stored.dtype.kind not in "iu" or stored.ndim != 1:
+        raise ValueError(f"{file}: 'stored' is {stored.shape} of {stored.dtype}, not a row count per stream")
     shape = arrays["reward"].shape
     for name, array in arrays.items():
         if name == "stored":

@@ -70,7 +70,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
         if states:
             raise ValueError(f"{folder} observes all that it records: --state is for the runs of `worldmodel fit`")
         own = file is None or file.resolve() == (run.folder / REPLAY).resolve()
-        replay = run.replay if file is None else read_recording(file, run)
+        replay = run.replay if file is None else _replay_of(file, run)
         name = str(file or run.folder)
         if not len(replay):
             raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
@@ -80,7 +80,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
     return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, read)
 
 
-def read_recording(file: Path, run: Run) -> SequenceReplay:
+def _replay_of(file: Path, run: Run) -> SequenceReplay:
     """Trajectories that `worldmodel collect` wrote, from the environment of the model.
 
     Raises:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from worldmodel.spaces import ActionSpec, ObservationSpecs
-from worldmodel.types import Arrival, Batch
+from worldmodel.types import Arrival, Batch, join
 
 FLAGS = ("is_first", "is_last", "is_terminal")
 
@@ -85,9 +85,7 @@ class SequenceReplay:
 
     def everything(self) -> Batch:
         """Every stored step as one window (1, L, ...), one stream after the other."""
-        streams = [self.stream(env) for env in range(len(self.written))]
-        obs = {key: torch.cat([each.obs[key] for each in streams], 1) for key in self.obs}
-        return Batch(obs, *(torch.cat(columns, 1) for columns in zip(*(each[1:] for each in streams), strict=True)))
+        return join([self.stream(env) for env in range(len(self.written))], 1)
 
     def _gather(self, env: np.ndarray, age: np.ndarray, device: torch.device | str) -> Batch:
         slot = (np.maximum(self.written - self.length, 0)[env] + age) % self.length

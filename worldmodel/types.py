@@ -15,9 +15,11 @@ arrival too, with a null control and no reward. This is the only alignment used 
 :class:`envs.recorder.RecordTrajectories` is the only place that makes it.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 State = Any
@@ -45,6 +47,12 @@ class Batch(NamedTuple):
     is_last: Tensor  # (B, T) bool
     is_terminal: Tensor  # (B, T) bool
     mask: Tensor  # (B, T) float: 1 for a recorded step, 0 for padding; padding starts with is_first
+
+
+def join(batches: Sequence[Batch], dim: int) -> Batch:
+    """Batches side by side: sequences (dim 0), or one after the other in time (dim 1)."""
+    obs = {key: torch.cat([batch.obs[key] for batch in batches], dim) for key in batches[0].obs}
+    return Batch(obs, *(torch.cat(leaves, dim) for leaves in zip(*(batch[1:] for batch in batches), strict=True)))
 
 
 class Inference(NamedTuple):

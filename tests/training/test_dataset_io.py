@@ -109,6 +109,8 @@ def refusal(capsys: pytest.CaptureFixture[str], file: Path | str, data: dict[str
         ([*TABLE[:3], ("nan", 1, 1, "a")], {}, ["line 5", "column 'y'", "nan is not a finite number"]),
         ([*TABLE[:3], (1, 1, "-inf", "a")], {}, ["line 5", "column 'u'", "-inf is not a finite number"]),
         ([*TABLE[:3], (1, 1, "1e39", "a")], {}, ["line 5", "column 'u'", "1e39 is not a finite number"]),
+        ([*TABLE[:3], ("1_000", 1, 1, "a")], {}, ["line 5", "column 'y'", "'1_000' is not a number"]),
+        ([*TABLE, (1, 1, 1, "a")], {"sequence": "run"}, ["line 8", "column 'run'", "'a' comes back", "line 2"]),
         ([*TABLE[:3], ("", 1, 1, "a")], {}, ["line 5", "column 'y'", "empty"]),
         ([*TABLE[:3], (1, 1)], {}, ["line 5", "column 'u'", "empty"]),
         ([*TABLE[:3], (), ("x", 1, 1, "a")], {}, ["line 6", "column 'y'", "'x' is not a number"]),
@@ -317,9 +319,10 @@ def test_a_run_folder_is_its_replay(recording: Path) -> None:
     check_counter(read(source(recording.parent.parent)))
 
 
-def changed(recording: Path, file: Path, **arrays: np.ndarray) -> Path:
+def changed(recording: Path, file: Path, **arrays: np.ndarray | None) -> Path:
+    """A copy of a recording with other arrays, or without one that is None."""
     with np.load(recording) as saved:
-        np.savez(file, **{**dict(saved), **arrays})
+        np.savez(file, **{name: array for name, array in {**dict(saved), **arrays}.items() if array is not None})
     return file
 
 
@@ -356,6 +359,8 @@ def test_classes_of_discrete_observations_are_those_that_were_seen(recording: Pa
         ({}, {"reward": np.zeros((2, 14))}, ["does not fit 'reward' (2, 14)"]),
         ({}, {"stored": np.array([16, 15])}, ["does not fit 'reward'"]),
         ({}, {"stored": np.array([1, 0])}, ["no sequence of two steps"]),
+        ({}, {"stored": np.array([16.0, 3.0])}, ["'stored' is (2,) of float64"]),
+        ({}, {"prev_action": None}, ["a recording without prev_action"]),
     ],
 )
 def test_a_bad_recording_is_refused(

@@ -18,12 +18,6 @@ def crop(batch: Batch, start: int, stop: int | None = None) -> Batch:
     return each(batch, lambda leaf: leaf[:, start:stop])
 
 
-def join(batches: list[Batch]) -> Batch:
-    """Windows of the same length side by side: (B_1 + B_2 + ..., T, ...)."""
-    obs = {key: torch.cat([batch.obs[key] for batch in batches]) for key in batches[0].obs}
-    return Batch(obs, *(torch.cat(leaves) for leaves in zip(*(batch[1:] for batch in batches), strict=True)))
-
-
 def unbroken(batch: Batch, start: int) -> Batch:
     """The windows in which steps `start` and later are recorded and begin no episode.
 
