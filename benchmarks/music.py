@@ -22,7 +22,7 @@ from training import fit
 from training.fit_run import RESULTS, FitRun
 from training.scores import score
 
-FIVO = ("--objective.bound", "fivo", "--objective.anneal", "0", "--objective.particles", "4")
+FIVO = ("--objective.bound", "fivo", "--objective.particles", "4")
 VARIANTS = {
     "dkf-smoother": (),
     "dkf-filter": ("--model.dynamics.dkf.posterior", "filter"),

@@ -24,28 +24,36 @@ from worldmodel.scan import scan
 from worldmodel.types import Batch, Inference, State
 
 
-def importance_bound(model: WorldModel, batch: Batch, particles: int, resample: float = 0.0) -> Tensor:
+def importance_bound(
+    model: WorldModel, batch: Batch, particles: int, resample: float = 0.0, beta: Tensor | float = 1.0
+) -> Tensor:
     """(B, T): IWAE_K where `resample` is 0, else FIVO_K with that threshold. Differentiable: it can be trained.
+
+    `beta`: see :func:`log_weights`.
 
     Raises:
         ValueError: if there is no particle, or the threshold is not in [0, 1].
     """
     if particles < 1 or not 0 <= resample <= 1:
         raise ValueError(f"a bound needs particles >= 1 and resample in [0, 1]: {particles}, {resample}")
-    return fivo(model, batch, particles, resample) if resample else iwae(model, batch, particles)
+    return fivo(model, batch, particles, resample, beta) if resample else iwae(model, batch, particles, beta)
 
 
-def log_weights(model: WorldModel, batch: Batch, inference: Inference) -> Tensor:
-    """(B, T): log w_t of the inferred samples. Its expectation is the ELBO; its variance is larger."""
+def log_weights(model: WorldModel, batch: Batch, inference: Inference, beta: Tensor | float = 1.0) -> Tensor:
+    """(B, T): log w_t of the inferred samples. Its expectation is the ELBO; its variance is larger.
+
+    With beta below 1 the ratio p / q counts by that power, as its logarithm, the KL, does in an annealed ELBO; then
+    it is no bound.
+    """
     logs = model.log_likelihood(batch, model.feature(inference.states))
     family, z = model.dynamics.latent, inference.sample
     ratio = family.log_prob(inference.prior, z) - family.log_prob(inference.posterior, z)
-    return (torch.stack(list(logs.values())).sum(0) + ratio) * batch.mask
+    return (torch.stack(list(logs.values())).sum(0) + beta * ratio) * batch.mask
 
 
-def iwae(model: WorldModel, batch: Batch, particles: int) -> Tensor:
+def iwae(model: WorldModel, batch: Batch, particles: int, beta: Tensor | float = 1.0) -> Tensor:
     """(B, T): increments of log 1/K sum_k prod_t w_t^k (Burda et al. 2016, Eq. 8)."""
-    return increments(_log_sums(model, batch, particles), batch.is_first, particles)
+    return increments(_log_sums(model, batch, particles, beta), batch.is_first, particles)
 
 
 @torch.no_grad()
@@ -56,10 +64,10 @@ def log_likelihood(model: WorldModel, batch: Batch, samples: int, chunk: int = 5
     return increments(sums.logsumexp(0), batch.is_first, samples)
 
 
-def _log_sums(model: WorldModel, batch: Batch, count: int) -> Tensor:
+def _log_sums(model: WorldModel, batch: Batch, count: int, beta: Tensor | float = 1.0) -> Tensor:
     """(B, T): log sum_k prod_{s <= t} w_s^k, products since the episode began."""
     many = repeated(batch, count)
-    weights = log_weights(model, many, model.observe(many))
+    weights = log_weights(model, many, model.observe(many), beta)
 
     def step(total: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         weight, is_first = inputs
@@ -82,7 +90,9 @@ class Particles(NamedTuple):
     log_weights: Tensor  # (B, K), normalised
 
 
-def fivo(model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5) -> Tensor:
+def fivo(
+    model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5, beta: Tensor | float = 1.0
+) -> Tensor:
     """(B, T): increments log sum_k W_{t-1}^k w_t^k of a particle filter (Maddison et al. 2017, Algorithm 1).
 
     W are the normalised weights; see :func:`resampled` for when they start again. What resampling adds to the
@@ -105,7 +115,7 @@ def fivo(model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5
         states = type(state)(*(field.unsqueeze(1) for field in state))
         here = Inference(states, dynamics.prior(context).unsqueeze(1), posterior.unsqueeze(1), z.unsqueeze(1))
         before = torch.where(is_first.view_as(uniform), uniform, carry.log_weights)
-        joint = before + log_weights(model, now, here).view_as(uniform)
+        joint = before + log_weights(model, now, here, beta).view_as(uniform)
         increment = joint.logsumexp(1)
         return resampled(Particles(state, joint - increment.unsqueeze(1)), threshold), (increment,)
 

@@ -26,24 +26,25 @@ class ObjectiveConfig:
     anneal: int = 0  # updates over which beta goes from beta_start, and free_nats from free_nats_start
     beta_start: float = 0.0  # from below 1 q learns first (Bowman et al. 2016), from above p must: the dynamics
     free_nats_start: float | None = None  # free_nats throughout by default
-    bound: Literal["elbo", "iwae", "fivo"] = "elbo"  # iwae and fivo are trained as they are, without the weights above
+    bound: Literal["elbo", "iwae", "fivo"] = "elbo"  # of the above, iwae and fivo take the schedule of beta alone
     particles: int = 4  # of iwae and fivo
     resample: float = 0.5  # effective share of the particles below which fivo resamples them
 
     def __post_init__(self) -> None:
         if self.bound not in ("elbo", "iwae", "fivo"):
             raise ValueError(f"bound is elbo, iwae or fivo: '{self.bound}'")
-        if self.bound != "elbo" and (self.beta != 1 or self.balance is not None or self.weights or self.anneal):
-            raise ValueError(
-                f"beta, balance, weights and anneal shape the elbo; with bound: {self.bound} leave them out"
-            )
+        if self.bound != "elbo" and (self.beta != 1 or self.balance is not None or self.weights):
+            raise ValueError(f"beta, balance and weights shape the elbo; with bound: {self.bound} leave them out")
         if self.particles < 1 or not 0 < self.resample <= 1 or self.anneal < 0:
             raise ValueError(
                 "particles must be at least 1, resample in (0, 1], anneal not negative: "
                 f"{self.particles}, {self.resample}, {self.anneal}"
             )
-        if self.free_nats_start is not None and not self.anneal:
-            raise ValueError(f"free_nats_start is of no effect without anneal: {self.free_nats_start}, {self.anneal}")
+        if self.free_nats_start is not None and (self.bound != "elbo" or not self.anneal):
+            raise ValueError(
+                "free_nats_start is of no effect without anneal, or with another bound than the elbo: "
+                f"{self.free_nats_start}, {self.anneal}, {self.bound}"
+            )
         if self.beta_start < 0 or (self.free_nats_start or 0) < 0:
             raise ValueError(f"beta_start and free_nats_start must not be negative: {self}")
         if self.beta < 0 or self.free_nats < 0:
@@ -98,9 +99,9 @@ def check_weights(model: WorldModel, config: ObjectiveConfig) -> None:
         raise ValueError(f"objective.weights names {unknown}; the model emits {sorted(model.emissions)}")
 
 
-def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig) -> Tensor:
+def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig, beta: Tensor | float = 1.0) -> Tensor:
     """(B, T): the increments of IWAE or FIVO, whichever a config names; see :mod:`worldmodel.bounds`."""
-    return importance_bound(model, batch, config.particles, config.resample if config.bound == "fivo" else 0.0)
+    return importance_bound(model, batch, config.particles, config.resample if config.bound == "fivo" else 0.0, beta)
 
 
 def objective(
@@ -117,11 +118,11 @@ def objective(
     with torch.set_grad_enabled(config.bound == "elbo" and torch.is_grad_enabled()):  # else they are only reported
         inference = model.observe(batch)
         elbo = model.elbo(batch, inference)
+    beta, free_nats = (config.beta, None) if now is None else now
     if config.bound == "elbo":
-        beta, free_nats = (config.beta, None) if now is None else now
         fit = torch.stack([config.weights.get(key, 1.0) * log for key, log in elbo.log_likelihood.items()]).sum(0)
         loss = beta * trained_kl(model, inference, config, free_nats) * batch.mask - fit
     else:
-        loss = -particle_bound(model, batch, config)
+        loss = -particle_bound(model, batch, config, beta)
     assert loss.shape == batch.reward.shape, (loss.shape, batch.reward.shape)
     return loss, inference, elbo
