@@ -90,9 +90,7 @@ class Particles(NamedTuple):
     log_weights: Tensor  # (B, K), normalised
 
 
-def fivo(
-    model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5, beta: Tensor | float = 1.0
-) -> Tensor:
+def fivo(model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5, beta: Tensor | float = 1.0) -> Tensor:
     """(B, T): increments log sum_k W_{t-1}^k w_t^k of a particle filter (Maddison et al. 2017, Algorithm 1).
 
     W are the normalised weights; see :func:`resampled` for when they start again. What resampling adds to the
