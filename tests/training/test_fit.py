@@ -397,4 +397,5 @@ def test_the_tanks_are_tested_on_their_other_columns(tmp_path: Path) -> None:
     raw = run.units.inverse(test.prev_action)[0, 1:, 0]
     np.testing.assert_allclose(raw, columns[:-1, 1], rtol=1e-4)
     train, validation = (parts[name].everything().obs["observation"][0, :, 0] for name in PARTS[:2])
-    np.testing.assert_allclose(torch.cat([train, validation]), columns[:, 2], rtol=1e-5)
+    for part in (train, validation):  # all of the first record
+        np.testing.assert_allclose(part, columns[:, 2], rtol=1e-5)
