@@ -54,9 +54,9 @@ def skills(outlook: Outlook) -> dict[str, Tensor]:
 
 
 def last_errors(outlook: Outlook, mean: Tensor) -> Tensor:
-    """(B,): mean square of the last step's error of a forecast (B, K, W), in training standard deviations."""
+    """(B,): root mean square of the last step's error of a forecast (B, K, W), in training standard deviations."""
     error = (outlook.forecast.value - mean)[:, -1] / outlook.scale
-    return error[:, outlook.scale > 0].square().mean(1)
+    return error[:, outlook.scale > 0].square().mean(1).sqrt()
 
 
 def open_loop_verdict(diagnosis: Diagnosis) -> str:
@@ -69,9 +69,9 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         if math.isnan(value):
             continue
         theirs, ours = (last_errors(outlook, mean) for mean in (outlook.means[name], outlook.forecast.mean))
-        unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).z)) < SURE
+        unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).clearest)) < SURE
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
-        lines.append(f"{key} {f'as good as {name}' if unsure else clear} (skill {value:+.2f} over {name})")
+        lines.append(f"{key} {f'about as good as {name}' if unsure else clear} (skill {value:+.2f} over {name})")
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
 
 

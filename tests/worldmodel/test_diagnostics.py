@@ -128,6 +128,14 @@ def test_calibration_names_a_forecast_that_is_too_narrow() -> None:
     assert found.counts[0] > 550 and found.counts[-1] > 2000  # of 500 in a flat histogram
 
 
+def test_a_few_large_differences_do_not_hide_that_all_have_one_sign() -> None:
+    found = paired(tensor([0.1] * 24 + [90.0]), torch.zeros(25))
+    assert found.z < 2 and float(found.sign) == float(found.clearest) == 5
+    even = paired(tensor([1.0, -1.0, 2.0, -2.0]), torch.zeros(4))
+    assert float(even.clearest) == float(even.sign) == 0
+    assert float(paired(tensor([1.0] * 16), torch.zeros(16), overlap=4).sign) == 2
+
+
 def test_paired_differences_are_sharper_than_their_parts() -> None:
     torch.manual_seed(0)
     common = 100 * torch.randn(400, dtype=torch.float64)

@@ -45,7 +45,8 @@ class ActionTest(NamedTuple):
     def verdict(self, significant: float = SIGNIFICANT) -> str:
         """`uses its actions`, `ignores its actions`, `actions look misaligned by one step`, or why none can be given.
 
-        By paired tests over sequences, which must be independent: any that share steps would look surer than they are.
+        By paired tests over sequences, of the mean and of the sign. They must be independent: any that share steps
+        would look surer than they are.
         """
         if not self.width:
             return "no controls"
@@ -55,10 +56,10 @@ class ActionTest(NamedTuple):
         undecided = f"undecided, {count} sequences are too few to tell"
         if count < FEWEST:
             return undecided
-        if any(bool(self.loss(variant).z < -significant) for variant in (LATE, EARLY)):
+        if any(bool(self.loss(variant).clearest < -significant) for variant in (LATE, EARLY)):
             return "actions look misaligned by one step"
         loss = self.loss(SHUFFLED)
-        if loss.z > significant:
+        if loss.clearest > significant:
             return "uses its actions"
         if loss.mean + significant * loss.error < NEGLIGIBLE:
             return "ignores its actions"

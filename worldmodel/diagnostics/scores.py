@@ -117,11 +117,17 @@ class Paired(NamedTuple):
 
     mean: Tensor
     error: Tensor
+    sign: Tensor  # wins less losses, in standard deviations of what a fair coin would give
 
     @property
     def z(self) -> Tensor:
         """The mean in standard errors; 0 where nothing differs at all."""
         return (self.mean / self.error).nan_to_num(0.0)
+
+    @property
+    def clearest(self) -> Tensor:
+        """z or the sign test, whichever says more: where a few sequences differ by far, their spread drowns z."""
+        return torch.where(self.sign.abs() > self.z.abs(), self.sign, self.z)
 
 
 def paired(a: Tensor, b: Tensor, overlap: int = 1) -> Paired:
@@ -135,4 +141,6 @@ def paired(a: Tensor, b: Tensor, overlap: int = 1) -> Paired:
     if len(a) < 2:
         raise ValueError(f"a paired comparison needs at least two sequences: {len(a)}")
     difference = a - b
-    return Paired(difference.mean(), difference.std() * (overlap / len(difference)) ** 0.5)
+    untied = (difference != 0).sum().clamp(min=1)
+    sign = difference.sign().sum() / (untied * overlap).sqrt()
+    return Paired(difference.mean(), difference.std() * (overlap / len(difference)) ** 0.5, sign)
