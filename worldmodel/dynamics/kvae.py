@@ -77,7 +77,8 @@ class KVAE(SequentialVAE):
         self.mixing_input = MLP(latent.size + control_size, config.hidden, layers=1)
         self.mixing_cell = GRUCell(config.hidden, config.hidden)
         self.mixing_out = nn.Linear(config.hidden, count)
-        self.A = nn.Parameter(torch.eye(size) + 0.1 * torch.randn(count, size, size) / size**0.5)
+        # Slow, but within the unit circle: z_t is unbounded, and a record may be long.
+        self.A = nn.Parameter(0.9 * torch.eye(size) + 0.05 * torch.randn(count, size, size) / size**0.5)
         self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
         self.C = nn.Parameter(torch.randn(count, latent.size, size) / size**0.5)
         self.log_q = nn.Parameter(torch.full((size,), -2.0))  # log variances: of the transition
