@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--context", type=int, default=8, help="steps seen before a forecast; default: %(default)s")
     diagnose.add_argument("--horizon", type=int, default=15, help="steps imagined; default: %(default)s")
     diagnose.add_argument("--samples", type=int, default=64, help="imagined paths per forecast; default: %(default)s")
-    diagnose.add_argument("--state", nargs="+", default=[], metavar="NAME", help="unobserved columns of a fit's data")
+    diagnose.add_argument("--state", default="", metavar="NAME,NAME", help="unobserved columns of a fit's data")
     diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
@@ -131,7 +131,8 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
     from training.diagnosis_report import publish
 
     config = DiagnoseConfig(options.context, options.horizon, options.samples)
-    found = publish(diagnose(options.run, options.data, config, options.against, options.device, options.state))
+    states = [name.strip() for name in options.state.split(",") if name.strip()]
+    found = publish(diagnose(options.run, options.data, config, options.against, options.device, states))
     if options.json:
         print(json.dumps(found))
 

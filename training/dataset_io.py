@@ -18,6 +18,10 @@ def read(source: DataConfig) -> Dataset:
     """
     if source.file is None:
         raise ValueError("data.file: name a file to learn from")
+    if source.sequence is not None and not source.file.lower().endswith(".csv"):
+        raise ValueError(
+            f"{source.file}: data.sequence is a column of a CSV: leave it out; .npz has `lengths`"
+        )
     if source.file.startswith(MINARI):
         from training.minari_data import read_minari
 
@@ -50,16 +54,20 @@ def read_parts(config: DataConfig) -> dict[str, Dataset]:
     everything = read(config)
     if config.rewards and not everything.from_env:
         raise ValueError(f"data.rewards: {everything.names[0]} holds no rewards, only recordings do")
-    own = [part for part in PARTS if getattr(config, part, None) is not None]
-    shares = {part: getattr(config.split, part) for part in PARTS if part not in own}
-    parts = split(everything, shares, config.split.seed)
-    for part in own:
+    parts = divided(everything, config)
+    for part in (part for part in PARTS if getattr(config, part, None) is not None):
         found = read(config.source(part))
         if config.rewards and not found.from_env:
             raise ValueError(f"data.{part}: {found.names[0]} holds no rewards, which data.rewards asks for")
         parts[part] = matching(found, everything.obs_specs, everything.control_width, f"data.{part}")
     parts["train"] = long_enough(parts["train"], config)
     return {part: parts[part] for part in PARTS if part in parts}
+
+
+def divided(everything: Dataset, config: DataConfig) -> dict[str, Dataset]:
+    """The parts that have a share of the file, not a source of their own."""
+    shares = {part: getattr(config.split, part) for part in PARTS if getattr(config, part, None) is None}
+    return split(everything, shares, config.split.seed)
 
 
 def long_enough(train: Dataset, config: DataConfig) -> Dataset:

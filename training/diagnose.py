@@ -16,7 +16,7 @@ from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete
 from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
-from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores
+from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch, join
@@ -79,6 +79,7 @@ class Outlook(NamedTuple):
     """The forecasts of one emission, and those of the baselines beside them."""
 
     forecast: Forecast
+    place: Tensor  # (B, K, W): the probability integral transform of what was recorded
     scores: dict[str, Scores]  # of the model and of every baseline; NLL of Gaussians where that compares, else NaN
     means: dict[str, Tensor]  # of the baselines (B, K, W)
     scale: Tensor  # (W,) standard deviation in the training part: errors in this unit compare
@@ -161,7 +162,8 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
             unlike = not has_density(emission.head)
             judged[name] = gaussian._replace(nll=gaussian.nll * torch.nan) if unlike else gaussian
         own = {name: mean[key] for name, mean in means.items()}
-        found[key] = Outlook(forecasts[key], judged, own, scale[key], is_discrete(emission.head))
+        place = pit(forecasts[key].samples, forecasts[key].value)
+        found[key] = Outlook(forecasts[key], place, judged, own, scale[key], is_discrete(emission.head))
     return found
 
 
@@ -181,6 +183,8 @@ def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dic
 def probed(model: WorldModel, batch: Batch, states: Sequence[str]) -> dict[str, Tensor]:
     """What a linear map reads off the latent state: everything that is emitted, and the known states."""
     if len(batch.reward) < FOLDS:
+        if states:
+            raise ValueError(f"--state needs {FOLDS} sequences of {batch.reward.shape[1]} steps: {len(batch.reward)}")
         return {}
     known = {name: each.numbers for name, each in emissions(model, batch).items()}
     known |= {name: batch.obs[STATE + name] for name in states}

@@ -15,7 +15,7 @@ from training.diagnose import MODEL, Diagnosis
 from training.diagnosis_report import scaled_rmse
 from worldmodel.diagnostics.collapse import ACTIVE_NATS, REPRESENTED, labelled
 from worldmodel.diagnostics.emissions import emissions
-from worldmodel.diagnostics.scores import calibration
+from worldmodel.diagnostics.scores import inside
 
 SEQUENCES = 3  # drawn as examples
 QUANTITIES = 5  # of each at most
@@ -26,9 +26,10 @@ CURVE = tuple(i / 20 for i in range(1, 20))  # levels of the calibration curve
 def draw(diagnosis: Diagnosis, judged: dict[str, str], folder: Path) -> list[str]:
     """Write every figure into `folder` and return their names."""
     figures = {"latent": latent_figure}
-    if diagnosis.outlooks:
+    moving = [outlook for outlook in diagnosis.outlooks.values() if bool((outlook.scale > 0).any())]
+    if moving:
         figures |= {"open_loop": open_loop_figure, "examples": examples_figure}
-    if any(not outlook.discrete for outlook in diagnosis.outlooks.values()):
+    if any(not outlook.discrete for outlook in moving):
         figures["calibration"] = calibration_figure
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in figures.items():
@@ -125,8 +126,8 @@ def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     panel.text(0.04, 0.93, "too unsure", color="C2")
     continuous = {key: each for key, each in diagnosis.outlooks.items() if not each.discrete}
     for number, (key, outlook) in enumerate(continuous.items()):
-        coverage = calibration(outlook.forecast.samples, outlook.forecast.value, CURVE).coverage
-        coverage = coverage[..., outlook.scale > 0].mean(-1)
+        place = outlook.place[..., outlook.scale > 0]
+        coverage = torch.stack([inside(place, level).float().mean((0, -1)) for level in CURVE])
         for step, style in ((0, "-"), (-1, ":")):
             label = f"{key}, " + (f"{diagnosis.config.horizon} steps ahead" if step else "1 step ahead")
             panel.plot(CURVE, coverage[:, step].tolist(), color=f"C{number}", linestyle=style, linewidth=2, label=label)

@@ -13,7 +13,7 @@ from training.checkpoint import write_text_atomic
 from training.diagnose import MODEL, OVERLAP, Diagnosis, Outlook
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
-from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, paired, pit, skill
+from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill
 
 MEDIA = "media"  # in the run folder
 NO_DYNAMICS = "it has no dynamics to foresee anything with"
@@ -23,6 +23,9 @@ JUDGED = 0.8
 
 TOLERANCE = 0.07
 """By how much that coverage may miss."""
+
+TELLING = 0.3
+"""Width of the interval of that coverage above which nothing is said of it."""
 
 SURE = 2.0
 """Standard errors that a difference must exceed before anything is said of it."""
@@ -65,19 +68,21 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         return NO_DYNAMICS
     horizon, lines = diagnosis.config.horizon, []
     for key, outlook in diagnosis.outlooks.items():
-        name, value = min(((name, float(each[-1])) for name, each in skills(outlook).items()), key=lambda pair: pair[1])
-        if math.isnan(value):
+        known = {name: float(each[-1]) for name, each in skills(outlook).items() if math.isfinite(each[-1])}
+        if not known:
             continue
+        name, value = min(known.items(), key=lambda pair: pair[1])
         theirs, ours = (last_errors(outlook, mean) for mean in (outlook.means[name], outlook.forecast.mean))
         unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).clearest)) < SURE
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
-        lines.append(f"{key} {f'about as good as {name}' if unsure else clear} (skill {value:+.2f} over {name})")
+        what = f"not clearly better or worse than {name}" if unsure else clear
+        lines.append(f"{key} {what} (skill {value:+.2f} over {name})")
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
 
 
 def calibration_of(outlook: Outlook) -> Calibration:
     """Of the model's own forecasts."""
-    return calibration(outlook.forecast.samples, outlook.forecast.value)
+    return calibration(outlook.forecast.samples, outlook.forecast.value, outlook.place)
 
 
 def covered(diagnosis: Diagnosis) -> Tensor:
@@ -85,8 +90,7 @@ def covered(diagnosis: Diagnosis) -> Tensor:
     parts = []
     for outlook in diagnosis.outlooks.values():
         if not outlook.discrete:
-            inside = 2 * (pit(outlook.forecast.samples, outlook.forecast.value) - 0.5).abs() < JUDGED
-            parts.append(inside[..., outlook.scale > 0].float())
+            parts.append(inside(outlook.place, JUDGED)[..., outlook.scale > 0].float())
     return torch.cat(parts, -1).mean(-1) if parts else torch.full((1, diagnosis.config.horizon), math.nan)
 
 
@@ -94,33 +98,44 @@ def calibration_verdict(diagnosis: Diagnosis) -> str:
     """From the 80 % intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
-    inside, lines = covered(diagnosis), []
+    shares, lines = covered(diagnosis), []
     for k in sorted({1, diagnosis.config.horizon}):
-        share = float(inside[:, k - 1].mean())
+        share = float(shares[:, k - 1].mean())
         if math.isnan(share):
             return "nothing continuous varies"
-        error = float(inside[:, k - 1].std()) * (OVERLAP / len(inside)) ** 0.5 if len(inside) > 1 else 1.0
+        low, high = wilson(share, len(shares) / OVERLAP)
         lines.append(
-            f"{calibration_word(share, error)} {k} step{'s' * (k > 1)} ahead "
-            f"({JUDGED:.0%} intervals hold {share:.0%} ± {error:.0%})"
+            f"{calibration_word(low, share, high)} {k} step{'s' * (k > 1)} ahead "
+            f"({JUDGED:.0%} intervals hold {share:.0%}, {low:.0%} to {high:.0%} by sampling error)"
         )
     return ", ".join(lines)
 
 
-def calibration_word(share: float, error: float) -> str:
-    """What a coverage of the JUDGED interval is called, given its standard error."""
-    off = share - JUDGED
-    if abs(off) <= TOLERANCE:
-        return "calibrated"
-    if abs(off) - SURE * error <= TOLERANCE:
-        return "undecided"
-    return "overconfident" if off < 0 else "underconfident"
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The interval of SURE standard errors around a share of `count` independent trials (Wilson 1927).
+
+    Not empty where all trials agree. Windows that share a step, and the entries of one, are counted as one trial.
+    """
+    square = SURE**2 / count
+    middle = (share + square / 2) / (1 + square)
+    half = (SURE**2 * (share * (1 - share) + square / 4) / count) ** 0.5 / (1 + square)
+    return middle - half, middle + half
+
+
+def calibration_word(low: float, share: float, high: float) -> str:
+    """What a coverage of the JUDGED interval is called, given the interval it is known to lie in."""
+    if high < JUDGED - TOLERANCE:
+        return "overconfident"
+    if low > JUDGED + TOLERANCE:
+        return "underconfident"
+    return "calibrated" if abs(share - JUDGED) <= TOLERANCE and high - low < TELLING else "undecided"
 
 
 def against_verdict(other: str, difference: Paired) -> str:
     """Who explains the data better, by the exact ELBO."""
     mean, error = float(difference.mean), float(difference.error)
-    word = "as good as" if abs(float(difference.z)) < 3 else "better than" if mean > 0 else "worse than"
+    unsure = abs(float(difference.clearest)) < 3
+    word = "not clearly better or worse than" if unsure else "better than" if mean > 0 else "worse than"
     return f"{word} {other}: ELBO {mean:+.3f} ± {error:.3f} nats per step"
 
 
@@ -130,7 +145,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "run": str(diagnosis.subject.folder),
         "data": diagnosis.recording.source,
-        "trained_on": diagnosis.recording.seen,
+        "seen": diagnosis.recording.seen,
         "context": config.context,
         "horizon": config.horizon,
         "samples": config.samples,
@@ -206,9 +221,7 @@ def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None
         console.print(line, markup=False, soft_wrap=True)
     console.print(f"\nmeasured on {diagnosis.recording.source}, {len(diagnosis.context.reward)} windows", markup=False)
     if diagnosis.recording.seen:
-        console.print(
-            "the model was trained on these steps, the baselines on the other 80%: give a recording for unseen data"
-        )
+        console.print(f"{diagnosis.recording.seen}: give a recording for unseen data", markup=False, soft_wrap=True)
     if diagnosis.outlooks:
         console.print(forecast_table(diagnosis))
         console.print(coverage_table(diagnosis))

@@ -11,7 +11,7 @@ import torch
 from training.checkpoint import load_module, save_module, write_text_atomic
 from training.data_config import DataConfig
 from training.dataset import Dataset, matching
-from training.dataset_io import read, read_parts
+from training.dataset_io import divided, read, read_parts
 from training.fit_config import FitConfig, load_fit_config
 from training.run import check_device, claim, saved_config
 from training.scores import Score, as_results, score
@@ -93,6 +93,8 @@ class FitRun:
         """
         config = {**vars(self.config.data), **source, "file": file or self.config.data.file}
         found = matching(read(DataConfig(**config)), self.obs_specs, len(self.units.loc), "data.file")
+        if self.config.data.rewards and not found.from_env:
+            raise ValueError(f"{found.names[0]} holds no rewards, which this model explains: give a recording")
         return found.in_units(self.units)
 
     def states(self, names: Sequence[str], file: str | None, part: str) -> Dataset:
@@ -106,7 +108,7 @@ class FitRun:
             return read(replace(config, file=file, observations=list(names)))
         if own is not None:
             return read(replace(config.source(part), observations=list(names)))
-        return read_parts(replace(config, observations=list(names)))[part]
+        return divided(read(replace(config, observations=list(names))), config)[part]
 
     def parts(self) -> dict[str, Dataset]:
         """The training, validation and test data again, in the units of this fit.

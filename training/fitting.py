@@ -67,6 +67,8 @@ def fit(
             fitting.run()
             made.finish(parts)
             logger.log({f"final/{part}": found["elbo"] for part, found in made.results.items()}, fitting.updates)
+        except torch.linalg.LinAlgError as error:
+            raise diverged(fitting.updates, "a covariance", "learner.lr") from error
         except ValueError as error:  # no mistake in what the user gave: that was found before
             raise RuntimeError("fitting stopped") from error
         finally:

@@ -55,6 +55,8 @@ def train(
             progress.note(f"final evaluation on unseen seeds: {describe(result)}")
         except EnvironmentFault:
             raise
+        except torch.linalg.LinAlgError as error:
+            raise diverged(made.env_steps, "a covariance") from error
         except ValueError as error:  # no mistake in what the user gave: that was found before
             raise RuntimeError(f"training stopped at {made.env_steps} environment steps") from error
         finally:

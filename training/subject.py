@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import REPLAY
 from training.fit_run import SPECS, FitRun
@@ -29,11 +30,11 @@ class Recording(NamedTuple):
     train: list[Batch]  # what baselines are fitted to
     held: list[Batch]  # what is reported on
     source: str  # what that is, for a person
-    seen: bool  # whether the model was trained on it
+    seen: str  # what the model has seen of it, for a person; empty if nothing
     states: Sequence[str] = ()  # names of further entries of `obs`: known quantities that the model does not observe
 
     @staticmethod
-    def split(replay: SequenceReplay, device: torch.device, name: str, seen: bool) -> "Recording":
+    def split(replay: SequenceReplay, device: torch.device, name: str, seen: str) -> "Recording":
         """The first TRAIN_SHARE of each stream of a replay, and the rest."""
         streams = [each(replay.stream(env), lambda leaf: leaf.to(device)) for env in range(len(replay.written))]
         ends = [int(TRAIN_SHARE * stream.reward.shape[1]) for stream in streams]
@@ -74,7 +75,8 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
         name = str(file or run.folder)
         if not len(replay):
             raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
-        return Recording.split(replay, where, name, seen=own)
+        seen = "the model was trained on these steps, the baselines on the other 80%" if own else ""
+        return Recording.split(replay, where, name, seen)
 
     units = Standardise(run.action_spec.width)
     return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, read)
@@ -105,20 +107,32 @@ def _of_fit(folder: str | Path, device: str | None) -> Subject:
         part = "test" if "test" in parts else "validation"
         known = run.states(states, None if file is None else str(file), part) if states else None
         if file is None:
-            held, source = parts[part], f"the {part} data of {run.folder}"
+            held, source, seen = parts[part], f"the {part} data of {run.folder}", _seen(run.config.data, part)
         else:
             held, source = run.read(str(file)), str(file)
+            own = file.resolve() == Path(str(run.config.data.file)).resolve()
+            seen = "the model was fitted to a part of these rows" if own else ""
         rows = held.everything(run.config.fit.device)
         if known is not None:
             rows = rows._replace(obs=rows.obs | _named(known, states, rows))
-        seen = file is not None and file.resolve() == Path(str(run.config.data.file)).resolve()
         return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, states)
 
     return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, read)
 
 
+def _seen(config: DataConfig, part: str) -> str:
+    """What a fit has seen of one of its own parts."""
+    if getattr(config, part) is not None:
+        own = config.source(part)
+        if (own.file, own.observations, own.controls) == (config.file, config.observations, config.controls):
+            return "the model was fitted to these very rows"
+    return "these rows chose which of the model's weights were kept" if part == "validation" else ""
+
+
 def _named(known: Dataset, names: Sequence[str], rows: Batch) -> dict[str, Tensor]:
     """Known quantities as entries of `obs`: one for each column of a CSV, or array of an .npz."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"--state names something twice: {', '.join(names)}")
     values = known.everything(rows.reward.device).obs
     if len(values) < len(names):
         (columns,) = values.values()

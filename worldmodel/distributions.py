@@ -54,6 +54,10 @@ class LatentFamily(ABC):
         """(..., P) -> (..., Z): the most likely value."""
 
     @abstractmethod
+    def mean_by_unit(self, params: Tensor) -> Tensor:
+        """(..., P) -> (..., U, n): E[z], n numbers to a unit: the probabilities of a one-hot group, else one."""
+
+    @abstractmethod
     def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         """(..., P), (..., P) -> (..., U): KL(q || p) in nats, in closed form, by the U dimensions or groups of z."""
 
@@ -87,6 +91,9 @@ class Gaussian(LatentFamily):
 
     def mode(self, params: Tensor) -> Tensor:
         return params.chunk(2, -1)[0]
+
+    def mean_by_unit(self, params: Tensor) -> Tensor:
+        return self.mode(params).unsqueeze(-1)
 
     def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         (mean_q, std_q), (mean_p, std_p) = self.moments(q), self.moments(p)
@@ -137,6 +144,9 @@ class OneHot(LatentFamily):
         probs = self.probs(params)
         return F.one_hot(probs.argmax(-1), self.classes).to(probs.dtype).flatten(-2)
 
+    def mean_by_unit(self, params: Tensor) -> Tensor:
+        return self.probs(params)
+
     def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         log_q = self._log_probs(q)
         return (log_q.exp() * (log_q - self._log_probs(p))).sum(-1)
@@ -170,6 +180,9 @@ class FullGaussian(LatentFamily):
 
     def mode(self, params: Tensor) -> Tensor:
         return self.moments(params)[0]
+
+    def mean_by_unit(self, params: Tensor) -> Tensor:
+        return self.mode(params).unsqueeze(-1)
 
     def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         """By the chain rule: the part of dimension i is E_q KL(q(z_i | z_{<i}) || p(z_i | z_{<i}))."""
@@ -215,6 +228,12 @@ class WithStatic(LatentFamily):
     def mode(self, params: Tensor) -> Tensor:
         z, v, held, is_held = params.split(self.sizes, -1)
         return torch.cat([self.varying.mode(z), torch.lerp(self.static.mode(v), held, is_held)], -1)
+
+    def mean_by_unit(self, params: Tensor) -> Tensor:
+        z, v, held, is_held = params.split(self.sizes, -1)
+        varying = self.varying.mean_by_unit(z)
+        static = torch.lerp(self.static.mode(v), held, is_held).unsqueeze(-1)
+        return torch.cat([varying, F.pad(static, (0, varying.shape[-1] - 1))], -2)
 
     def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
         (z_q, v_q, _, is_held), (z_p, v_p, _, _) = q.split(self.sizes, -1), p.split(self.sizes, -1)

@@ -45,6 +45,15 @@ class ObjectiveConfig:
                 "free_nats_start is of no effect without anneal, or with another bound than the elbo: "
                 f"{self.free_nats_start}, {self.anneal}, {self.bound}"
             )
+        if self.beta_start and not self.anneal:
+            raise ValueError(f"beta_start is of no effect without anneal: {self.beta_start}, {self.anneal}")
+        unused = {
+            "free_nats": self.bound != "elbo" and self.free_nats not in (0, ObjectiveConfig.free_nats),
+            "particles": self.bound == "elbo" and self.particles != ObjectiveConfig.particles,
+            "resample": self.bound != "fivo" and self.resample != ObjectiveConfig.resample,
+        }
+        for name in (name for name, is_unused in unused.items() if is_unused):
+            raise ValueError(f"{name} is of no effect with bound: {self.bound}: {getattr(self, name)}")
         if self.beta_start < 0 or (self.free_nats_start or 0) < 0:
             raise ValueError(f"beta_start and free_nats_start must not be negative: {self}")
         if self.beta < 0 or self.free_nats < 0:

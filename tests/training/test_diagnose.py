@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from training import fit
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import calibration_word
+from training.diagnosis_report import calibration_word, to_json, verdicts, wilson
 from training.fit_run import MODEL, SPECS
 from training.run import Run
 from training.subject import open_subject
@@ -57,7 +57,7 @@ def test_diagnose_writes_numbers_that_agree_with_what_it_prints(
     assert found == json.loads((finished / "media" / "diagnosis.json").read_text())
     assert {"latent", "actions", "open loop", "calibration"} == found["verdicts"].keys()
     assert shown[0].split(maxsplit=1) == ["latent", found["verdicts"]["latent"]]
-    assert found["trained_on"] and found["horizon"] == 3
+    assert "trained on these steps" in found["seen"] and found["horizon"] == 3
     model, arx = found["open_loop"]["observation"]["model"], found["open_loop"]["observation"]["linear ARX"]
     assert len(model["nll"]) == 3 and len(model["rmse"][0]) == 2
     assert max(map(max, arx["rmse"])) < 1  # it counts, and shows the action: both are linear
@@ -85,14 +85,14 @@ def test_diagnose_draws_figures_of_another_recording(
     assert main(["diagnose", str(finished), str(data), *SMALL, "--against", str(finished)]) == 0
     out = capsys.readouterr().out
     assert str(data) in out and "trained on these" not in out
-    assert f"as good as {finished}" in out
+    assert f"not clearly better or worse than {finished}" in out
     assert {file.name for file in (finished / "media").glob("*.png")} == FIGURES
 
 
 def test_the_recent_part_is_held_out(finished: Path) -> None:
     stream = Run.load(finished).replay.stream(0)
     recording = open_subject(finished).read()
-    assert recording.seen
+    assert "trained on these" in recording.seen
     length = stream.reward.shape[1]
     assert recording.train[0].reward.shape[1] == int(0.8 * length)
     assert recording.held[0].obs["observation"].tolist() == stream.obs["observation"][:, int(0.8 * length) :].tolist()
@@ -132,16 +132,16 @@ def test_a_fit_is_diagnosed_on_its_test_data(system: Path, tmp_path: Path, capsy
     found = diagnosed(folder)
     out = capsys.readouterr().out
     assert "measured on the test data of" in out and "trained on these" not in out
-    assert not found["trained_on"]
+    assert found["seen"] == ""
     assert max(map(max, found["open_loop"]["observation"]["linear ARX"]["rmse"])) < 0.2  # the linear baseline finds it
-    assert diagnosed(folder, str(system))["trained_on"]  # its own file, the training rows included
+    assert "fitted to a part of these" in diagnosed(folder, str(system))["seen"]
     assert "measured on the test data" not in capsys.readouterr().out
 
 
 def test_a_state_that_is_not_observed_is_read_off_the_latent(system: Path, tmp_path: Path) -> None:
     learns = {"fit": {"updates": 250, "batch_size": 8, "evaluate_every": 50}, "learner": {"lr": 1e-2}}
     folder = fitted(system, tmp_path / "run", **learns, objective={"free_nats": 0})
-    found = diagnosed(folder, "--state", "v", "mirror")["collapse"]
+    found = diagnosed(folder, "--state", "v,mirror")["collapse"]
     assert found["linear_r2"].keys() == {"observation", "v", "mirror"} and "v" not in found["explained_variance"]
     assert found["linear_r2"]["mirror"] == pytest.approx(found["linear_r2"]["observation"], abs=1e-3)
     assert found["linear_r2"]["v"] < 0.5 < found["linear_r2"]["mirror"]
@@ -178,9 +178,49 @@ def test_a_member_without_dynamics_is_diagnosed_without_forecasts(
     assert "open loop: RMSE" not in capsys.readouterr().out
 
 
-def test_a_miss_counts_only_beyond_its_sampling_error() -> None:
-    words = [calibration_word(share, error) for share, error in ((0.8, 0.5), (0.6, 0.1), (0.6, 0.01), (0.95, 0.01))]
-    assert words == ["calibrated", "undecided", "overconfident", "underconfident"]
+def test_validation_data_are_not_called_unseen(system: Path, tmp_path: Path) -> None:
+    split = {"train": 0.7, "validation": 0.3, "test": 0}
+    assert "chose which" in diagnosed(fitted(system, tmp_path / "run", data={"split": split}))["seen"]
+    same = {"split": {"validation": 0, "test": 0}, "validation": {"observations": ["y"], "controls": ["u"]}}
+    assert "these very rows" in diagnosed(fitted(system, tmp_path / "same", data=same))["seen"]
+
+
+def test_calibration_is_judged_within_its_sampling_error() -> None:
+    def word(share: float, count: float) -> str:
+        low, high = wilson(share, count)
+        return calibration_word(low, share, high)
+
+    assert [word(share, 400) for share in (0.6, 0.78, 0.95)] == ["overconfident", "calibrated", "underconfident"]
+    assert [word(share, 1) for share in (0.0, 0.8, 1.0)] == ["undecided"] * 3
+    # Wilson's interval solves (share - p)^2 = SURE^2 p (1 - p) / count
+    low, high = wilson(0.7, 30)
+    for p in (low, high):
+        assert (0.7 - p) ** 2 == pytest.approx(4 * p * (1 - p) / 30)
+
+
+def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:
+    """Ties among few samples are broken once."""
+    found = diagnose(fitted(system, tmp_path / "run"), config=DiagnoseConfig(2, 3, 2))
+    assert verdicts(found) == verdicts(found) and to_json(found) == to_json(found)
+
+
+@pytest.mark.parametrize(
+    ("states", "message"), [("speed", "no column 'speed'"), ("v,v", "something twice"), ("v", "needs 5 sequences")]
+)
+def test_states_that_cannot_be_read_off(
+    system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], states: str, message: str
+) -> None:
+    folder = fitted(system, tmp_path / "run")
+    size = ["--context", "20", "--horizon", "20"] if "needs" in message else SMALL
+    assert main(["diagnose", str(folder), "--state", states, *size]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_constant_data_are_not_called_healthy(tmp_path: Path) -> None:
+    file = tmp_path / "still.csv"
+    file.write_text("y,u,v,mirror\n" + "1,0,0,0\n" * 400)
+    found = diagnosed(fitted(file, tmp_path / "run"))["verdicts"]
+    assert found["latent"] == "nothing varies" and "nothing varies" in found["open loop"]
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,19 @@ def test_an_episode_inside_a_window_has_its_own_estimate() -> None:
         torch.testing.assert_close(value[:5], value[5:], atol=0.05, rtol=0)
 
 
+def test_the_control_beside_a_reset_leads_nowhere() -> None:
+    """Whatever is recorded there: the first step of an episode has a null control."""
+    model, batch = exact("filter")
+    batch.is_first[:, [0, 2]] = True
+    for resample in (0.0, 0.5):
+        values = []
+        for control in (0.0, 7.0):
+            batch.prev_action[:, [0, 2]] = control
+            torch.manual_seed(0)
+            values.append(importance_bound(model, batch, 5, resample))
+        torch.testing.assert_close(values[0], values[1])
+
+
 def test_systematic_resampling_draws_each_particle_its_share() -> None:
     weights = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.3, 0.3, 0.2, 0.2]]).clamp(min=1e-30)
     particles = Particles(VAEState(torch.arange(8.0).unsqueeze(1)), weights.log())

@@ -5,13 +5,13 @@ slowly, is explained as noise by a large predicted sigma. The ELBO hardly shows 
 variance that the posterior's reconstruction explains does.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldmodel.diagnostics.emissions import emissions, is_discrete
-from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
@@ -46,7 +46,9 @@ class Collapse(NamedTuple):
         return {name: r2 for name, r2 in labelled(self.explained).items() if r2 < threshold}
 
     def verdict(self, threshold: float = REPRESENTED) -> str:
-        """`healthy`, `posterior collapse`, or `partial collapse` with what is not represented."""
+        """`healthy`, `posterior collapse`, or `partial collapse` with what is not represented; or `nothing varies`."""
+        if all(math.isnan(r2) for r2 in labelled(self.explained).values()):
+            return "nothing varies"
         if not self.active_by_kl:
             return "posterior collapse"
         missing = self.missing(threshold)
@@ -63,18 +65,13 @@ def collapse(model: WorldModel, batch: Batch) -> Collapse:
     feature = model.feature(inference.states)
     recorded = batch.mask > 0
     kl = model.dynamics.latent.kl_by_unit(inference.posterior, inference.prior)[recorded].mean(0)
-    mean = posterior_mean(model.dynamics.latent, inference.posterior)[recorded]
+    mean = model.dynamics.latent.mean_by_unit(inference.posterior)[recorded]
     explained = {}
     for name, emission in emissions(model, batch).items():
         rows = emission.recorded
         value, guess = emission.numbers[rows], emission.head.mean(feature[rows])
         explained[name] = r2(value, guess, pooled=is_discrete(emission.head))
     return Collapse(kl, mean.var(0, correction=0).sum(-1), explained)
-
-
-def posterior_mean(latent: LatentFamily, params: Tensor) -> Tensor:
-    """(..., P) -> (..., U, n): E_q[z_t], n numbers to a unit: the probabilities of a one-hot group, else one."""
-    return latent.probs(params) if isinstance(latent, OneHot) else latent.mode(params).unsqueeze(-1)
 
 
 def r2(value: Tensor, guess: Tensor, pooled: bool = False) -> Tensor:

@@ -71,17 +71,23 @@ class Calibration(NamedTuple):
     counts: Tensor  # (BINS, ...): PIT histogram; flat
 
 
-def calibration(samples: Tensor, value: Tensor, levels: tuple[float, ...] = LEVELS) -> Calibration:
+def inside(place: Tensor, level: float) -> Tensor:
+    """Whether values lie in their central interval, by their :func:`pit`."""
+    return 2 * (place - 0.5).abs() < level
+
+
+def calibration(samples: Tensor, value: Tensor, place: Tensor | None = None) -> Calibration:
     """Samples (S, B, ...) and values (B, ...), statistics over B.
 
+    Args:
+        place: their :func:`pit`, which breaks ties at random, if it has been taken before.
     Raises:
         ValueError: for fewer than two samples.
     """
     if len(samples) < 2:
         raise ValueError(f"calibration needs at least two samples: {len(samples)}")
-    place = pit(samples, value)
-    off_centre = 2 * (place - 0.5).abs()
-    coverage = torch.stack([(off_centre < level).to(value.dtype).mean(0) for level in levels])
+    place = pit(samples, value) if place is None else place
+    coverage = torch.stack([inside(place, level).to(value.dtype).mean(0) for level in LEVELS])
     error = (value - samples.mean(0)) / samples.std(0).clamp(min=torch.finfo(value.dtype).eps)
     bins = (place * BINS).long().clamp(max=BINS - 1)
     counts = torch.stack([(bins == i).sum(0) for i in range(BINS)])
