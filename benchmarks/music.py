@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fits import fitted, seconds
 
-from training import fit
-from training.fit_run import RESULTS, FitRun
+from training.fit_run import FitRun
 from training.scores import score
 
 FIVO = ("--objective.bound", "fivo", "--objective.particles", "4")
@@ -52,20 +52,17 @@ def convert(source: Path, folder: Path) -> dict[str, str]:
 
 
 def made(variant: str, files: dict[str, str], folder: Path, overrides: list[str]) -> FitRun:
-    """The fit of a variant, read back if it is finished."""
-    if (folder / RESULTS).is_file():
-        return FitRun.load(folder)
+    """The fit of a variant."""
     parts = ["--data.validation", files["valid"], "--data.test", files["test"]]
-    return fit("configs/music.yaml", files["train"], [*parts, *VARIANTS[variant], *overrides], run=folder)
+    return fitted("configs/music.yaml", files["train"], [*parts, *VARIANTS[variant], *overrides], folder)
 
 
 def measured(variant: str, run: FitRun, part: str) -> dict[str, str | int]:
     """One row of the table: negative, in nats per frame."""
     found = score(run.model, run.parts()[part], "cpu", SAMPLES, replace(run.config.objective, particles=PARTICLES))
     nats = (found.log_likelihood, found.elbo, found.elbo_by_sequence, found.bound)
-    seconds = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
     numbers = ["" if value is None else f"{-value:.4f}" for value in nats]
-    return dict(zip(COLUMNS, [variant, part, *numbers, run.config.fit.updates, round(seconds)], strict=True))
+    return dict(zip(COLUMNS, [variant, part, *numbers, run.config.fit.updates, seconds(run)], strict=True))
 
 
 def main() -> None:
@@ -82,10 +79,10 @@ def main() -> None:
         run = made(variant, files, options.runs / variant, overrides)
         for part in ("validation", "test"):
             table.append(measured(variant, run, part))
-            _, _, sampled, bound, by_sequence, fivo, updates, seconds = table[-1].values()
+            _, _, sampled, bound, by_sequence, fivo, updates, took = table[-1].values()
             fivo = f" FIVO_{PARTICLES} {fivo}" if fivo else ""
             line = f"{variant:<14} {part:<11} {sampled} ({bound}) {{{by_sequence}}}{fivo}"
-            print(f"{line}  {updates} updates, {seconds} s", flush=True)
+            print(f"{line}  {updates} updates, {took} s", flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)

@@ -10,13 +10,12 @@ training seeds, with an eye on this very record: there is no third one.
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import torch
+from fits import fitted, seconds
 
-from training import fit
-from training.fit_run import RESULTS, FitRun
+from training.fit_run import FitRun
 from worldmodel.diagnostics.open_loop import open_loop
 
 SEEN, PATHS = 5, 64
@@ -26,13 +25,11 @@ MEMBERS = {name: (name, "") for name in ("dkf", "dvbf", "kvae", "storn", "vrnn",
 
 
 def made(variant: str, seed: int, data: Path, folder: Path, overrides: list[str]) -> FitRun:
-    """The fit of a member, read back if it is finished."""
-    if (folder / RESULTS).is_file():
-        return FitRun.load(folder)
+    """The fit of a member."""
     name, posterior = (MEMBERS | SMOOTHERS)[variant]
     chosen = ["--model.dynamics.name", name]
     chosen += [f"--model.dynamics.{name}.posterior", posterior] if posterior else []
-    return fit("configs/tanks.yaml", data, [*chosen, *overrides], run=folder, seed=seed)
+    return fitted("configs/tanks.yaml", data, [*chosen, *overrides], folder, seed)
 
 
 @torch.no_grad()
@@ -60,9 +57,8 @@ def main() -> None:
         for variant in options.variants:
             for seed in range(first, last + 1):
                 run = made(variant, seed, options.data, options.runs / f"{variant}-{seed}", overrides)
-                seconds = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])["seconds"]
                 values = [free_run(run, "train"), free_run(run, "test"), run.results["test"]["elbo"]]
-                table.writerow([variant, seed, *(f"{value:.4f}" for value in values), round(seconds)])
+                table.writerow([variant, seed, *(f"{value:.4f}" for value in values), seconds(run)])
                 file.flush()
                 print(f"{variant:<15} {seed:>3}  " + "  ".join(f"{value:8.4f}" for value in values), flush=True)
 

@@ -40,7 +40,7 @@ class Episode(NamedTuple):
 
 
 class Recorder:
-    """Turns the resets and steps of n environments into arrivals, and counts them.
+    """Turns the resets and steps of n environments into arrivals (derivation Eq. 32), and counts them.
 
     Args:
         obs_specs, action_spec: of one environment.

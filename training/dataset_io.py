@@ -19,9 +19,7 @@ def read(source: DataConfig) -> Dataset:
     if source.file is None:
         raise ValueError("data.file: name a file to learn from")
     if source.sequence is not None and not source.file.lower().endswith(".csv"):
-        raise ValueError(
-            f"{source.file}: data.sequence is a column of a CSV: leave it out; .npz has `lengths`"
-        )
+        raise ValueError(f"{source.file}: data.sequence is a column of a CSV: leave it out; .npz has `lengths`")
     if source.file.startswith(MINARI):
         from training.minari_data import read_minari
 

@@ -40,7 +40,7 @@ def importance_bound(
 
 
 def log_weights(model: WorldModel, batch: Batch, inference: Inference, beta: Tensor | float = 1.0) -> Tensor:
-    """(B, T): log w_t of the inferred samples. Its expectation is the ELBO; its variance is larger.
+    """(B, T): log w_t of the inferred samples (derivation Eq. 45). Its expectation is the ELBO; its variance is larger.
 
     With beta below 1 the ratio p / q counts by that power, as its logarithm, the KL, does in an annealed ELBO; then
     it is no bound.
@@ -52,7 +52,7 @@ def log_weights(model: WorldModel, batch: Batch, inference: Inference, beta: Ten
 
 
 def iwae(model: WorldModel, batch: Batch, particles: int, beta: Tensor | float = 1.0) -> Tensor:
-    """(B, T): increments of log 1/K sum_k prod_t w_t^k (Burda et al. 2016, Eq. 8)."""
+    """(B, T): increments of log 1/K sum_k prod_t w_t^k (derivation Eq. 46 to 48; Burda et al. 2016, Eq. 8)."""
     return increments(_log_sums(model, batch, particles, beta), batch.is_first, particles)
 
 
@@ -93,8 +93,8 @@ class Particles(NamedTuple):
 def fivo(model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5, beta: Tensor | float = 1.0) -> Tensor:
     """(B, T): increments log sum_k W_{t-1}^k w_t^k of a particle filter (Maddison et al. 2017, Algorithm 1).
 
-    W are the normalised weights; see :func:`resampled` for when they start again. What resampling adds to the
-    gradient is left out: its variance costs more than its bias, as the authors found.
+    Derivation Eq. 47 and 52. W are the normalised weights; see :func:`resampled` for when they start again. What
+    resampling adds to the gradient (Eq. 54) is left out: its variance costs more than its bias, as the authors found.
     """
     dynamics, many = model.dynamics, repeated(batch, particles)
     many = many._replace(prev_action=many.prev_action * ~many.is_first.unsqueeze(-1))
@@ -122,7 +122,7 @@ def fivo(model: WorldModel, batch: Batch, particles: int, threshold: float = 0.5
 
 
 def resampled(particles: Particles, threshold: float) -> Particles:
-    """Draw ancestors where the effective sample size 1 / sum_k (W^k)^2 is below `threshold` K; the rest stays.
+    """Draw ancestors where the effective sample size (derivation Eq. 51) is below `threshold` K; the rest stays.
 
     Systematic resampling: one random number per sequence, and every particle is drawn W^k K times up to one.
     """

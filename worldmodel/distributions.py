@@ -75,7 +75,7 @@ class LatentFamily(ABC):
 
 
 class Gaussian(LatentFamily):
-    """N(mu, diag sigma^2), with sigma = softplus(raw) + min_std. Parameters are [mu, raw]."""
+    """N(mu, diag sigma^2), with sigma = softplus(raw) + min_std. Parameters are [mu, raw]. Derivation Eq. 6, 7."""
 
     def __init__(self, size: int, min_std: float = 0.1) -> None:
         self.size, self.parameters, self.min_std = size, 2 * size, min_std
@@ -120,7 +120,8 @@ class OneHot(LatentFamily):
     """G independent one-hot variables of C classes, mixed with the uniform distribution (DreamerV2, DreamerV3).
 
     Parameters are logits (..., G * C). Probabilities are (1 - unimix) softmax(logits) + unimix / C, and every
-    method, the KL included, uses those. Samples carry the straight-through gradient of the probabilities.
+    method, the KL included (derivation Eq. 9), uses those. Samples carry the straight-through gradient of the
+    probabilities.
     """
 
     def __init__(self, groups: int, classes: int, unimix: float = 0.01) -> None:
@@ -185,7 +186,7 @@ class FullGaussian(LatentFamily):
         return self.mode(params).unsqueeze(-1)
 
     def kl_by_unit(self, q: Tensor, p: Tensor) -> Tensor:
-        """By the chain rule: the part of dimension i is E_q KL(q(z_i | z_{<i}) || p(z_i | z_{<i}))."""
+        """Derivation Eq. 8 by the chain rule: dimension i has E_q KL(q(z_i | z_{<i}) || p(z_i | z_{<i}))."""
         (mean_q, factor_q), (mean_p, factor_p) = self.moments(q), self.moments(p)
         spread = _solve(factor_p, factor_q).square().sum(-1)
         shift = _solve(factor_p, (mean_q - mean_p).unsqueeze(-1)).square().squeeze(-1)

@@ -14,7 +14,7 @@ Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def rollout(model: WorldModel, start: State, policy: Policy, horizon: int) -> Rollout:
-    """Imagine `horizon` steps from filtered states.
+    """Imagine `horizon` steps from filtered states (derivation Eq. 36).
 
     Args:
         start: s_0, each field (N, ...). A smoothed state would leak the future it was inferred from.

@@ -80,7 +80,7 @@ def annealed(config: ObjectiveConfig, updates: int, device: torch.device | str =
 def trained_kl(
     model: WorldModel, inference: Inference, config: ObjectiveConfig, free_nats: Tensor | None = None
 ) -> Tensor:
-    """(B, T): the KL as it is trained, its gradient split between prior and posterior.
+    """(B, T): the KL as it is trained, its gradient split between prior and posterior (derivation Eq. 42, 43).
 
         balance KL(sg q || p) + (1 - balance) max(free_nats, KL(q || sg p))
 
@@ -116,7 +116,7 @@ def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig, bet
 def objective(
     model: WorldModel, batch: Batch, config: ObjectiveConfig, now: Annealed | None = None
 ) -> tuple[Tensor, Inference, Elbo]:
-    """The loss of every step (B, T), with the inference and the exact ELBO it was computed from.
+    """The loss of every step (B, T), derivation Eq. 41, with the inference and the exact ELBO it was computed from.
 
     Args:
         now: beta and free nats of this update; those at the end of the schedule by default.

@@ -102,8 +102,8 @@ class Normal(Output):
     """N(mu, diag sigma^2) in standardised units, both predicted: sigma = softplus(raw) + min_std.
 
     A predicted sigma weighs each entry by how well it can be known. With sigma fixed at 1, observations that vary
-    by less than 1 cost less to ignore than to encode, and the posterior collapses onto the prior (Rybkin et al.
-    2021, "Simple and Effective VAE Training with Calibrated Decoders").
+    by less than 1 cost less to ignore than to encode, and the posterior collapses onto the prior (derivation Eq. 44;
+    Rybkin et al. 2021, "Simple and Effective VAE Training with Calibrated Decoders").
     """
 
     def __init__(self, width: int, min_std: float = 0.03) -> None:

@@ -24,7 +24,7 @@ from worldmodel.types import Inference, State
 
 
 def restart(state: State, start: State, is_first: Tensor) -> State:
-    """Replace the rows of `state` where `is_first` (B,) by those of `start`."""
+    """Replace the rows of `state` where `is_first` (B,) by those of `start` (derivation Eq. 34)."""
     reset = is_first.unsqueeze(-1)
     return type(state)(*(torch.where(reset, new, old) for new, old in zip(start, state, strict=True)))
 
@@ -87,7 +87,7 @@ class SequentialVAE(nn.Module, ABC):
     # Written once for all members.
 
     def observe(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State | None = None) -> Inference:
-        """Sample the posterior over a window.
+        """Sample the posterior over a window, along the chain (derivation Eq. 16).
 
         Args:
             embed: (B, T, E). control: (B, T, A), the control that led to each x_t. is_first: (B, T) bool.
@@ -111,7 +111,7 @@ class SequentialVAE(nn.Module, ABC):
         return Inference(states, self.prior(contexts), posterior, z)
 
     def filter(self, state: State, embed: Tensor, control: Tensor, is_first: Tensor, sample: bool = True) -> State:
-        """One step of :meth:`observe`: s_{t-1}, x_t (B, E), u_{t-1} (B, A), is_first (B,) -> s_t.
+        """One step of :meth:`observe`: s_{t-1}, x_t (B, E), u_{t-1} (B, A), is_first (B,) -> s_t (derivation Eq. 26).
 
         Raises:
             ValueError: if this member's posterior needs the future.

@@ -47,6 +47,8 @@ class DKF(SequentialVAE):
 
     The transition is gated as in Krishnan et al. (2017, Eq. 11): (1 - g) linear + g nonlinear, so that slow and
     linear parts of the dynamics are easy to express. Here the gate mixes all parameters of p, not its mean alone.
+
+    Derivation Eq. 58, 59.
     """
 
     Context = DKFContext

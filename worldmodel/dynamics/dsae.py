@@ -46,6 +46,8 @@ class DSAE(SequentialVAE):
 
     v is drawn with x_1, where its KL is counted, and held until the next episode begins; z_1, drawn beside it, does
     not see it. The posterior reads the whole sequence and cannot filter; given v the model can imagine.
+
+    Derivation Eq. 76 to 78.
     """
 
     Context = DSAEContext

@@ -57,6 +57,8 @@ class KVAE(SequentialVAE):
     read a_t and the filtered mean m_{t|t}, because rewards and policies need what one a_t does not show. `smooth`
     is the exact smoother of z.
 
+    Derivation Eq. 63 to 68.
+
     Raises:
         ValueError: for discrete latents, which no Kalman filter can carry.
     """

@@ -78,7 +78,8 @@ class LinearGaussian(SequentialVAE):
     registry. The embedding it takes is x_t itself (..., X). :class:`LinearGaussianEncoder` gives it, and
     :class:`LinearGaussianEmission` is its emission.
 
-    Source: the two-filter form of the Rauch-Tung-Striebel smoother (Fraser and Potter 1969).
+    Derivation Eq. 23, 24, 80, 81. Source: the two-filter form of the Rauch-Tung-Striebel smoother (Fraser and Potter
+    1969).
     """
 
     Context = LinearGaussianContext

@@ -43,6 +43,8 @@ class RSSM(SequentialVAE):
 
     The posterior filters: it can act. With Gaussian latents this is PlaNet's and Dreamer V1's model, with one-hot
     latents Dreamer V2's and V3's.
+
+    Derivation Eq. 79.
     """
 
     Context = RSSMContext

@@ -45,6 +45,8 @@ class RVAE(SequentialVAE):
 
     filter:    q(z_t | z_{1:t-1}, u_{0:t-1}, x_t)
     smoother:  q(z_t | z_{1:t-1}, u_{0:T-1}, x_{t:T}), that of the paper
+
+    Derivation Eq. 74, 75.
     """
 
     Context = RVAEContext

@@ -49,6 +49,8 @@ class SRNN(SequentialVAE):
         smoother:  q(z_t | z_{t-1}, a_t), a_t = GRU(a_{t+1}, d_t, x_t)
 
     The posterior is a residual on the prior's parameters (Fraccaro et al. 2016, Eq. 12, there for the mean alone).
+
+    Derivation Eq. 72, 73.
     """
 
     Context = SRNNContext

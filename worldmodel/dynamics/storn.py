@@ -46,6 +46,8 @@ class STORN(SequentialVAE):
                                                   q(z_t | x_{<=t}, u_{<t}), by a recognising network of its own
 
     The prior knows nothing of time; all dynamics are in h_t. Imagination decodes and feeds back.
+
+    Derivation Eq. 69, 70.
     """
 
     Context = STORNContext

@@ -15,7 +15,10 @@ class Memory(NamedTuple):
 
 
 class Recurrence(nn.Module):
-    """A GRU over a window (B, T, inputs) -> (B, T, size), in either direction; it starts afresh in every episode."""
+    """A GRU over a window (B, T, inputs) -> (B, T, size), in either direction; it starts afresh in every episode.
+
+    Backward, it makes a smoothing posterior (derivation Eq. 27).
+    """
 
     def __init__(self, inputs: int, size: int, backward: bool) -> None:
         super().__init__()

@@ -36,6 +36,8 @@ class VAE(SequentialVAE):
         z_t ──> x_t        p(z_t) = N(0, I),  p(x_t | z_t),  q(z_t | x_t)
 
     Controls and the past have no part in it: it can filter, but there is nothing to imagine with.
+
+    Derivation Eq. 57.
     """
 
     Context = VAEContext

@@ -44,6 +44,8 @@ class VRNN(SequentialVAE):
                        └─> x_t <┘        q(z_t | h_t, x_t),  p(x_t | h_t, z_t)
 
     The RSSM is this model without the arrow from x_{t-1}. Imagination decodes and feeds back.
+
+    Derivation Eq. 71.
     """
 
     Context = VRNNContext
