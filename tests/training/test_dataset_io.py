@@ -375,6 +375,12 @@ def test_a_bad_recording_is_refused(
     assert str(tmp_path / "data.npz") in line and all(part in line for part in said), line
 
 
+def test_only_a_csv_has_a_column_of_sequences(
+    recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "data.sequence is a column of a CSV" in refusal(capsys, recording, {"sequence": "run"}, tmp_path / "run")
+
+
 def test_only_recordings_have_rewards(table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, table(), {"observations": "[y]", "rewards": "true"}, tmp_path / "run")
     assert "data.rewards" in line and "holds no rewards" in line

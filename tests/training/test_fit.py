@@ -250,6 +250,14 @@ def test_an_interrupted_command_says_where_the_run_is(
     assert f"run saved in {tmp_path / 'run'}" in captured.err
 
 
+def test_a_covariance_that_is_no_longer_positive_is_a_divergence(
+    csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--run", str(tmp_path / "run"), "--learner.lr", "1e3", "--model.dynamics.name", "kvae"]
+    assert main(["fit", config_file(tmp_path), str(csv), *arguments, "--fit.updates", "50"]) == 2
+    assert "diverged by step" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_fit_that_diverges_says_so_and_keeps_the_last_good_weights(
     csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

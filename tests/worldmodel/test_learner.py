@@ -97,7 +97,15 @@ def test_an_annealed_bound_of_one_particle_is_the_annealed_elbo(
     "wrong",
     [
         *({"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}, {"free_nats_start": 2.5}, {"beta_start": -0.75}),
-        *({"bound": "evidence"}, {"particles": 0}, {"resample": 1.25}, {"anneal": -3}),
+        *(
+            {"bound": "evidence"},
+            {"particles": 0},
+            {"particles": 8},
+            {"resample": 0.25},
+            {"beta_start": 30.0},
+            {"resample": 1.25},
+            {"anneal": -3},
+        ),
     ],
 )
 def test_objective_config_refuses_nonsense(wrong: dict[str, Any]) -> None:
@@ -106,7 +114,7 @@ def test_objective_config_refuses_nonsense(wrong: dict[str, Any]) -> None:
         ObjectiveConfig(**wrong)
 
 
-@pytest.mark.parametrize("shape", [{"beta": 0.5}, {"balance": 0.8}, {"weights": {"x": 2.0}}])
+@pytest.mark.parametrize("shape", [{"beta": 0.5}, {"balance": 0.8}, {"weights": {"x": 2.0}}, {"free_nats": 5.0}])
 def test_what_shapes_the_elbo_does_not_go_with_another_bound(shape: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="bound: fivo"):
         ObjectiveConfig(bound="fivo", **shape)
