@@ -20,7 +20,7 @@ from worldmodel.diagnostics.open_loop import open_loop
 
 SEEN, PATHS = 5, 64
 COLUMNS = ["variant", "seed", "free_run_train", "free_run_test", "elbo_test", "seconds"]
-SMOOTHERS = {f"{name}-smoother": (name, "smoother") for name in ("dkf", "srnn", "rvae")}
+SMOOTHERS = {f"{name}-smoother": (name, "smoother") for name in ("dkf", "dvbf", "srnn", "rvae")}
 MEMBERS = {name: (name, "") for name in ("dkf", "dvbf", "kvae", "storn", "vrnn", "srnn", "rvae", "rssm", "dsae")}
 
 

@@ -16,8 +16,9 @@ torch.set_num_threads(1)  # small tensors, and other processes share the machine
 OBS = {"x": ObservationSpec((2,)), "phase": ObservationSpec((), classes=(3,), start=(0,))}
 ACTION = ActionSpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0))
 IMAGINING = (
-    *("dkf filter", "dkf smoother", "dvbf", "kvae", "storn", "vrnn", "rssm", "rvae filter", "rvae smoother"),
-    *("srnn filter", "srnn smoother", "srnn filter feedback", "srnn smoother feedback", "dsae"),
+    *("dkf filter", "dkf smoother", "dvbf filter", "dvbf smoother", "kvae", "storn", "vrnn", "rssm"),
+    *("rvae filter", "rvae smoother", "srnn filter", "srnn smoother", "srnn filter feedback", "srnn smoother feedback"),
+    "dsae",
 )  # name, and what is not its default
 MEMBERS = (*IMAGINING, "vae")
 FILTERING = tuple(member for member in MEMBERS if "smoother" not in member and member != "dsae")

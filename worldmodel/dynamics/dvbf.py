@@ -1,28 +1,32 @@
 """Deep variational Bayes filter (Karl et al. 2017, "Deep Variational Bayes Filters")."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.dynamics.summary import Recurrence, leaving
 from worldmodel.networks import MLP, PosteriorNet
 from worldmodel.types import State
 
 
 @dataclass
 class DVBFConfig:
-    """Sizes of the deep variational Bayes filter."""
+    """Sizes of the deep variational Bayes filter, and what its posterior may see."""
 
     size: int = 16  # width of z_t; the noise w_t has that of the latent
     matrices: int = 8  # locally linear systems that are mixed
     hidden: int = 64  # width of mixing network and posterior
+    posterior: Literal["filter", "smoother"] = "filter"  # x_t alone, or x_t..x_T through a backward GRU
 
     def __post_init__(self) -> None:
         if min(self.size, self.matrices, self.hidden) < 1:
             raise ValueError(f"size, matrices and hidden must be at least 1: {self}")
+        if self.posterior not in ("filter", "smoother"):
+            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
 
 
 class DVBFState(NamedTuple):
@@ -42,7 +46,9 @@ class DVBF(SequentialVAE):
         u_{t-1} ──┐
         z_{t-1} ──┼─> z_t ──> x_t        z_t = A z_{t-1} + B u_{t-1} + C w_t,  z_1 = f(w_1)
             w_t ──┘                      p(w_t) = N(0, I),  p(x_t | z_t)
-                                         q(w_t | z_{t-1}, u_{t-1}, x_t)
+
+        filter:    q(w_t | z_{t-1}, u_{t-1}, x_t)
+        smoother:  q(w_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}); the paper infers w_1 so, and later ones from x_t
 
     A, B and C are mixtures of learned matrices with weights softmax(g(z_{t-1}, u_{t-1})) (Karl et al. 2017, Eq. 13).
     Whatever q adds to z_t is a noise that p must pay for: a state that only copies x_t is expensive.
@@ -55,7 +61,7 @@ class DVBF(SequentialVAE):
 
     def __init__(self, config: DVBFConfig, latent: LatentFamily, control_size: int, embed_size: int) -> None:
         super().__init__()
-        self.latent, self.feature_size = latent, config.size
+        self.latent, self.feature_size, self.can_filter = latent, config.size, config.posterior == "filter"
         count, size = config.matrices, config.size
         self.mixing = MLP(size + control_size, config.hidden, 1, count)
         # Slow, but within the unit circle: z_t is unbounded, and a record may be long.
@@ -63,7 +69,10 @@ class DVBF(SequentialVAE):
         self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
         self.C = nn.Parameter(0.3 * torch.randn(count, size, latent.size) / latent.size**0.5)
         self.first = MLP(latent.size, config.hidden, 1, size)
-        self.posterior_net = PosteriorNet(size + 1, embed_size, config.hidden, latent.parameters)
+        seen = embed_size if self.can_filter else config.hidden
+        self.posterior_net = PosteriorNet(size + 1, seen, config.hidden, latent.parameters)
+        if not self.can_filter:
+            self.future = Recurrence(embed_size + control_size, config.hidden, backward=True)
         self.register_buffer("standard", latent.standard(), persistent=False)
 
     def initial(self, batch_size: int) -> DVBFState:
@@ -89,4 +98,6 @@ class DVBF(SequentialVAE):
         return state.latent
 
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
+        if not self.can_filter:
+            embed = self.future(torch.cat([embed, leaving(control)], -1), is_first)
         return self.posterior_net.share(embed)

@@ -24,6 +24,8 @@ class SRNNConfig:
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:
             raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+        if self.posterior not in ("filter", "smoother"):
+            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
 
 
 class SRNNState(NamedTuple):
