@@ -33,7 +33,7 @@ from worldmodel.types import Batch
 PIXELS, STEPS, DT, TORQUE = 16, 15, 0.1, 5.0
 SPECS = {"image": ObservationSpec((PIXELS, PIXELS))}
 CONTROL = ActionSpec((1,), low=(-TORQUE,), high=(TORQUE,))
-MEMBERS = ("dvbf:smoother", "dvbf", "dkf:smoother", "dkf", "rssm", "kvae")
+MEMBERS = ("rssm", "dvbf", "dvbf:smoother", "dkf", "dkf:smoother", "kvae")
 KNOWN = ("sin", "cos", "velocity")
 COLUMNS = [
     *("member", "seed", "size", "updates", "beta_start", "seconds", "elbo", "kl"),
@@ -87,7 +87,7 @@ def train(model: WorldModel, data: Batch, updates: int, config: ObjectiveConfig)
     def loss(batch: Batch, now: Annealed) -> tuple[Tensor, None]:
         return objective(model, batch, config, now)[0].mean(), None
 
-    lr = 2e-3
+    lr = 3e-3
     learner = Learner(loss, model.parameters(), LearnerConfig(lr=lr, clip=10.0))
     for update in range(updates):
         for group in learner.optimizer.param_groups:
@@ -125,9 +125,9 @@ def made(member: str, seed: int, options: argparse.Namespace) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=2500, help="of each training (default: 2500)")
+    parser.add_argument("--updates", type=int, default=3000, help="of each training (default: 3000)")
     parser.add_argument("--seeds", default="1-5", help="FIRST-LAST (default: 1-5)")
-    parser.add_argument("--size", type=int, default=3, help="of the latent (default: 3, that of the paper)")
+    parser.add_argument("--size", type=int, default=4, help="of the latent (default: 4; the paper has 3)")
     parser.add_argument("--beta-start", type=float, default=30.0, help="falls to 1 over 3/4 (default: 30)")
     parser.add_argument(
         "--members", nargs="*", default=list(MEMBERS), help=f"of {', '.join(DYNAMICS)}, or dkf:smoother"
