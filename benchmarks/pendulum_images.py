@@ -1,6 +1,6 @@
 """What a member infers that no single image shows: a pendulum in 16 x 16 pixels (Karl et al. 2017, Section 5.1).
 
-    python benchmarks/pendulum_images.py --seeds 1-5 --out results/pendulum_images.csv
+    python benchmarks/pendulum_images.py --seeds 11-15 --out results/pendulum_images.csv
 
 m = l = 1, friction 0.5, g = 9.81, steps of 0.1 s, torque u ~ U(-5, 5), sequences of 15 steps from rest or not; the
 image is a blob at the pendulum's tip. A member learns from 500 sequences; reported is R^2 of a linear fit to sin, cos
@@ -8,7 +8,7 @@ and velocity on 500 others, cross-validated: from the sampled latent z_t alone, 
 memory included. Velocity is the test of collapse. Published, for z_t: DVBF .961 / .982 / .916, DKF .929 / .979 / .035.
 
 beta falls from 30 to 1: at first the KL is dear, and what is not predicted cannot be had cheaply from the next image
-instead. From 0 or 1 on, members whose z_t is all they carry learn to copy every image and never find the velocity.
+instead. From 0 on, a member whose z_t is all it carries learns to copy every image and never finds the velocity.
 """
 
 import argparse
