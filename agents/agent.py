@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.model import WorldModel
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
 from worldmodel.types import State
 
 
@@ -72,7 +72,7 @@ class Agent:
         Raises:
             ValueError: if the observation has not the shape this agent was built for.
         """
-        named = observation if isinstance(observation, Mapping) else {OBSERVATION: observation}
+        named = observed(observation) if isinstance(observation, Mapping) else {OBSERVATION: observation}
         single = self._is_single(named)
         if single:
             named = {key: np.asarray(values)[None] for key, values in named.items()}

@@ -9,7 +9,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from envs.wrappers import ActionRepeat, CheckObservation
+from envs.wrappers import ActionRepeat, CheckObservation, RecordState
 
 PLUGINS = {  # id prefix: (module that registers the ids, what pip installs it from)
     "ALE/": ("ale_py", "ale-py"),
@@ -31,6 +31,7 @@ class EnvConfig:
     num_envs: int = 1  # environments stepped together
     kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor
     action_repeat: int = 1  # frames per environment step; PlaNet uses 2-8, Atari 4
+    record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
 
     def __post_init__(self) -> None:
@@ -56,6 +57,8 @@ def make(config: EnvConfig, index: int = 0) -> gym.Env[Any, Any]:
         env = ActionRepeat(env, config.action_repeat)
     if config.time_limit is not None:
         env = TimeLimit(env, config.time_limit)
+    if config.record_state:
+        env = RecordState(env)
     return CheckObservation(env, index)
 
 

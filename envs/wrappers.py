@@ -3,10 +3,13 @@
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.faults import EnvironmentFault, structure_fault
+from envs.faults import EnvironmentFault, named, structure_fault
 from envs.spaces import observation_specs
+from worldmodel.spaces import STATE
 
 FRAMES = "worldmodel/frames"
 """The key of `info` under which a wrapper reports the frames of a step; a name that no environment has for another."""
@@ -34,6 +37,50 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             if terminated or truncated:
                 break
         return observation, total, terminated, truncated, {**info, FRAMES: frames}
+
+
+class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Shows the simulator's own state beside the observation, under :attr:`key`, for diagnosis: no model sees it.
+
+    It is `env.unwrapped.state`, as classic control has it, or `env.unwrapped.state_vector()`, as MuJoCo does. An
+    environment of one's own can give more by itself, under any keys of its Dict space that begin with
+    `worldmodel.spaces.STATE`.
+
+    Raises:
+        ValueError: if it has neither.
+    """
+
+    key = STATE + "simulator"
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        env.reset()  # before the first one most have no state
+        box = spaces.Box(-np.inf, np.inf, self._state().shape, np.float64)
+        space = env.observation_space
+        self.observation_space = spaces.Dict({**named(space), self.key: box})
+
+    def _state(self) -> np.ndarray:
+        simulator: Any = self.unwrapped
+        state = simulator.state_vector() if hasattr(simulator, "state_vector") else getattr(simulator, "state", "none")
+        try:
+            return np.asarray(state, np.float64).ravel()
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"env.record_state: {simulator} has no numbers in `state` and no `state_vector()`: leave it out, or "
+                f"give the state as an observation key that begins with '{STATE}'"
+            ) from error
+
+    def _with_state(self, observation: Any) -> dict[str, Any]:
+        return {**named(observation), self.key: self._state()}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._with_state(observation), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *result = self.env.step(action)
+        return self._with_state(observation), *result
 
 
 class CheckObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from training.subject import STATE, Recording, Subject, open_subject
+from training.subject import Recording, Subject, open_subject
 from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
@@ -19,6 +19,7 @@ from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
 from worldmodel.model import WorldModel
+from worldmodel.spaces import STATE
 from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
@@ -139,7 +140,7 @@ def diagnose(
             collapse(subject.model, disjoint),
             action_test(subject.model, disjoint, config.context, config.samples),
             posterior_gap(subject.model, disjoint, GAP_SAMPLES),
-            probed(subject.model, disjoint, recording.states),
+            probed(subject.model, disjoint, recording.states, bool(states)),
             None if against is None else (str(against), _compare(subject, against, disjoint, device)),
         )
 
@@ -180,10 +181,14 @@ def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dic
     return whole
 
 
-def probed(model: WorldModel, batch: Batch, states: Sequence[str]) -> dict[str, Tensor]:
-    """What a linear map reads off the latent state: everything that is emitted, and the known states."""
+def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool) -> dict[str, Tensor]:
+    """What a linear map reads off the latent state: everything that is emitted, and the known states.
+
+    Raises:
+        ValueError: with too few sequences, if the states were asked for.
+    """
     if len(batch.reward) < FOLDS:
-        if states:
+        if asked:
             raise ValueError(f"--state needs {FOLDS} sequences of {batch.reward.shape[1]} steps: {len(batch.reward)}")
         return {}
     known = {name: each.numbers for name, each in emissions(model, batch).items()}

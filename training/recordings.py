@@ -8,7 +8,7 @@ import numpy as np
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.names import nearest
-from worldmodel.spaces import ObservationSpec
+from worldmodel.spaces import ObservationSpec, observed
 
 OWN = {"stored", "prev_action", "reward", "is_first", "is_last", "is_terminal"}  # arrays of every recording
 OBS = "obs/"
@@ -56,11 +56,11 @@ def _check_stored(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def chosen_keys(where: str, held: list[str], source: DataConfig) -> list[str]:
-    """The observation keys that the config names, or all that were recorded."""
+    """The observation keys that the config names, or all that a model may see."""
     for name in source.observations or []:
         if name not in held:
             raise ValueError(f"{where}: there is no observation '{name}': {nearest(name, held)}")
-    return source.observations or held
+    return source.observations or list(observed(dict.fromkeys(held)))
 
 
 def check_controls(where: str, width: int, source: DataConfig) -> None:

@@ -15,6 +15,7 @@ from training.schema import dump_yaml, load_yaml, to_mapping
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_weights
 from worldmodel.replay import SequenceReplay
+from worldmodel.spaces import observed
 
 CONFIG, CHECKPOINT, REPLAY = "config.yaml", "checkpoint", "replay/replay.npz"
 MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
@@ -33,7 +34,8 @@ class Run:
         self.folder, self.config = folder, config
         check_device(config.training.device)
         env = make(config.env)
-        self.obs_specs, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
+        recorded, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
+        self.obs_specs = observed(recorded)
         env.close()
         torch.manual_seed(config.seed)
         self.model = WorldModel.build(config.model, self.obs_specs, self.action_spec).to(config.training.device)
@@ -49,7 +51,7 @@ class Run:
         self.behaviour = behaviour.to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.replay = SequenceReplay(
-            self.obs_specs, self.action_spec, config.env.num_envs, config.replay.capacity, config.seed
+            recorded, self.action_spec, config.env.num_envs, config.replay.capacity, config.seed
         )
         self.env_steps = 0  # that the agent has been trained for
 

@@ -12,15 +12,15 @@ from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import REPLAY
 from training.fit_run import SPECS, FitRun
+from training.recordings import OBS
 from training.run import Run
 from worldmodel.diagnostics.windows import crop, each
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Standardise
 from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import ObservationSpecs
+from worldmodel.spaces import STATE, ObservationSpec, ObservationSpecs
 from worldmodel.types import Batch
 
-STATE = "state/"  # before the names of known quantities, which may also be observed
 TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
 
 
@@ -31,7 +31,7 @@ class Recording(NamedTuple):
     held: list[Batch]  # what is reported on
     source: str  # what that is, for a person
     seen: str  # what the model has seen of it, for a person; empty if nothing
-    states: Sequence[str] = ()  # names of further entries of `obs`: known quantities that the model does not observe
+    states: Sequence[str] = ()  # known quantities that the model does not observe: entries of `obs`, after STATE
 
     @staticmethod
     def split(replay: SequenceReplay, device: torch.device, name: str, seen: str) -> "Recording":
@@ -40,7 +40,8 @@ class Recording(NamedTuple):
         ends = [int(TRAIN_SHARE * stream.reward.shape[1]) for stream in streams]
         pairs = list(zip(streams, ends, strict=True))
         train, held = [crop(stream, 0, end) for stream, end in pairs], [crop(stream, end) for stream, end in pairs]
-        return Recording(train, held, f"{name}: last {1 - TRAIN_SHARE:.0%} of each stream", seen)
+        states = [key.removeprefix(STATE) for key in replay.obs if key.startswith(STATE)]
+        return Recording(train, held, f"{name}: last {1 - TRAIN_SHARE:.0%} of each stream", seen, states)
 
 
 class Subject(NamedTuple):
@@ -69,7 +70,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
 
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         if states:
-            raise ValueError(f"{folder} observes all that it records: --state is for the runs of `worldmodel fit`")
+            raise ValueError(f"{folder}: --state is for fits; a `train` shows what env.record_state has recorded")
         own = file is None or file.resolve() == (run.folder / REPLAY).resolve()
         replay = run.replay if file is None else _replay_of(file, run)
         name = str(file or run.folder)
@@ -91,10 +92,12 @@ def _replay_of(file: Path, run: Run) -> SequenceReplay:
     try:
         with np.load(file, allow_pickle=False) as archive:
             stored = archive["stored"]
+            known = [name for name in archive.files if name.startswith(OBS + STATE)]
+            states = {name.removeprefix(OBS): ObservationSpec(archive[name].shape[2:]) for name in known}
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
     capacity = len(stored) * max(int(stored.max(initial=0)), 1)
-    replay = SequenceReplay(run.obs_specs, run.action_spec, len(stored), capacity)
+    replay = SequenceReplay({**run.obs_specs, **states}, run.action_spec, len(stored), capacity)
     replay.load(file)
     return replay
 

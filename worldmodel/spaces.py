@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,14 @@ ObservationSpecs = Mapping[str, ObservationSpec]
 
 OBSERVATION = "observation"
 """The key of an observation that is not a dictionary."""
+
+STATE = "state/"
+"""Before the keys of what an environment gives away of its state: recorded for diagnosis, never shown to a model."""
+
+
+def observed(named: Mapping[str, T]) -> dict[str, T]:
+    """Those of the keys that a model may see."""
+    return {key: value for key, value in named.items() if not key.startswith(STATE)}
 
 
 def encode_observation(specs: ObservationSpecs, observation: object) -> dict[str, np.ndarray]:

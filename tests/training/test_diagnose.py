@@ -11,7 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from training import fit
+from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
 from training.diagnosis_report import calibration_word, to_json, verdicts, wilson
@@ -231,7 +231,7 @@ def test_constant_data_are_not_called_healthy(tmp_path: Path) -> None:
         (["--samples", "1"], "at least 2"),
         (["missing.npz"], "missing.npz"),
         (["--against", "nowhere"], "nowhere holds no run"),
-        (["--state", "speed"], "for the runs of `worldmodel fit`"),
+        (["--state", "speed"], "what env.record_state has recorded"),
     ],
 )
 def test_diagnose_says_what_is_wrong(
@@ -249,3 +249,23 @@ def test_diagnose_refuses_a_recording_of_another_environment(
     assert main(["collect", config, "--steps", "20", "--out", str(data), "--env.kwargs.continuous", "false"]) == 0
     assert main(["diagnose", str(finished), str(data), *SMALL]) == 2
     assert "other.npz" in capsys.readouterr().err
+
+
+def test_diagnose_reads_the_recorded_state_off_the_latent_one(tmp_path: Path) -> None:
+    env = {"env": {"id": "Pendulum-v1", "record_state": True}}
+    run = train({**TINY, **env}, run=tmp_path / "run")
+    assert list(run.obs_specs) == ["observation"]  # the state is for diagnosis alone
+    run.agent.predict(np.zeros(3, np.float32))
+    own = diagnose(run.folder, config=DiagnoseConfig(2, 3, 4))
+    assert own.probed["simulator"].shape == (2,)
+    assert float(own.probed["simulator"][1]) == pytest.approx(float(own.probed["observation"][2]))  # the velocity
+    file = str(tmp_path / "more.npz")
+    assert main(["collect", str(run.folder / "config.yaml"), "--steps", "200", "--out", file]) == 0
+    other = diagnose(run.folder, file, DiagnoseConfig(2, 3, 4))
+    assert other.probed["simulator"].shape == (2,)
+    size = {"hidden": 8, "latent": {"size": 2}}
+    settings = {"data": {"window": 4}, "model": size, "fit": {"updates": 2}, "logger": {"wandb": "disabled"}}
+    fitted = fit(settings, file, run=tmp_path / "fit")
+    assert list(fitted.obs_specs) == ["observation"]
+    known = diagnose(fitted.folder, file, DiagnoseConfig(2, 3, 4), states=["state/simulator"]).probed
+    assert known["state/simulator"].shape == (2,)
