@@ -79,8 +79,8 @@ class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self._with_state(observation), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        observation, *result = self.env.step(action)
-        return self._with_state(observation), *result
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._with_state(observation), reward, terminated, truncated, info
 
 
 class CheckObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):

@@ -23,7 +23,10 @@ class Dense:
     """Joint moments of z_1..z_T and a_1..a_T of a time-varying system, by substitution."""
 
     def __init__(self, member: KVAE, weights: np.ndarray, control: np.ndarray) -> None:
-        A, B, C = (np.einsum("tm,mij->tij", weights, p.detach().numpy()) for p in (member.A, member.B, member.C))
+        A, B, C = (
+            np.einsum("tm,mij->tij", weights, p.detach().numpy())
+            for p in (member.systems.A, member.systems.B, member.C)
+        )
         T, Z = len(A), A.shape[1]
         q, r = (np.diag(np.exp(p.detach().numpy())) for p in (member.log_q, member.log_r))
         mean, covariance = np.zeros((T, Z)), np.zeros((T, Z, T, Z))

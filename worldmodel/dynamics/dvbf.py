@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.dynamics.linear_mixture import LinearMixture
 from worldmodel.dynamics.summary import Recurrence, leaving
 from worldmodel.networks import MLP, PosteriorNet
 from worldmodel.types import State
@@ -64,9 +65,7 @@ class DVBF(SequentialVAE):
         self.latent, self.feature_size, self.can_filter = latent, config.size, config.posterior == "filter"
         count, size = config.matrices, config.size
         self.mixing = MLP(size + control_size, config.hidden, 1, count)
-        # Slow, but within the unit circle: z_t is unbounded, and a record may be long.
-        self.A = nn.Parameter(0.9 * torch.eye(size) + 0.05 * torch.randn(count, size, size) / size**0.5)
-        self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
+        self.systems = LinearMixture(count, size, control_size)
         self.C = nn.Parameter(0.3 * torch.randn(count, size, latent.size) / latent.size**0.5)
         self.first = MLP(latent.size, config.hidden, 1, size)
         seen = embed_size if self.can_filter else config.hidden
@@ -76,13 +75,11 @@ class DVBF(SequentialVAE):
         self.register_buffer("standard", latent.standard(), persistent=False)
 
     def initial(self, batch_size: int) -> DVBFState:
-        return DVBFState(self.A.new_zeros(batch_size, self.feature_size), self.A.new_zeros(batch_size, 1))
+        return DVBFState(self.C.new_zeros(batch_size, self.feature_size), self.C.new_zeros(batch_size, 1))
 
     def advance(self, state: DVBFState, control: Tensor) -> DVBFContext:
         weights = self.mixing(torch.cat([state.latent, control], -1)).softmax(-1)
-        moved = torch.einsum("...m,mij,...j->...i", weights, self.A, state.latent)
-        driven = torch.einsum("...m,mij,...j->...i", weights, self.B, control)
-        return DVBFContext(moved + driven, weights, state.begun)
+        return DVBFContext(self.systems(weights, state.latent, control), weights, state.begun)
 
     def prior(self, context: DVBFContext) -> Tensor:
         return self.standard.expand(*context.begun.shape[:-1], -1)

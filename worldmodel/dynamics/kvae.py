@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from worldmodel import kalman
 from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.dynamics.linear_mixture import LinearMixture, mixed
 from worldmodel.kalman import Moments
 from worldmodel.networks import MLP, GRUCell
 from worldmodel.types import State
@@ -79,24 +80,16 @@ class KVAE(SequentialVAE):
         self.mixing_input = MLP(latent.size + control_size, config.hidden, layers=1)
         self.mixing_cell = GRUCell(config.hidden, config.hidden)
         self.mixing_out = nn.Linear(config.hidden, count)
-        # Slow, but within the unit circle: z_t is unbounded, and a record may be long.
-        self.A = nn.Parameter(0.9 * torch.eye(size) + 0.05 * torch.randn(count, size, size) / size**0.5)
-        self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
+        self.systems = LinearMixture(count, size, control_size)
         self.C = nn.Parameter(torch.randn(count, latent.size, size) / size**0.5)
         self.log_q = nn.Parameter(torch.full((size,), -2.0))  # log variances: of the transition
         self.log_r = nn.Parameter(torch.full((latent.size,), -2.0))  # and of the pseudo-observation
         self.posterior_net = MLP(embed_size, config.hidden, 1, latent.parameters)
 
     def initial(self, batch_size: int) -> KVAEState:
-        zeros = self.A.new_zeros
-        covariance = torch.eye(self.size).to(self.A).flatten().expand(batch_size, -1)
         widths = (self.latent.size, self.size, self.mixing_out.in_features)
-        latent, mean, mixing = (zeros(batch_size, width) for width in widths)
-        return KVAEState(latent, mean, covariance, mixing)
-
-    def mixed(self, weights: Tensor, matrices: Tensor) -> Tensor:
-        """(..., M), (M, i, j) -> (..., i, j)."""
-        return torch.einsum("...m,mij->...ij", weights, matrices)
+        latent, mean, mixing = (self.C.new_zeros(batch_size, width) for width in widths)
+        return KVAEState(latent, mean, torch.eye(self.size).to(mean).flatten().expand(batch_size, -1), mixing)
 
     def square(self, flat: Tensor) -> Tensor:
         """(..., size * size) -> (..., size, size)."""
@@ -113,14 +106,12 @@ class KVAE(SequentialVAE):
     def advance(self, state: KVAEState, control: Tensor) -> KVAEContext:
         mixing = self.mixing_cell(self.mixing_input(torch.cat([state.latent, control], -1)), state.mixing)
         weights = self.mixing_out(mixing).softmax(-1)
-        drive = kalman.product(self.mixed(weights, self.B), control)
-        before = Moments(state.mean, self.square(state.covariance))
-        mean, covariance = kalman.predict(before, self.mixed(weights, self.A), drive, self.noise()[0])
+        before, drive = Moments(state.mean, self.square(state.covariance)), self.systems.drive(weights, control)
+        mean, covariance = kalman.predict(before, mixed(weights, self.systems.A), drive, self.noise()[0])
         return KVAEContext(mean, covariance.flatten(-2), weights, mixing)
 
     def prior(self, context: KVAEContext) -> Tensor:
-        emission = self.mixed(context.weights, self.C)
-        mean, covariance = kalman.emit(self.predicted(context), emission, self.noise()[1])
+        mean, covariance = kalman.emit(self.predicted(context), mixed(context.weights, self.C), self.noise()[1])
         return torch.cat([mean, torch.linalg.cholesky(covariance).flatten(-2)], -1)
 
     def posterior(self, context: KVAEContext, evidence: Tensor) -> Tensor:
@@ -129,8 +120,8 @@ class KVAE(SequentialVAE):
 
     def with_latent(self, context: KVAEContext, z: Tensor) -> KVAEState:
         """The Kalman update by a_t = z."""
-        emission = self.mixed(context.weights, self.C)
-        mean, covariance = kalman.update(self.predicted(context), emission, self.noise()[1], z)
+        emission, noise = mixed(context.weights, self.C), self.noise()[1]
+        mean, covariance = kalman.update(self.predicted(context), emission, noise, z)
         return KVAEState(z, mean, covariance.flatten(-2), context.mixing)
 
     def feature(self, state: KVAEState) -> Tensor:
@@ -148,4 +139,4 @@ class KVAE(SequentialVAE):
         control = control * ~is_first.unsqueeze(-1)
         ahead = self.advance(type(states)(*(field[:, :-1] for field in states)), control[:, 1:])
         filtered = Moments(states.mean, self.square(states.covariance))
-        return kalman.smooth(filtered, self.predicted(ahead), self.mixed(ahead.weights, self.A), is_first[:, 1:])
+        return kalman.smooth(filtered, self.predicted(ahead), mixed(ahead.weights, self.systems.A), is_first[:, 1:])
