@@ -1,7 +1,22 @@
 """Choose actions from latent states. May import worldmodel, never envs: an agent cannot tell a dream from the world."""
 
 from agents.actor_critic import ActorCritic, ActorCriticConfig
-from agents.agent import Agent, AgentState, Behaviour
+from agents.agent import Agent, AgentState
+from agents.behaviour import Behaviour, Decision
+from agents.build import BehaviourConfig, build_behaviour
+from agents.planner import Planner, PlannerConfig
 from agents.random import RandomBehaviour
 
-__all__ = ["ActorCritic", "ActorCriticConfig", "Agent", "AgentState", "Behaviour", "RandomBehaviour"]
+__all__ = [
+    "ActorCritic",
+    "ActorCriticConfig",
+    "Agent",
+    "AgentState",
+    "Behaviour",
+    "BehaviourConfig",
+    "Decision",
+    "Planner",
+    "PlannerConfig",
+    "RandomBehaviour",
+    "build_behaviour",
+]

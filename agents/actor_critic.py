@@ -7,11 +7,12 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
+from agents.behaviour import Decision, Memory
 from agents.policies import OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout
 from worldmodel.learner import Learner, LearnerConfig
-from worldmodel.model import ScalarOutput, WorldModel, scalar_output
+from worldmodel.model import LatentModel, ScalarOutput, scalar_output
 from worldmodel.networks import MLP, Head
 from worldmodel.outputs import Normal
 from worldmodel.spaces import ActionSpec
@@ -98,29 +99,34 @@ class ActorCritic(nn.Module):
                 if keep:
                     output.keep(critic.last, *change)
 
-    def act(self, model: WorldModel, state: State, deterministic: bool = False) -> Tensor:
-        """Latent states (N, ...) -> controls (N, A): a sample of the actor, or the mode of its slow average.
+    def initial(self, count: int) -> Memory:
+        return ()
+
+    def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
+        """A sample of the actor, or the mode of its slow average.
 
         The average over recent updates is what the actor fluctuates about (Polyak and Juditsky 1992), so that one
         unlucky update does not decide an evaluation.
         """
         feature = model.feature(state)
         if deterministic:
-            return self.family.mode(self.slow_actor(feature))
-        return self.family.sample(self.actor(feature))
+            control = self.family.mode(self.slow_actor(feature))
+        else:
+            control = self.family.sample(self.actor(feature))
+        return Decision(control, memory, control.isfinite().all(-1))
 
     def value(self, feature: Tensor) -> Tensor:
         """(..., F) -> (...): the slow critic's value, which is what returns bootstrap from."""
         return self.slow_critic.mean(feature).squeeze(-1)
 
-    def update(self, model: WorldModel, starts: State, alive: Tensor) -> Metrics:
+    def update(self, model: LatentModel, starts: State, alive: Tensor) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
         metrics, report = self.learner.update(model, starts, alive)
         follow(self.slow_actor, self.actor, self.config.slow_actor_rate)
         follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
         return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
-    def loss(self, model: WorldModel, starts: State, alive: Tensor) -> tuple[Tensor, Metrics]:
+    def loss(self, model: LatentModel, starts: State, alive: Tensor) -> tuple[Tensor, Metrics]:
         """Actor and critic loss over one imagined batch; their gradients do not meet."""
         config = self.config
         trajectory = self.imagine(model, starts)
@@ -142,7 +148,7 @@ class ActorCritic(nn.Module):
         }
         return (weight * (actor + critic)).mean(), {name: value.detach() for name, value in metrics.items()}
 
-    def imagine(self, model: WorldModel, starts: State) -> Rollout:
+    def imagine(self, model: LatentModel, starts: State) -> Rollout:
         """Trajectories of the current policy; with gradients only where the actor learns through them."""
 
         def policy(feature: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,23 +1,16 @@
 """Agent = latent filter + behaviour, behind Stable-Baselines3's `predict`."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.model import WorldModel
+from agents.behaviour import Behaviour, Memory
+from worldmodel.model import LatentModel
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
-from worldmodel.types import State
-
-
-class Behaviour(Protocol):
-    """Chooses controls from latent states."""
-
-    def act(self, model: WorldModel, state: State, deterministic: bool = False) -> Tensor:
-        """Latent states (N, ...) -> controls (N, A)."""
-        ...
+from worldmodel.types import State, restart
 
 
 class AgentState(NamedTuple):
@@ -25,6 +18,8 @@ class AgentState(NamedTuple):
 
     latent: State  # s_{t-1} of N environments
     control: Tensor  # u_{t-1} (N, A), the last answer
+    memory: Memory  # of the behaviour
+    sound: Tensor  # (N,) bool: whether the last answer rests on finite numbers
 
 
 class Agent:
@@ -35,14 +30,14 @@ class Agent:
     """
 
     def __init__(
-        self, model: WorldModel, behaviour: Behaviour, obs_specs: ObservationSpecs, action_spec: ActionSpec
+        self, model: LatentModel, behaviour: Behaviour, obs_specs: ObservationSpecs, action_spec: ActionSpec
     ) -> None:
         self.model, self.behaviour = model, behaviour
         self.obs_specs, self.action_spec = obs_specs, action_spec
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.model.initial(1)[0].device
 
     @torch.no_grad()
     def act(
@@ -50,11 +45,14 @@ class Agent:
     ) -> AgentState:
         """One step on tensors: {key: (N, width)}, is_first (N,) bool -> the next state, whose control is the answer."""
         latent = self.model.filter(state.latent, obs, state.control, is_first, sample=not deterministic)
-        return AgentState(latent, self.behaviour.act(self.model, latent, deterministic))
+        memory = restart(state.memory, self.behaviour.initial(len(is_first)), is_first)
+        return AgentState(latent, *self.behaviour.act(self.model, latent, memory, deterministic))
 
     def initial(self, count: int) -> AgentState:
         """The memory before the first observation of `count` environments."""
-        return AgentState(self.model.initial(count), torch.zeros(count, self.action_spec.width, device=self.device))
+        control = torch.zeros(count, self.action_spec.width, device=self.device)
+        sound = torch.ones(count, dtype=torch.bool, device=self.device)
+        return AgentState(self.model.initial(count), control, self.behaviour.initial(count), sound)
 
     def predict(
         self,

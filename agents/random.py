@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.model import WorldModel
+from agents.behaviour import Decision, Memory
+from worldmodel.model import LatentModel
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import State
 
@@ -16,9 +17,16 @@ class RandomBehaviour(nn.Module):
         super().__init__()
         self.action_spec = action_spec
 
-    def act(self, model: WorldModel, state: State, deterministic: bool = False) -> Tensor:
+    def initial(self, count: int) -> Memory:
+        return ()
+
+    def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
         """Controls (N, A) for N states; random even where a deterministic answer is asked for."""
         count, device = len(state[0]), state[0].device
+        return Decision(self.draw(count, device), memory, torch.ones(count, dtype=torch.bool, device=device))
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """(count, A)."""
         if not self.action_spec.classes:
             return torch.rand(count, self.action_spec.width, device=device) * 2 - 1
         draws = [(n, torch.randint(n, (count,), device=device)) for n in self.action_spec.classes]

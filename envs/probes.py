@@ -183,5 +183,84 @@ class LinearGaussian(Probe):
         return self._emit(float(np.clip(np.asarray(action).reshape(()), -2.5, 2.5))), 0.0
 
 
-for _probe in (Counter, Identity, DelayedReward, ConstantReward, LinearGaussian):
+class LinearQuadratic(Probe):
+    """A double integrator that is to be brought to rest, whose best control is linear in the state.
+
+        x_t = A x_{t-1} + B u_{t-1},    r_t = -(x_{t-1}' Q x_{t-1} + u_{t-1}' R u_{t-1})
+
+    It begins anywhere in [-1, 1]^2, and truncates. The bounds of u are wide enough never to bind at the optimum.
+    """
+
+    A = np.array([[1.0, 0.2], [0.0, 1.0]])
+    B = np.array([[0.02], [0.2]])
+    Q = np.diag([1.0, 0.1])
+    R = np.array([[0.1]])
+    BOUND = 6.0
+
+    def __init__(self, length: int = 50) -> None:
+        super().__init__(length, "truncate")
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Box(-self.BOUND, self.BOUND, (1,), np.float32)
+        self.x = np.zeros(2)
+
+    @classmethod
+    def gains(cls, horizon: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """Riccati's recursion: K_0..K_{H-1} of u_h = -K_h x_h, and P_0 of the best return -x_0' P_0 x_0 in H steps."""
+        P, gains = np.zeros_like(cls.Q), []
+        for _ in range(horizon):
+            K = np.linalg.solve(cls.R + cls.B.T @ P @ cls.B, cls.B.T @ P @ cls.A)
+            P = cls.Q + cls.A.T @ P @ (cls.A - cls.B @ K)
+            gains.append(K)
+        return gains[::-1], P
+
+    def _start(self, seed: int | None) -> np.ndarray:
+        self.x = self.np_random.uniform(-1, 1, 2)
+        return self.x.astype(np.float32)
+
+    def _advance(self, action: Any) -> tuple[np.ndarray, float]:
+        u = np.clip(np.asarray(action, float).reshape(1), -self.BOUND, self.BOUND)
+        reward = -float(self.x @ self.Q @ self.x + u @ self.R @ u)
+        self.x = self.A @ self.x + self.B @ u
+        return self.x.astype(np.float32), reward
+
+
+class Tree(Probe):
+    """A tree with a random reward at every node: the best path is found by looking at all of them.
+
+    Node i has the children `branches` i + 1, ..., `branches` (i + 1), one for each action. Some nodes end the episode
+    (terminate), and so do the leaves after `depth` steps. The tree is drawn once, from `seed`.
+    """
+
+    def __init__(self, branches: int = 3, depth: int = 5, seed: int = 0) -> None:
+        super().__init__(depth)
+        rng = np.random.default_rng(seed)
+        self.branches = branches
+        count = sum(branches**k for k in range(depth + 1))
+        self.rewards = rng.uniform(-1, 1, count)
+        self.ends = rng.random(count) < 0.1
+        self.ends[0] = False
+        self.observation_space, self.action_space = spaces.Box(0, count, (1,), np.float32), spaces.Discrete(branches)
+        self.node = 0
+
+    def best(self, node: int = 0, depth: int = 0) -> float:
+        """The highest sum of rewards from a node on, by looking at all paths."""
+        if depth == self.length or self.ends[node]:
+            return 0.0
+        children = range(self.branches * node + 1, self.branches * (node + 1) + 1)
+        return max(float(self.rewards[child]) + self.best(child, depth + 1) for child in children)
+
+    def _start(self, seed: int | None) -> np.ndarray:
+        self.node = 0
+        return np.zeros(1, np.float32)
+
+    def _advance(self, action: Any) -> tuple[np.ndarray, float]:
+        self.node = self.branches * self.node + 1 + int(action)
+        return np.array([self.node], np.float32), float(self.rewards[self.node])
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated or bool(self.ends[self.node]), truncated, info
+
+
+for _probe in (Counter, Identity, DelayedReward, ConstantReward, LinearGaussian, LinearQuadratic, Tree):
     gym.register(f"worldmodel/{_probe.__name__}-v0", entry_point=f"envs.probes:{_probe.__name__}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agents import ActorCriticConfig
+from agents import BehaviourConfig
 from envs import EnvConfig
 from training.logger import LoggerConfig
 from training.schema import ConfigError, build, load_yaml, merge, parse_overrides, to_mapping
@@ -70,7 +70,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)  # of the world model
-    behaviour: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    behaviour: BehaviourConfig = field(default_factory=BehaviourConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

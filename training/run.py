@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from agents import ActorCritic, Agent
+from agents import Agent, build_behaviour
 from envs import action_spec, make, observation_specs
 from training.checkpoint import load_module, save_module, write_text_atomic
 from training.config import Config, load_config
@@ -47,7 +47,7 @@ class Run:
                 f"set model.dynamics.{name}.posterior to filter where there is one, or model.dynamics.name to rssm"
             )
         check_weights(self.model, config.objective)
-        behaviour = ActorCritic(config.behaviour, self.model.feature_size, self.action_spec)
+        behaviour = build_behaviour(config.behaviour, self.model.feature_size, self.action_spec)
         self.behaviour = behaviour.to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.replay = SequenceReplay(
@@ -104,7 +104,7 @@ class Run:
     def summary(self) -> str:
         """One line for a person: what is trained, and on what."""
         config, model = self.config, self.config.model
-        size = sum(p.numel() for p in (*self.model.parameters(), *self.behaviour.learner.parameters))
+        size = sum(p.numel() for p in (*self.model.parameters(), *self.behaviour.parameters()) if p.requires_grad)
         what = f"{model.dynamics.name} with {model.latent.family} latents, {size:,} parameters"
         return f"{config.env.id}: {what}, {config.training.device}, {config.training.threads} torch thread(s)"
 

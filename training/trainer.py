@@ -96,6 +96,7 @@ class Trainer:
 
     def starts(self, states: State, batch: Batch) -> tuple[State, Tensor]:
         """Filtered states to imagine from (N, ...), and whether anything can follow them (N,)."""
-        chosen = torch.randperm(batch.reward.numel(), device=batch.reward.device)[: self.config.behaviour.starts]
+        count = self.config.behaviour.actor_critic.starts
+        chosen = torch.randperm(batch.reward.numel(), device=batch.reward.device)[:count]
         alive = (batch.mask * ~batch.is_terminal).flatten()[chosen]
         return type(states)(*(field.flatten(0, 1)[chosen] for field in states)), alive

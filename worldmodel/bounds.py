@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.dynamics.base import restart
 from worldmodel.model import WorldModel
 from worldmodel.scan import scan
-from worldmodel.types import Batch, Inference, State
+from worldmodel.types import Batch, Inference, State, restart
 
 
 def importance_bound(

@@ -1,11 +1,11 @@
-"""Imagined rollouts: the policy and the prior take turns, with no observation."""
+"""Imagined rollouts, with no observation: of given controls, or where policy and prior take turns."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from worldmodel.model import WorldModel
+from worldmodel.model import LatentModel
 from worldmodel.scan import scan
 from worldmodel.types import Rollout, State
 
@@ -13,7 +13,18 @@ Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
 
 
-def rollout(model: WorldModel, start: State, policy: Policy, horizon: int) -> Rollout:
+def unroll(model: LatentModel, start: State, controls: Tensor) -> Tensor:
+    """Imagine what given controls lead to: s_0, (N, H, A) -> features of s_1..s_H (N, H, F)."""
+
+    def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
+        state = model.imagine(state, *inputs)
+        return state, (model.feature(state),)
+
+    _, (features,) = scan(step, start, (controls,))
+    return features
+
+
+def rollout(model: LatentModel, start: State, policy: Policy, horizon: int) -> Rollout:
     """Imagine `horizon` steps from filtered states (derivation Eq. 36).
 
     Args:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,32 @@ def observation_output(spec: ObservationSpec, vector_output: str) -> Output:
     if spec.classes:
         return Categorical(spec.classes)
     return SymlogNormal(spec.width) if vector_output == "symlog" else Normal(spec.width)
+
+
+class LatentModel(Protocol):
+    """What whoever acts or plans asks of a model: learned, or the true dynamics."""
+
+    def initial(self, batch_size: int) -> State:
+        """The state before the first observation, each field (B, ...)."""
+        ...
+
+    def filter(
+        self, state: State, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor, sample: bool = True
+    ) -> State:
+        """s_{t-1}, {key: (B, width)}, u_{t-1} (B, A), is_first (B,) -> s_t."""
+        ...
+
+    def imagine(self, state: State, control: Tensor) -> State:
+        """s_{t-1}, u_{t-1} (B, A) -> s_t."""
+        ...
+
+    def feature(self, state: State) -> Tensor:
+        """s_t -> (..., F)."""
+        ...
+
+    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+        """(..., F) -> reward, continuation and, if `decode`, observations."""
+        ...
 
 
 class WorldModel(nn.Module):

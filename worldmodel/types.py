@@ -26,6 +26,15 @@ State = Any
 """A member's latent state: a NamedTuple of tensors whose leading dimensions are (B,) or (B, T)."""
 
 
+def restart(state: State, start: State, is_first: Tensor) -> State:
+    """Replace the rows of `state` where `is_first` (B,) by those of `start` (derivation Eq. 34)."""
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(is_first.reshape(-1, *(1,) * (old.dim() - 1)), new, old)
+
+    return type(state)(*(chosen(new, old) for new, old in zip(start, state, strict=True)))
+
+
 class Arrival(NamedTuple):
     """n simultaneous arrivals, one per environment, as NumPy arrays."""
 

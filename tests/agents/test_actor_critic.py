@@ -148,12 +148,12 @@ def test_actor_learns_the_known_answer(spec: ActionSpec, gradient: Any) -> None:
     for _ in range(250):
         learner.update(task, task.starts(128), torch.ones(128))
     tests = task.starts(64)
-    answers = learner.act(task, tests, deterministic=True)
+    answers = learner.act(task, tests, (), deterministic=True).control
     if spec.classes:
         assert torch.equal(answers, tests.cue)
     else:
         assert (answers - 0.5 * tests.cue).abs().max() < 0.15
-    sampled = task.imagine(tests, learner.act(task, tests)).reward.mean().item()
+    sampled = task.imagine(tests, learner.act(task, tests, ()).control).reward.mean().item()
     assert sampled > 0.9
 
 
@@ -270,8 +270,8 @@ def test_the_deterministic_policy_is_the_mode_of_the_slow_actor() -> None:
     state = Point(torch.randn(16, 3))
     learner.slow_actor[-1].bias.data.fill_(0.7)  # [mean, raw]
     mode = learner.family.mode(learner.slow_actor(state.x))
-    assert torch.equal(learner.act(model, state, deterministic=True), mode)
-    sampled = torch.stack([learner.act(model, state) for _ in range(500)])
+    assert torch.equal(learner.act(model, state, (), deterministic=True).control, mode)
+    sampled = torch.stack([learner.act(model, state, ()).control for _ in range(500)])
     assert (sampled.mean(0) - learner.family.mode(learner.actor(state.x))).abs().max() < 0.2 < (mode.mean() - 0.2)
 
 

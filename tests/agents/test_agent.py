@@ -165,7 +165,7 @@ def test_dict_observations_single_and_batch() -> None:
 
 def test_random_behaviour_is_uniform_over_a_box() -> None:
     spec = action_spec(spaces.Box(-1, 3, (2,), np.float32))
-    controls = RandomBehaviour(spec).act(None, (torch.zeros(20_000, 1),))  # type: ignore[arg-type]
+    controls = RandomBehaviour(spec).draw(20_000, torch.device("cpu"))
     actions = spec.decode(controls.numpy())
     for entry in actions.T:
         shares = np.histogram(entry, bins=8, range=(-1, 3))[0] / len(entry)
@@ -175,7 +175,7 @@ def test_random_behaviour_is_uniform_over_a_box() -> None:
 
 def test_random_behaviour_is_uniform_over_categories() -> None:
     spec = ActionSpec((2,), classes=(2, 5), start=(0, 3))
-    controls = RandomBehaviour(spec).act(None, (torch.zeros(20_000, 1),))  # type: ignore[arg-type]
+    controls = RandomBehaviour(spec).draw(20_000, torch.device("cpu"))
     actions = spec.decode(controls.numpy())
     for entry, (count, start) in zip(actions.T, [(2, 0), (5, 3)], strict=True):
         values, counts = np.unique(entry, return_counts=True)

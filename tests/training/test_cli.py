@@ -20,7 +20,7 @@ from worldmodel.shadow import HOME
 TINY: dict[str, Any] = {
     "env": {"id": "worldmodel/Counter-v0", "kwargs": {"length": 5, "continuous": True}},
     "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
-    "behaviour": {"hidden": 8, "starts": 4, "horizon": 2},
+    "behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2}},
     "replay": {"batch_size": 2, "window": 4, "capacity": 500},
     "training": {"steps": 30, "prefill": 20, "pretrain": 1, "replay_ratio": 1, "log_every": 10},
     "evaluation": {"every": 1000, "episodes": 1, "final_episodes": 2},
@@ -38,7 +38,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def finished(config: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    overrides = ["--training.steps", "25", "--behaviour.learner.lr=3e-4", "--logger.tags", "[a, b c]"]
+    overrides = ["--training.steps", "25", "--behaviour.actor_critic.learner.lr=3e-4", "--logger.tags", "[a, b c]"]
     assert main(["train", config, "--seed", "7", "--run", str(folder), *overrides]) == 0
     return folder
 
@@ -54,7 +54,7 @@ def test_train_applies_file_options_and_overrides(finished: Path) -> None:
     made = Run.load(finished)
     assert made.config.seed == 7
     assert made.config.training.steps == made.env_steps == 25
-    assert made.config.behaviour.learner.lr == 3e-4
+    assert made.config.behaviour.actor_critic.learner.lr == 3e-4
     assert made.config.logger.tags == ["a", "b c"]
     assert made.config.env.kwargs == TINY["env"]["kwargs"] and made.config.replay.window == 4
 

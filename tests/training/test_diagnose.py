@@ -22,7 +22,7 @@ from training.subject import open_subject
 TINY: dict[str, Any] = {
     "env": {"id": "worldmodel/Counter-v0", "kwargs": {"length": 20, "continuous": True}},
     "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
-    "behaviour": {"hidden": 8, "starts": 4, "horizon": 2},
+    "behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2}},
     "replay": {"batch_size": 2, "window": 4},
     "training": {"steps": 320, "prefill": 310, "pretrain": 1, "replay_ratio": 1},
     "evaluation": {"every": 1000, "episodes": 1, "final_episodes": 1},

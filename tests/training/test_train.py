@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
 
-from agents import RandomBehaviour
+from agents import Decision, RandomBehaviour
 from training import Run, train
 from training.config import load_config
 from training.evaluation import evaluate, evaluation_seeds
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
         "latent": {"size": 4, "groups": 3, "classes": 3},
         "dynamics": {"name": "rssm", "rssm": {"deter": 16, "hidden": 16}, "dkf": {"hidden": 16}},
     },
-    "behaviour": {"hidden": 16, "layers": 1, "starts": 8, "horizon": 3},
+    "behaviour": {"actor_critic": {"hidden": 16, "layers": 1, "starts": 8, "horizon": 3}},
     "replay": {"batch_size": 4, "window": 8, "capacity": 1000},
     "training": {"steps": 60, "prefill": 24, "pretrain": 2, "replay_ratio": 8, "log_every": 10, "threads": 1},
     "evaluation": {"every": 30, "episodes": 2, "final_episodes": 3},
@@ -263,9 +263,9 @@ def test_every_update_reaches_the_log(tmp_path: Path) -> None:
 class Watched(RandomBehaviour):
     """Random actions; keeps the recurrent memories it was shown."""
 
-    def act(self, model: Any, state: Any, deterministic: bool = False) -> torch.Tensor:
+    def act(self, model: Any, state: Any, memory: Any, deterministic: bool = False) -> Decision:
         self.memories = [*getattr(self, "memories", []), state.deter.clone()]
-        return super().act(model, state, deterministic)
+        return super().act(model, state, memory, deterministic)
 
 
 def test_memory_restarts_with_every_episode_that_is_collected(tmp_path: Path) -> None:
@@ -280,7 +280,9 @@ def test_memory_restarts_with_every_episode_that_is_collected(tmp_path: Path) ->
 
 
 def test_imagination_starts_from_truncated_states_but_not_from_terminal_ones(tmp_path: Path) -> None:
-    trainer = Trainer(Run.create(tmp_path / "run", load_config(merge(TINY, {"behaviour": {"starts": 32}}))))
+    trainer = Trainer(
+        Run.create(tmp_path / "run", load_config(merge(TINY, {"behaviour": {"actor_critic": {"starts": 32}}})))
+    )
     trainer.prefill()
     batch = trainer.run.replay.sample(4, 8)
     flags = torch.zeros(2, 4, 8, dtype=torch.bool)
@@ -336,7 +338,7 @@ def test_members_that_cannot_act_are_refused(tmp_path: Path, member: str, why: s
 
 @pytest.mark.parametrize(("env", "gradient"), [("pendulum", "score"), ("cartpole", "pathwise")])
 def test_the_other_gradient_trains(tmp_path: Path, env: str, gradient: str) -> None:
-    made = run(tmp_path / "run", env=ENVS[env], behaviour={"gradient": gradient}, **SHORT)
+    made = run(tmp_path / "run", env=ENVS[env], behaviour={"actor_critic": {"gradient": gradient}}, **SHORT)
     assert all(p.isfinite().all() for p in made.behaviour.parameters())
 
 

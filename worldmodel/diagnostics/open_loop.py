@@ -10,9 +10,9 @@ from worldmodel.bounds import repeated
 from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import Scores, crps, root_mean_square
 from worldmodel.diagnostics.windows import crop, unbroken
+from worldmodel.imagination import unroll
 from worldmodel.model import WorldModel
-from worldmodel.scan import scan
-from worldmodel.types import Batch, State
+from worldmodel.types import Batch
 
 
 class Forecast(NamedTuple):
@@ -63,13 +63,7 @@ def imagined(model: WorldModel, batch: Batch, context: int) -> Tensor:
     """(B, K, F): features of the K steps after the context, sampled with the recorded controls."""
     states = model.observe(crop(batch, 0, context)).states
     start = type(states)(*(field[:, -1] for field in states))
-
-    def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
-        state = model.imagine(state, *inputs)
-        return state, (model.feature(state),)
-
-    _, (features,) = scan(step, start, (batch.prev_action[:, context:],))
-    return features
+    return unroll(model, start, batch.prev_action[:, context:])
 
 
 def scores(forecast: Forecast) -> Scores:

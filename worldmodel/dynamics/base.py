@@ -15,18 +15,11 @@ one); the context c_t is the deterministic part of t-1 -> t, computed once and s
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from worldmodel.distributions import LatentFamily
 from worldmodel.scan import scan
-from worldmodel.types import Inference, State
-
-
-def restart(state: State, start: State, is_first: Tensor) -> State:
-    """Replace the rows of `state` where `is_first` (B,) by those of `start` (derivation Eq. 34)."""
-    reset = is_first.unsqueeze(-1)
-    return type(state)(*(torch.where(reset, new, old) for new, old in zip(start, state, strict=True)))
+from worldmodel.types import Inference, State, restart
 
 
 class SequentialVAE(nn.Module, ABC):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.dynamics.base import restart
 from worldmodel.networks import GRUCell
 from worldmodel.scan import scan
+from worldmodel.types import restart
 
 
 class Memory(NamedTuple):

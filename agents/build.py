@@ -1,0 +1,34 @@
+"""The behaviour that a config names."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agents.actor_critic import ActorCritic, ActorCriticConfig
+from agents.planner import Planner, PlannerConfig
+from worldmodel.spaces import ActionSpec
+
+
+@dataclass
+class BehaviourConfig:
+    """How actions are chosen; see the section of that name."""
+
+    name: Literal["actor_critic", "planner"] = "actor_critic"
+    actor_critic: ActorCriticConfig = field(default_factory=ActorCriticConfig)  # also of the guide of a planner
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+
+    def __post_init__(self) -> None:
+        planned, learned = self.planner.discount, self.actor_critic.discount
+        if self.name == "planner" and self.planner.terminal_value and planned != learned:
+            raise ValueError(f"planner.discount {planned} is not that of the terminal value, {learned}: make them one")
+
+
+def build_behaviour(config: BehaviourConfig, feature_size: int, action_spec: ActionSpec) -> ActorCritic | Planner:
+    """For a world model of F features.
+
+    Raises:
+        ValueError: if the config does not fit the actions.
+    """
+    if config.name == "actor_critic":
+        return ActorCritic(config.actor_critic, feature_size, action_spec)
+    guide = ActorCritic(config.actor_critic, feature_size, action_spec) if config.planner.guided else None
+    return Planner(config.planner, action_spec, guide)

@@ -1,0 +1,177 @@
+"""A behaviour that searches, at every step, for the plan with the best imagined return (PlaNet, TD-MPC2)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from agents.actor_critic import ActorCritic, Metrics
+from agents.behaviour import Decision
+from agents.planning import (
+    CEM,
+    ICEM,
+    MPPI,
+    CEMConfig,
+    ICEMConfig,
+    MPPIConfig,
+    Optimiser,
+    Plans,
+    RandomShooting,
+    RandomShootingConfig,
+    Score,
+    refined,
+)
+from agents.returns import lambda_returns
+from worldmodel.imagination import rollout, unroll
+from worldmodel.model import LatentModel
+from worldmodel.spaces import ActionSpec
+from worldmodel.types import Batch, State
+
+OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
+    "cem": CEM,
+    "icem": ICEM,
+    "mppi": MPPI,
+    "random": RandomShooting,
+}
+
+
+@dataclass
+class PlannerConfig:
+    """Planning in imagination. Only the section of the optimiser in use matters."""
+
+    optimiser: Literal["cem", "icem", "mppi", "random"] = "icem"
+    horizon: int = 15  # imagined steps of a plan
+    discount: float = 0.99  # PlaNet has 1
+    particles: int = 1  # imagined paths that each plan's score is the mean of
+    noise: float = 0.3  # exploration: std added to a control (PlaNet), or the share of random ones where discrete
+    refine: int = 0  # steps of gradient ascent on the plan found; continuous actions alone
+    refine_rate: float = 0.05  # what such a step moves a control at most
+    proposals: int = 0  # plans that an actor trained beside it proposes (TD-MPC2: 24)
+    terminal_value: bool = False  # whether a critic trained beside it says what follows the horizon (TD-MPC2)
+    precision: Literal["float32", "bfloat16"] = "float32"  # of the products in imagination: the half may be faster
+    cem: CEMConfig = field(default_factory=CEMConfig)
+    icem: ICEMConfig = field(default_factory=ICEMConfig)
+    mppi: MPPIConfig = field(default_factory=MPPIConfig)
+    random: RandomShootingConfig = field(default_factory=RandomShootingConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.horizon, self.particles) < 1:
+            raise ValueError(f"horizon and particles must be at least 1: {self.horizon}, {self.particles}")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"discount must lie in [0, 1]: {self.discount}")
+        if self.noise < 0 or min(self.refine, self.proposals) < 0 or self.refine_rate <= 0:
+            raise ValueError(f"noise, refine and proposals must not be negative, refine_rate positive: {self}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether an actor and a critic are trained beside it."""
+        return self.terminal_value or self.proposals > 0
+
+
+class Planner(nn.Module):
+    """Takes the first control of the best plan; plans again at the next step, from where this plan goes on.
+
+    The score of a plan u_0..u_{H-1} from a latent state s_0 is its imagined return,
+
+        sum_h gamma^h (prod_{i<h} c_i) r_h  [ + gamma^H (prod_{i<H} c_i) v(s_H) ],
+
+    r_h and c_h being what the model predicts on arriving at s_{h+1}: what lies after a predicted end of the episode
+    does not count. Every environment is planned for at once, as (N K) imagined trajectories.
+
+    Args:
+        action_spec: what is controlled.
+        guide: proposes plans, and values where they lead; it learns in imagination beside the planner.
+    Raises:
+        ValueError: if plans of discrete actions are to be refined, which have no gradient.
+    """
+
+    place: Tensor
+
+    def __init__(self, config: PlannerConfig, action_spec: ActionSpec, guide: ActorCritic | None = None) -> None:
+        super().__init__()
+        if config.guided and guide is None:
+            raise ValueError("proposals and terminal_value need an actor-critic as guide")
+        if config.refine and action_spec.classes:
+            raise ValueError("refine follows gradients, which discrete actions do not have: leave it at 0")
+        if action_spec.classes and config.noise > 1:
+            raise ValueError(f"noise is a probability where actions are discrete, at most 1: {config.noise}")
+        self.config, self.guide = config, guide
+        section = getattr(config, config.optimiser)
+        self.optimiser = OPTIMISERS[config.optimiser](section, action_spec, config.horizon)
+        self.register_buffer("place", torch.zeros(()), persistent=False)  # where the parameters would be
+
+    def initial(self, count: int) -> Plans:
+        return self.optimiser.initial(count, self.place.device)
+
+    @torch.no_grad()
+    def act(self, model: LatentModel, state: State, memory: Plans, deterministic: bool = False) -> Decision:
+        """The best plan's first control; with exploration noise unless `deterministic`.
+
+        Where the model predicts a finite return for no plan at all, the control is a valid one all the same: that of
+        the last plan, or the middle of the action space.
+        """
+        score = self.score_of(model, state)
+        proposals = self.proposed(model, state) if self.config.proposals else None
+        plan, memory, sound = self.optimiser.search(score, memory, proposals, deterministic)
+        if self.config.refine:
+            plan = refined(score, plan, self.config.refine, self.config.refine_rate)
+        control = plan[:, 0]
+        if not deterministic and self.config.noise:
+            control = self.optimiser.family.disturb(control, self.config.noise)
+        return Decision(control, memory, sound)
+
+    def score_of(self, model: LatentModel, state: State) -> Score:
+        """The imagined return of plans from `state` (N, ...): (N, K, H, A) -> (N, K)."""
+        particles = self.config.particles
+
+        def score(plans: Tensor) -> Tensor:
+            count, candidates, horizon, width = plans.shape
+            copies = candidates * particles
+            start = type(state)(*(field.repeat_interleave(copies, 0) for field in state))
+            controls = plans.repeat_interleave(particles, 1).reshape(count * copies, horizon, width)
+            with self.precision():
+                features = unroll(model, start, controls)
+                returns = self.imagined_return(model, features.float())
+            return returns.reshape(count, candidates, particles).mean(-1)
+
+        return score
+
+    def precision(self) -> AbstractContextManager[object]:
+        """In which products are formed while imagining."""
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.place.device.type, torch.bfloat16)
+
+    def imagined_return(self, model: LatentModel, features: Tensor) -> Tensor:
+        """Features of s_1..s_H (M, H, F) -> (M,)."""
+        outcome = model.predict(features, decode=False)
+        value = torch.zeros(len(features), features.shape[1] + 1, device=features.device)
+        if self.config.terminal_value and self.guide is not None:
+            value = torch.cat([value[:, :-1], self.guide.value(features[:, -1:])], 1)
+        return lambda_returns(outcome.reward.float(), outcome.cont.float(), value, self.config.discount, 1.0)[:, 0]
+
+    def proposed(self, model: LatentModel, state: State) -> Tensor:
+        """Plans (N, L, H, A) that the guide draws in imagination."""
+        assert self.guide is not None
+        count, family, actor = self.config.proposals, self.guide.family, self.guide.actor
+        start = type(state)(*(field.repeat_interleave(count, 0) for field in state))
+
+        def policy(feature: Tensor) -> tuple[Tensor, Tensor]:
+            params = actor(feature)
+            return family.sample(params), params
+
+        return rollout(model, start, policy, self.config.horizon).actions.unflatten(0, (-1, count))
+
+    # What it learns, its guide learns.
+
+    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+        """See :meth:`agents.actor_critic.ActorCritic.fit_units`."""
+        if self.guide is not None:
+            self.guide.fit_units(batch, keep)
+
+    def update(self, model: LatentModel, starts: State, alive: Tensor) -> Metrics:
+        """See :meth:`agents.actor_critic.ActorCritic.update`; nothing without a guide."""
+        return {} if self.guide is None else self.guide.update(model, starts, alive)

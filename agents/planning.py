@@ -1,0 +1,312 @@
+"""Searching for the best plan, over a score function alone: CEM, iCEM, MPPI, random shooting, gradient refinement.
+
+An optimiser knows neither model nor environment: it is given a function from plans to scores, and a family that draws
+plans, and plans for N problems at once. One search:
+
+    theta <- prior, or what the last search left, one step on
+    repeat: draw plans from theta, score them, fit theta to the best
+
+Scores that are not finite count as the worst of all; where none is finite the search keeps its theta and says so.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from agents.plans import PlanFamily, colour, plan_family
+from worldmodel.spaces import ActionSpec
+
+Score = Callable[[Tensor], Tensor]
+"""Plans (N, K, H, A) -> (N, K): what is to be maximised."""
+
+
+class Plans(NamedTuple):
+    """What one search leaves to the next."""
+
+    params: Tensor  # (N, H, P) of the family
+    elites: Tensor  # (N, E, H, A): plans to be considered again
+
+
+class Search(NamedTuple):
+    """The result of a search."""
+
+    plan: Tensor  # (N, H, A), valid
+    plans: Plans  # to be handed to the next search, one step later
+    sound: Tensor  # (N,) bool: False where no plan had a finite score
+
+
+@dataclass
+class RandomShootingConfig:
+    """The best of many random plans (Richards 2005): the baseline."""
+
+    candidates: int = 500
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "candidates")
+
+
+@dataclass
+class CEMConfig:
+    """The cross-entropy method as PlaNet has it (Hafner et al. 2019, Algorithm 2)."""
+
+    iterations: int = 10
+    candidates: int = 1000
+    elites: int = 100
+    std: float = 1.0  # of the first candidates
+    warm_start: bool = False  # from the last plan, shifted by a step; PlaNet begins afresh
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "iterations", "candidates", "elites")
+        _elites_fit(self.elites, self.candidates)
+        _positive(self, "std")
+
+
+@dataclass
+class ICEMConfig:
+    """CEM with noise correlated over time, elites that are kept, and a shrinking population (Pinneri et al. 2020)."""
+
+    iterations: int = 3
+    candidates: int = 64  # of the first iteration
+    elites: int = 10
+    std: float = 1.0  # of the first candidates; the paper has 0.5
+    beta: float = 2.0  # power spectrum f^-beta of the noise; 0 is white
+    decay: float = 1.3  # of the population, per iteration; never below twice the elites
+    keep: float = 0.3  # share of the elites that the next iteration, and the next search, considers again
+    momentum: float = 0.1  # share of the old mean and std in the new ones
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "iterations", "candidates", "elites")
+        _elites_fit(self.elites, self.candidates)
+        _positive(self, "std")
+        if self.beta < 0 or self.decay < 1 or not 0 <= self.keep <= 1 or not 0 <= self.momentum < 1:
+            raise ValueError(f"beta must be at least 0, decay 1, keep in [0, 1] and momentum in [0, 1): {self}")
+
+
+@dataclass
+class MPPIConfig:
+    """Model predictive path integral control, as TD-MPC2 has it (Williams et al. 2015; Hansen et al. 2024)."""
+
+    iterations: int = 6
+    candidates: int = 512
+    elites: int = 64
+    temperature: float = 0.5  # weights are proportional to exp(temperature * score)
+    min_std: float = 0.05
+    max_std: float = 2.0  # also of the first candidates
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "iterations", "candidates", "elites")
+        _elites_fit(self.elites, self.candidates)
+        _positive(self, "temperature", "max_std")
+        if not 0 <= self.min_std <= self.max_std:
+            raise ValueError(f"min_std must lie in [0, max_std]: {self.min_std}, {self.max_std}")
+
+
+class Optimiser(ABC):
+    """The search that all share; each says how it draws, how it weighs the elites and what it answers.
+
+    Args:
+        family: of the plans. horizon: H. iterations, candidates, elites: of each search.
+    """
+
+    warm_start = True
+    kept = 0  # elites that the next iteration considers again
+    momentum = 0.0
+
+    def __init__(
+        self, family: PlanFamily, spec: ActionSpec, horizon: int, iterations: int, candidates: int, elites: int
+    ) -> None:
+        self.family, self.spec, self.horizon = family, spec, horizon
+        self.iterations, self.candidates, self.elites = iterations, candidates, elites
+
+    def initial(self, count: int, device: torch.device) -> Plans:
+        """Before the first search of an episode."""
+        params = self.family.prior(count, self.horizon, device)
+        elites = self.family.mode(params).unsqueeze(1).expand(-1, self.kept, -1, -1)
+        return Plans(params, elites)
+
+    @torch.no_grad()
+    def search(self, score: Score, plans: Plans, proposals: Tensor | None = None, greedy: bool = True) -> Search:
+        """Look for the plan with the highest score.
+
+        Args:
+            plans: of the last search, or `initial`.
+            proposals: plans (N, L, H, A) from elsewhere, such as a policy's, to be considered in every iteration.
+            greedy: whether an optimiser that draws its answer shall give its best estimate instead.
+        """
+        params, again = plans
+        count = len(params)
+        sound = torch.ones(count, dtype=torch.bool, device=params.device)
+        for iteration in range(self.iterations):
+            drawn = self.family.sample(params, self.noise(count, self.population(iteration), params.device))
+            given = [] if proposals is None else [proposals]
+            middle = [self.family.mode(params).unsqueeze(1)] if self.last_middle(iteration) else []
+            considered = torch.cat([drawn, again, *middle, *given], 1)
+            value = score(considered)
+            assert value.shape == considered.shape[:2], (value.shape, considered.shape)
+            value = torch.where(value.isfinite(), value.float(), -torch.inf)
+            value, index = value.topk(self.elites, 1)
+            elites = considered.gather(1, index[..., None, None].expand(-1, -1, *considered.shape[2:]))
+            usable = value.isfinite()
+            sound = usable.any(1)
+            weights = torch.where(usable, self.weights(value - value[:, :1]), 0)
+            fitted = self.family.fit(elites, weights / weights.sum(1, keepdim=True))
+            fitted = torch.lerp(fitted, params, self.momentum)
+            params = torch.where(sound[:, None, None], fitted, params)
+            again = elites[:, : self.kept]
+        answer = self.answer(params, elites, weights, greedy)
+        plan = torch.where(sound[:, None, None], answer, self.family.mode(params))
+        return Search(plan, self.shifted(Plans(params, again)), sound)
+
+    def population(self, iteration: int) -> int:
+        """How many candidates are drawn."""
+        return self.candidates
+
+    def last_middle(self, iteration: int) -> bool:
+        """Whether the middle of the distribution is itself a candidate."""
+        return False
+
+    def noise(self, count: int, candidates: int, device: torch.device) -> Tensor:
+        """(N, K, H, A) of standard normals."""
+        return torch.randn(count, candidates, self.horizon, self.spec.width, device=device)
+
+    @abstractmethod
+    def weights(self, below: Tensor) -> Tensor:
+        """(N, E) scores less the best of them, in falling order -> positive weights, that need not sum to 1."""
+
+    @abstractmethod
+    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
+        """(N, H, A): the plan, from what the last iteration found."""
+
+    def shifted(self, plans: Plans) -> Plans:
+        """One step on: the first control is taken, the last one open."""
+        count, device = len(plans.params), plans.params.device
+        if not self.warm_start:
+            return self.initial(count, device)
+        prior = self.family.prior(count, self.horizon, device)
+        params = torch.cat([self.family.widen(plans.params[:, 1:]), prior[:, -1:]], 1)
+        last = self.family.sample(prior, self.noise(count, plans.elites.shape[1], device))[:, :, -1:]
+        return Plans(params, torch.cat([plans.elites[:, :, 1:], last], 2))
+
+
+class RandomShooting(Optimiser):
+    """The best of plans drawn from the prior."""
+
+    warm_start = False
+
+    def __init__(self, config: RandomShootingConfig, spec: ActionSpec, horizon: int) -> None:
+        super().__init__(plan_family(spec), spec, horizon, 1, config.candidates, 1)
+
+    def noise(self, count: int, candidates: int, device: torch.device) -> Tensor:
+        """For a box, whose prior is N(0, 1) here, noise that is uniform covers it evenly."""
+        if self.spec.classes:
+            return super().noise(count, candidates, device)
+        return torch.rand(count, candidates, self.horizon, self.spec.width, device=device) * 2 - 1
+
+    def weights(self, below: Tensor) -> Tensor:
+        return torch.ones_like(below)
+
+    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
+        return elites[:, 0]
+
+
+class CEM(Optimiser):
+    """Fits a distribution to the elites, all alike, and answers with its middle."""
+
+    def __init__(self, config: CEMConfig, spec: ActionSpec, horizon: int) -> None:
+        family = plan_family(spec, config.std)
+        super().__init__(family, spec, horizon, config.iterations, config.candidates, config.elites)
+        self.warm_start = config.warm_start
+
+    def weights(self, below: Tensor) -> Tensor:
+        return torch.ones_like(below)
+
+    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
+        return self.family.mode(params)
+
+
+class ICEM(Optimiser):
+    """CEM that wastes less: for few candidates. Answers with the best plan of the last iteration."""
+
+    def __init__(self, config: ICEMConfig, spec: ActionSpec, horizon: int) -> None:
+        family = plan_family(spec, config.std)
+        super().__init__(family, spec, horizon, config.iterations, config.candidates, config.elites)
+        self.kept, self.momentum, self.decay = round(config.keep * config.elites), config.momentum, config.decay
+        self.colour = colour(horizon, config.beta)
+
+    def population(self, iteration: int) -> int:
+        return max(round(self.candidates * self.decay**-iteration), 2 * self.elites)
+
+    def last_middle(self, iteration: int) -> bool:
+        return iteration == self.iterations - 1
+
+    def noise(self, count: int, candidates: int, device: torch.device) -> Tensor:
+        white = torch.randn(count, candidates, self.spec.width, self.horizon, device=device)
+        return (white @ self.colour.to(device)).mT
+
+    def weights(self, below: Tensor) -> Tensor:
+        return torch.ones_like(below)
+
+    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
+        return elites[:, 0]
+
+
+class MPPI(Optimiser):
+    """Weighs the elites by exp(temperature * score); answers with the middle, or with one of them drawn by weight."""
+
+    def __init__(self, config: MPPIConfig, spec: ActionSpec, horizon: int) -> None:
+        family = plan_family(spec, config.max_std, config.min_std, config.max_std)
+        super().__init__(family, spec, horizon, config.iterations, config.candidates, config.elites)
+        self.temperature = config.temperature
+
+    def weights(self, below: Tensor) -> Tensor:
+        return (self.temperature * below).exp()
+
+    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
+        if greedy:
+            return self.family.mode(params)
+        usable = torch.where(weights.sum(1, keepdim=True) > 0, weights, 1)  # none is: the caller falls back
+        index = usable.multinomial(1)[..., None, None]
+        return elites.gather(1, index.expand(-1, 1, *elites.shape[2:])).squeeze(1)
+
+
+def refined(score: Score, plan: Tensor, steps: int, rate: float) -> Tensor:
+    """Gradient ascent on a differentiable score, from a plan (N, H, A) of a box; never to a worse plan.
+
+    Each step moves every number by at most `rate`: the gradient is divided by its largest entry, so that the unit of
+    the score does not matter.
+    """
+    best, best_value = plan, score(plan.unsqueeze(1)).squeeze(1).detach()
+    for _ in range(steps):
+        with torch.enable_grad():
+            plan = plan.detach().requires_grad_()
+            value = score(plan.unsqueeze(1)).squeeze(1)
+            (gradient,) = torch.autograd.grad(value.sum(), plan)
+        size = gradient.abs().amax((1, 2), keepdim=True)
+        step = torch.where(size > 0, gradient / size, 0).nan_to_num()
+        plan = (plan.detach() + rate * step).clamp(-1, 1)
+        value = score(plan.unsqueeze(1)).squeeze(1).detach()
+        better = value > best_value  # False where it is not a number
+        best = torch.where(better[:, None, None], plan, best)
+        best_value = torch.where(better, value, best_value)
+    return best
+
+
+def _at_least_one(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1: {getattr(config, name)}")
+
+
+def _positive(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ValueError(f"{name} must be positive: {getattr(config, name)}")
+
+
+def _elites_fit(elites: int, candidates: int) -> None:
+    if elites > candidates:
+        raise ValueError(f"elites are chosen from the candidates: {elites} of {candidates} cannot be")
