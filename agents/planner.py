@@ -45,7 +45,7 @@ class PlannerConfig:
     optimiser: Literal["cem", "icem", "mppi", "random"] = "icem"
     horizon: int = 15  # imagined steps of a plan
     discount: float = 0.99  # PlaNet has 1
-    particles: int = 1  # imagined paths that each plan's score is the mean of
+    particles: int = 0  # imagined paths that each plan's score is the mean of (PlaNet: 1); 0: one path of modes
     noise: float = 0.3  # exploration: std added to a control (PlaNet), or the share of random ones where discrete
     refine: int = 0  # steps of gradient ascent on the plan found; continuous actions alone
     refine_rate: float = 0.05  # what such a step moves a control at most
@@ -58,8 +58,8 @@ class PlannerConfig:
     random: RandomShootingConfig = field(default_factory=RandomShootingConfig)
 
     def __post_init__(self) -> None:
-        if min(self.horizon, self.particles) < 1:
-            raise ValueError(f"horizon and particles must be at least 1: {self.horizon}, {self.particles}")
+        if self.horizon < 1 or self.particles < 0:
+            raise ValueError(f"horizon must be at least 1, particles at least 0: {self.horizon}, {self.particles}")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must lie in [0, 1]: {self.discount}")
         if self.noise < 0 or min(self.refine, self.proposals) < 0 or self.refine_rate <= 0:
@@ -125,7 +125,7 @@ class Planner(nn.Module):
 
     def score_of(self, model: LatentModel, state: State) -> Score:
         """The imagined return of plans from `state` (N, ...): (N, K, H, A) -> (N, K)."""
-        particles = self.config.particles
+        particles, sample = max(self.config.particles, 1), self.config.particles > 0
 
         def score(plans: Tensor) -> Tensor:
             count, candidates, horizon, width = plans.shape
@@ -133,7 +133,7 @@ class Planner(nn.Module):
             start = type(state)(*(field.repeat_interleave(copies, 0) for field in state))
             controls = plans.repeat_interleave(particles, 1).reshape(count * copies, horizon, width)
             with self.precision():
-                features = unroll(model, start, controls)
+                features = unroll(model, start, controls, sample)
                 returns = self.imagined_return(model, features.float())
             return returns.reshape(count, candidates, particles).mean(-1)
 

@@ -55,7 +55,7 @@ class ExactModel(ABC):
     ) -> ExactState:
         return self._at(self.read(obs[OBSERVATION]))
 
-    def imagine(self, state: ExactState, control: Tensor) -> ExactState:
+    def imagine(self, state: ExactState, control: Tensor, sample: bool = True) -> ExactState:
         x, reward, ended = self.transition(state.x, control)
         alive = state.cont > 0
         return ExactState(x, torch.where(alive, reward.unsqueeze(-1), 0), state.cont * ~ended.unsqueeze(-1))

@@ -13,11 +13,15 @@ Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
 
 
-def unroll(model: LatentModel, start: State, controls: Tensor) -> Tensor:
-    """Imagine what given controls lead to: s_0, (N, H, A) -> features of s_1..s_H (N, H, F)."""
+def unroll(model: LatentModel, start: State, controls: Tensor, sample: bool = True) -> Tensor:
+    """Imagine what given controls lead to: s_0, (N, H, A) -> features of s_1..s_H (N, H, F).
+
+    Without `sample`, each state is the mode of its prior given the one before.
+    """
 
     def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
-        state = model.imagine(state, *inputs)
+        (control,) = inputs
+        state = model.imagine(state, control, sample)
         return state, (model.feature(state),)
 
     _, (features,) = scan(step, start, (controls,))

@@ -66,8 +66,8 @@ class LatentModel(Protocol):
         """s_{t-1}, {key: (B, width)}, u_{t-1} (B, A), is_first (B,) -> s_t."""
         ...
 
-    def imagine(self, state: State, control: Tensor) -> State:
-        """s_{t-1}, u_{t-1} (B, A) -> s_t."""
+    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
+        """s_{t-1}, u_{t-1} (B, A) -> s_t: a sample, or the likeliest."""
         ...
 
     def feature(self, state: State) -> Tensor:
@@ -168,16 +168,16 @@ class WorldModel(nn.Module):
         """One step of :meth:`observe`: s_{t-1}, {key: (B, width)}, u_{t-1} (B, A), is_first (B,) -> s_t."""
         return self.dynamics.filter(state, self.encoder(obs), prev_action, is_first, sample)
 
-    def imagine(self, state: State, control: Tensor) -> State:
-        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior.
+    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
+        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior, or its mode.
 
-        A member whose next state depends on what is observed is shown a sample of its own emission.
+        A member whose next state depends on what is observed is shown a sample of its own emission, or its mean.
         """
-        state = self.dynamics.imagine(state, control)
+        state = self.dynamics.imagine(state, control, sample)
         if not self.dynamics.feeds_back:
             return state
         feature = self.feature(state)
-        seen = {key: head.output.sample(head(feature)) for key, head in self._decoders()}
+        seen = {key: head.sample(feature) if sample else head.mean(feature) for key, head in self._decoders()}
         return self.dynamics.with_observation(state, self.encoder(seen))
 
     def feature(self, state: State) -> Tensor:

@@ -160,6 +160,10 @@ class Head(nn.Module):
         """(..., F), (..., width) -> (...)."""
         return self.output.log_prob(self.mlp(feature), value)
 
+    def sample(self, feature: Tensor) -> Tensor:
+        """(..., F) -> a draw as an encoder takes it; see :class:`worldmodel.outputs.Output`."""
+        return self.output.sample(self.mlp(feature))
+
     def mean(self, feature: Tensor) -> Tensor:
         """(..., F) -> (..., width)."""
         return self.output.mean(self.mlp(feature))

@@ -122,8 +122,8 @@ class SequentialVAE(nn.Module, ABC):
         z = self.latent.sample(posterior) if sample else self.latent.mode(posterior)
         return self.with_observation(self.with_latent(context, z), embed)
 
-    def imagine(self, state: State, control: Tensor) -> State:
-        """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior alone.
+    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
+        """s_{t-1}, u_{t-1} (B, A) -> s_t from the prior alone: a sample, or its mode.
 
         Where the member `feeds_back`, the caller gives it an imagined x_t through :meth:`with_observation`.
 
@@ -135,4 +135,5 @@ class SequentialVAE(nn.Module, ABC):
                 f"{type(self).__name__} has no dynamics and cannot imagine: choose another member such as dkf or rssm"
             )
         context = self.advance(state, control)
-        return self.with_latent(context, self.latent.sample(self.prior(context)))
+        prior = self.prior(context)
+        return self.with_latent(context, self.latent.sample(prior) if sample else self.latent.mode(prior))
