@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.distributions import LOG_2PI, straight_through
+from worldmodel.distributions import LOG_2PI, positive, straight_through
 
 
 class PolicyFamily(ABC):
@@ -49,7 +49,7 @@ class TanhNormal(PolicyFamily):
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation before the squashing, each (..., A)."""
         mean, raw = params.chunk(2, -1)
-        return self.limit * torch.tanh(mean / self.limit), F.softplus(raw + self.shift) + self.min_std
+        return self.limit * torch.tanh(mean / self.limit), positive(raw + self.shift) + self.min_std
 
     def sample(self, params: Tensor) -> Tensor:
         mean, std = self.moments(params)

@@ -14,6 +14,7 @@ VECTOR = 32  # episodes run side by side
 class Evaluation(NamedTuple):
     returns: list[float]  # sum of rewards of each episode
     lengths: list[int]  # environment steps of each episode
+    unsound: int | None = None  # the first step at which a decision rested on no finite prediction
 
     @property
     def mean(self) -> float:
@@ -46,19 +47,26 @@ def evaluate(agent: Agent, env: EnvConfig, episodes: int, stream: int, determini
     with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
         torch.manual_seed(stream)
         results = [_side_by_side(agent, env, batch, deterministic) for batch in batches]
-    return Evaluation([r for each in results for r in each.returns], [n for each in results for n in each.lengths])
+    return Evaluation(
+        [r for each in results for r in each.returns],
+        [n for each in results for n in each.lengths],
+        min((each.unsound for each in results if each.unsound is not None), default=None),
+    )
 
 
 def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool) -> Evaluation:
     """One episode per environment. Those that end early go on into episodes that do not count."""
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
+    unsound = None
     envs = make_vector(config, count)
     try:
         observation, _ = envs.reset(seed=list(seeds))
         state, start = None, np.ones(count, bool)
         while running.any():
             actions, state = agent.predict(observation, state, start, deterministic)
+            if unsound is None and not bool(state.sound.all()):
+                unsound = int(length.max()) + 1
             observation, reward, terminated, truncated, _ = envs.step(actions)
             total += np.where(running, reward, 0)
             length += running
@@ -66,4 +74,4 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
             running &= ~start
     finally:
         envs.close()
-    return Evaluation(total.tolist(), length.tolist())
+    return Evaluation(total.tolist(), length.tolist(), unsound)

@@ -19,6 +19,7 @@ from training.run import Run, free_folder
 from training.trainer import Trainer, diverged
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
+UNSOUND = "the model predicts a finite return for no plan: valid actions are taken all the same"
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
 
@@ -96,7 +97,10 @@ class Loop:
             before = self.steps
             if before >= config.steps:
                 break
+            unsound = self.trainer.unsound
             self.trainer.collect(self.trainer.run.behaviour)
+            if self.trainer.unsound > unsound == 0:
+                self.progress.note(f"{self.steps:>7} steps: {UNSOUND}")
             self.trainer.refit_units(before)
             due += per_step * (self.steps - before)
             self.report(before)
@@ -118,6 +122,8 @@ class Loop:
         if self.recent:
             returns, lengths = zip(*self.recent, strict=True)
             metrics |= {"rollout/ep_rew_mean": float(np.mean(returns)), "rollout/ep_len_mean": float(np.mean(lengths))}
+        if self.trainer.unsound:
+            metrics["rollout/unsound_decisions"] = self.trainer.unsound
         metrics["time/fps"] = self.steps / (time.monotonic() - self.began)
         metrics["time/frames"] = self.trainer.envs.frames
         metrics["replay/steps"] = len(self.trainer.run.replay)
@@ -146,4 +152,5 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
 
 def describe(result: Evaluation) -> str:
     """One line for a person."""
-    return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes"
+    unsound = "" if result.unsound is None else f"; from step {result.unsound} on {UNSOUND}"
+    return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{unsound}"

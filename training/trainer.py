@@ -48,6 +48,7 @@ class Trainer:
             partial(model_loss, run.model, run.config.objective), run.model.parameters(), run.config.learner
         )
         self.updates = 0
+        self.unsound = 0  # decisions that rested on no finite prediction
         self.acting: AgentState | None = None
         self.observation, _ = self.envs.reset(seed=run.config.seed)
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
@@ -58,6 +59,7 @@ class Trainer:
         actions, self.acting = agent.predict(self.observation, self.acting, self.start)
         if not np.isfinite(actions).all():
             raise diverged(self.run.env_steps, "an action")
+        self.unsound += int((~self.acting.sound).sum())
         self.observation, _, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
         self.run.env_steps = self.envs.steps

@@ -30,6 +30,7 @@ class ModelConfig:
     head_layers: int = 2
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
     reward_output: ScalarOutput = "normal"
+    continuation: bool = True  # whether the end of an episode is predicted; PlaNet has tasks without one
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.encoder_layers) < 1 or self.head_layers < 0:
@@ -89,7 +90,7 @@ class WorldModel(nn.Module):
         encoder: {key: (..., width)} -> (..., E), with `fit` for its units.
         dynamics: a member of the family.
         decoders: {key: head} for every observation key.
-        reward, cont: heads of the reward and of the continuation flag; None for a model of recorded sequences alone.
+        reward, cont: heads of the reward and of the continuation flag; None where that is not to be explained.
     Raises:
         ValueError: if an observation key is called like one of those two emissions.
     """
@@ -127,8 +128,8 @@ class WorldModel(nn.Module):
         decoders = {key: head(observation_output(spec, config.vector_output)) for key, spec in obs_specs.items()}
         if not heads:
             return WorldModel(encoder, dynamics, decoders)
-        reward, cont = head(scalar_output(config.reward_output), 0.0), head(Bernoulli(1))
-        return WorldModel(encoder, dynamics, decoders, reward, cont)
+        reward = head(scalar_output(config.reward_output), 0.0)
+        return WorldModel(encoder, dynamics, decoders, reward, head(Bernoulli(1)) if config.continuation else None)
 
     def _decoders(self) -> Iterator[tuple[str, Head]]:
         return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)

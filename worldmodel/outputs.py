@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.distributions import LOG_2PI, straight_through
+from worldmodel.distributions import LOG_2PI, positive, straight_through
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class Normal(Output):
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """(..., 2 width) -> mean and standard deviation in standardised units, each (..., width)."""
         mean, raw = params.chunk(2, -1)
-        return mean, F.softplus(raw) + self.min_std
+        return mean, positive(raw) + self.min_std
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         mean, std = self.moments(params)
