@@ -67,7 +67,16 @@ def _family() -> list[Curve]:
     ]
 
 
-SUITES = {"classic": _classic(), "family": _family()}
+def _planning() -> list[Curve]:
+    """By planning alone: no policy is learned."""
+    often = ("--evaluation.every", "500", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    return [
+        Curve("Pendulum-v1", "rssm-icem", "configs/planet_pendulum.yaml", often, -200, (2000, -200)),
+        Curve("CartPole-v1", "rssm-icem", "configs/planet_cartpole.yaml", often, 475, (4000, 475)),
+    ]
+
+
+SUITES = {"classic": _classic(), "family": _family(), "planning": _planning()}
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
