@@ -54,6 +54,12 @@ class DataConfig:
             raise ValueError(f"delay is 0 or 1: {self.delay}")
         if self.window is not None and self.window < 2:
             raise ValueError(f"window must be at least 2, or null for whole sequences: {self.window}")
+        observed, controls = self.observations or [], self.controls or []
+        for names in (observed, controls):
+            if len(set(names)) < len(names):
+                raise ValueError(f"a column is named twice: {', '.join(names)}")
+        if self.delay == 0 and (both := sorted(set(observed) & set(controls))):
+            raise ValueError(f"{', '.join(both)} would be told to the model as the control that leads to it")
         if self.validation is None and self.split.validation == 0:
             raise ValueError("validation decides when to stop: give split.validation a share, or validation a file")
 

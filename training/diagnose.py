@@ -53,7 +53,7 @@ class DiagnoseConfig:
         return self.context + min(self.horizon, TESTED) + 2  # the two ends serve to shift the controls
 
 
-def windows(streams: list[Batch], length: int, stride: int) -> Batch:
+def windows(streams: list[Batch], length: int, stride: int | None) -> Batch:
     """Windows of all streams, each inside one episode; see :func:`worldmodel.diagnostics.windows.cut`.
 
     Raises:
@@ -87,6 +87,14 @@ class Outlook(NamedTuple):
     discrete: bool
 
 
+class Against(NamedTuple):
+    """Another run on the same data."""
+
+    folder: str
+    difference: Paired  # the ELBO of this run less that of the other, nats per step
+    gap: bool  # whether one of the two sees the future and the other filters
+
+
 class Diagnosis(NamedTuple):
     """Everything measured; tensors where the report reads numbers."""
 
@@ -99,7 +107,7 @@ class Diagnosis(NamedTuple):
     actions: ActionTest
     gap: Paired  # log-likelihood less ELBO in nats per step: what an inexact posterior costs
     probed: dict[str, Tensor]  # {quantity: (W,)} R^2 of a linear map from the latent state; empty with few sequences
-    against: tuple[str, Paired] | None  # another run, and the ELBO of this one less that of the other
+    against: Against | None
 
 
 @torch.no_grad()
@@ -127,10 +135,11 @@ def diagnose(
     subject = open_subject(run, device)
     torch.set_num_threads(subject.threads)
     recording = subject.read(None if data is None else Path(data), states)
-    disjoint = thinned(windows(recording.held, config.sequence, config.sequence), MAX_WINDOWS)
+    stride = None if recording.whole else max(config.window // OVERLAP, 1)
+    disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), MAX_WINDOWS)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ahead = thinned(windows(recording.held, config.window, max(config.window // OVERLAP, 1)), MAX_WINDOWS)
+        ahead = thinned(windows(recording.held, config.window, stride), MAX_WINDOWS)
         return Diagnosis(
             subject,
             config,
@@ -141,7 +150,7 @@ def diagnose(
             action_test(subject.model, disjoint, config.context, config.samples),
             posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             probed(subject.model, disjoint, recording.states, bool(states)),
-            None if against is None else (str(against), _compare(subject, against, disjoint, device)),
+            None if against is None else _compare(subject, against, disjoint, device),
         )
 
 
@@ -189,7 +198,10 @@ def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool) 
     """
     if len(batch.reward) < FOLDS:
         if asked:
-            raise ValueError(f"--state needs {FOLDS} sequences of {batch.reward.shape[1]} steps: {len(batch.reward)}")
+            raise ValueError(
+                f"--state needs {FOLDS} sequences of {batch.reward.shape[1]} steps, here are {len(batch.reward)}: "
+                "lower --context or --horizon, or give a longer recording as DATA"
+            )
         return {}
     known = {name: each.numbers for name, each in emissions(model, batch).items()}
     known |= {name: batch.obs[STATE + name] for name in states}
@@ -207,9 +219,11 @@ def _begun(is_first: Tensor) -> Tensor:
     return is_first
 
 
-def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Paired:
+def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Against:
     other = open_subject(against, device)
     if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
     control = other.units(subject.units.inverse(batch.prev_action))
-    return compare(subject.model, other.model, batch, batch._replace(prev_action=control))
+    difference = compare(subject.model, other.model, batch, batch._replace(prev_action=control))
+    filters = (subject.model.dynamics.can_filter, other.model.dynamics.can_filter)
+    return Against(str(against), difference, filters[0] != filters[1])

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from training.checkpoint import write_text_atomic
-from training.diagnose import MODEL, OVERLAP, Diagnosis, Outlook
+from training.diagnose import MODEL, OVERLAP, Against, Diagnosis, Outlook
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
 from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill
@@ -40,7 +40,7 @@ def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
         "calibration": calibration_verdict(diagnosis),
     }
     if diagnosis.against:
-        lines["against"] = against_verdict(*diagnosis.against)
+        lines["against"] = against_verdict(diagnosis.against)
     return lines
 
 
@@ -131,12 +131,14 @@ def calibration_word(low: float, share: float, high: float) -> str:
     return "calibrated" if abs(share - JUDGED) <= TOLERANCE and high - low < TELLING else "undecided"
 
 
-def against_verdict(other: str, difference: Paired) -> str:
+def against_verdict(against: Against) -> str:
     """Who explains the data better, by the exact ELBO."""
+    difference = against.difference
     mean, error = float(difference.mean), float(difference.error)
     unsure = abs(float(difference.clearest)) < 3
     word = "not clearly better or worse than" if unsure else "better than" if mean > 0 else "worse than"
-    return f"{word} {other}: ELBO {mean:+.3f} ± {error:.3f} nats per step"
+    what = "ELBO, the smoother-filter gap," if against.gap else "ELBO"
+    return f"{word} {against.folder}: {what} {mean:+.3f} ± {error:.3f} nats per step"
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "open_loop_nats_per_step": {name: plain(value.mean()) for name, value in actions.log_likelihood.items()},
         },
         "posterior_gap_nats_per_step": _paired_json(diagnosis.gap),
-        "against": _paired_json(diagnosis.against[1]) if diagnosis.against else None,
+        "against": _paired_json(diagnosis.against.difference) if diagnosis.against else None,
     }
 
 

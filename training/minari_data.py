@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.dataset_io import MINARI, read
 from training.recordings import check_controls, chosen_keys
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
 from worldmodel.types import Batch
 
 CONFIG = "config.yaml"  # in a run folder
@@ -118,15 +119,19 @@ def export(source: str, target: str) -> int:
 
 def _environment(source: Path) -> Env[Any, Any] | None:
     """The environment that a run folder recorded; None for a file."""
-    return make(load_config(source / CONFIG).env) if (source / CONFIG).is_file() else None
+    if not (source / CONFIG).is_file():
+        return None
+    return make(replace(load_config(source / CONFIG).env, record_state=False))
 
 
 class _Native:
     """Observations and actions as the environment has them."""
 
     def __init__(self, env: Env[Any, Any]) -> None:
-        self.observation_space, self.action_space = env.observation_space, env.action_space
-        self.specs, self.control = observation_specs(env.observation_space), action_spec(env.action_space)
+        space = env.observation_space
+        self.observation_space: Space[Any] = spaces.Dict(observed(space)) if isinstance(space, spaces.Dict) else space
+        self.action_space = env.action_space
+        self.specs, self.control = observation_specs(self.observation_space), action_spec(env.action_space)
 
     def observations(self, obs: Mapping[str, np.ndarray]) -> Any:
         values = {key: self._decoded(key, rows) for key, rows in obs.items()}

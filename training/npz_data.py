@@ -64,7 +64,8 @@ def named_arrays(file: Path, arrays: dict[str, np.ndarray], source: DataConfig) 
     count = len(columns[keys[0]])
     for name, column in columns.items():
         if [len(each) for each in column] != [len(each) for each in columns[keys[0]]]:
-            raise ValueError(f"{file}: '{name}' has other sequences or lengths than '{keys[0]}'")
+            shapes = f"{arrays[name].shape} does not fit '{keys[0]}' {arrays[keys[0]].shape}"
+            raise ValueError(f"{file}: '{name}' {shapes}: (N, L, width) or (L, width), with a width of 1 for a scalar")
     specs = {key: _named_spec(columns[key][0]) for key in keys}
     sequences, names = [], [f"{file}, sequence {index + 1}" for index in range(count)]
     for index in range(count):

@@ -8,7 +8,7 @@ import numpy as np
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.names import nearest
-from worldmodel.spaces import ObservationSpec, observed
+from worldmodel.spaces import STATE, ObservationSpec, observed
 
 OWN = {"stored", "prev_action", "reward", "is_first", "is_last", "is_terminal"}  # arrays of every recording
 OBS = "obs/"
@@ -20,7 +20,7 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
     A reset that nothing followed is no sequence. The number of classes of a discrete observation is taken from the
     recording.
     """
-    _check_stored(file, arrays)
+    check_recording(file, arrays)
     keys = chosen_keys(str(file), [name.removeprefix(OBS) for name in arrays if name.startswith(OBS)], source)
     control = arrays["prev_action"]
     check_controls(str(file), control.shape[-1], source)
@@ -40,7 +40,12 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
     return Dataset.of(specs, sequences, names, from_env=True)
 
 
-def _check_stored(file: Path, arrays: dict[str, np.ndarray]) -> None:
+def check_recording(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Refuse arrays that do not fit each other, or are not finite.
+
+    Raises:
+        ValueError: naming file, array, row and column.
+    """
     stored = arrays["stored"]
     if stored.dtype.kind not in "iu" or stored.ndim != 1:
         raise ValueError(f"{file}: 'stored' is {stored.shape} of {stored.dtype}, not a row count per stream")
@@ -57,10 +62,13 @@ def _check_stored(file: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def chosen_keys(where: str, held: list[str], source: DataConfig) -> list[str]:
     """The observation keys that the config names, or all that a model may see."""
-    for name in source.observations or []:
+    if not source.observations:
+        return list(observed(dict.fromkeys(held)))
+    named = [STATE + name if STATE + name in held and name not in held else name for name in source.observations]
+    for name in named:
         if name not in held:
             raise ValueError(f"{where}: there is no observation '{name}': {nearest(name, held)}")
-    return source.observations or list(observed(dict.fromkeys(held)))
+    return named
 
 
 def check_controls(where: str, width: int, source: DataConfig) -> None:

@@ -42,9 +42,11 @@ class Run:
         name, dynamics = config.model.dynamics.name, self.model.dynamics
         if not (dynamics.can_filter and dynamics.can_imagine):
             what = "filter: its posterior needs the future" if dynamics.can_imagine else "imagine: it has no dynamics"
+            smoother = hasattr(getattr(config.model.dynamics, name), "posterior")
+            own = f"model.dynamics.{name}.posterior to filter, or " if smoother else ""
             raise ValueError(
                 f"model.dynamics: an agent needs to filter and to imagine, and {name} as configured cannot {what}; "
-                f"set model.dynamics.{name}.posterior to filter where there is one, or model.dynamics.name to rssm"
+                f"set {own}model.dynamics.name to rssm"
             )
         check_weights(self.model, config.objective)
         behaviour = build_behaviour(config.behaviour, self.model.feature_size, self.action_spec)

@@ -12,7 +12,7 @@ from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import REPLAY
 from training.fit_run import SPECS, FitRun
-from training.recordings import OBS
+from training.recordings import OBS, check_recording
 from training.run import Run
 from worldmodel.diagnostics.windows import crop, each
 from worldmodel.model import WorldModel
@@ -31,6 +31,7 @@ class Recording(NamedTuple):
     held: list[Batch]  # what is reported on
     source: str  # what that is, for a person
     seen: str  # what the model has seen of it, for a person; empty if nothing
+    whole: bool = False  # whether the model has only ever seen sequences from their beginning on
     states: Sequence[str] = ()  # known quantities that the model does not observe: entries of `obs`, after STATE
 
     @staticmethod
@@ -41,7 +42,7 @@ class Recording(NamedTuple):
         pairs = list(zip(streams, ends, strict=True))
         train, held = [crop(stream, 0, end) for stream, end in pairs], [crop(stream, end) for stream, end in pairs]
         states = [key.removeprefix(STATE) for key in replay.obs if key.startswith(STATE)]
-        return Recording(train, held, f"{name}: last {1 - TRAIN_SHARE:.0%} of each stream", seen, states)
+        return Recording(train, held, f"{name}: last {1 - TRAIN_SHARE:.0%} of each stream", seen, states=states)
 
 
 class Subject(NamedTuple):
@@ -91,11 +92,13 @@ def _replay_of(file: Path, run: Run) -> SequenceReplay:
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
-            stored = archive["stored"]
-            known = [name for name in archive.files if name.startswith(OBS + STATE)]
-            states = {name.removeprefix(OBS): ObservationSpec(archive[name].shape[2:]) for name in known}
+            arrays = {name: archive[name] for name in archive.files}
+        stored, _ = arrays["stored"], arrays["reward"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
+    check_recording(file, arrays)
+    known = {name: array for name, array in arrays.items() if name.startswith(OBS + STATE)}
+    states = {name.removeprefix(OBS): ObservationSpec(array.shape[2:]) for name, array in known.items()}
     capacity = len(stored) * max(int(stored.max(initial=0)), 1)
     replay = SequenceReplay({**run.obs_specs, **states}, run.action_spec, len(stored), capacity)
     replay.load(file)
@@ -118,7 +121,8 @@ def _of_fit(folder: str | Path, device: str | None) -> Subject:
         rows = held.everything(run.config.fit.device)
         if known is not None:
             rows = rows._replace(obs=rows.obs | _named(known, states, rows))
-        return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, states)
+        whole = run.config.data.window is None
+        return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, whole, states)
 
     return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, read)
 
@@ -134,8 +138,6 @@ def _seen(config: DataConfig, part: str) -> str:
 
 def _named(known: Dataset, names: Sequence[str], rows: Batch) -> dict[str, Tensor]:
     """Known quantities as entries of `obs`: one for each column of a CSV, or array of an .npz."""
-    if len(set(names)) < len(names):
-        raise ValueError(f"--state names something twice: {', '.join(names)}")
     values = known.everything(rows.reward.device).obs
     if len(values) < len(names):
         (columns,) = values.values()

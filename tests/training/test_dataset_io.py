@@ -64,6 +64,14 @@ def test_by_default_the_control_of_a_row_leads_to_the_next(table: Write) -> None
     assert controls(data) == [[0], [10], [11]]
 
 
+def test_names_that_would_tell_the_model_what_it_is_to_explain() -> None:
+    with pytest.raises(ValueError, match=r"named twice: y, y"):
+        DataConfig(observations=["y", "y"])
+    with pytest.raises(ValueError, match=r"^y would be told to the model as the control that leads to it"):
+        DataConfig(observations=["y"], controls=["u", "y"], delay=0)
+    DataConfig(observations=["y"], controls=["y"])  # one row earlier it may be
+
+
 def test_a_change_in_the_sequence_column_begins_a_sequence(table: Write) -> None:
     file = table()
     data = read(source(file, observations=["y"], controls=["u"], sequence="run"))
@@ -265,7 +273,7 @@ WITH_NAN[4, 1] = np.nan
             {},
             ["sequence 2, 'x', row 2, column 2: nan is not a finite number"],
         ),
-        ({"x": X, "u": U[:5]}, {}, ["'u' has other sequences or lengths than 'x'"]),
+        ({"x": X, "u": U[:5]}, {}, ["'u' (5, 1) does not fit 'x' (6, 2)"]),
         ({"x": X, "u": U, "lengths": np.array([3, 4])}, {}, ["'lengths' (2,) of sum 7", "'x' (6, 2)"]),
         ({"x": X, "u": U, "lengths": np.array([6, 0])}, {}, ["from 1 up"]),
         ({"x": X.ravel(), "u": U}, {}, ["'x' is (12,)", "(N, L, width)"]),

@@ -205,7 +205,7 @@ def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("states", "message"), [("speed", "no column 'speed'"), ("v,v", "something twice"), ("v", "needs 5 sequences")]
+    ("states", "message"), [("speed", "no column 'speed'"), ("v,v", "named twice: v, v"), ("v", "needs 5 sequences")]
 )
 def test_states_that_cannot_be_read_off(
     system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], states: str, message: str
@@ -267,5 +267,44 @@ def test_diagnose_reads_the_recorded_state_off_the_latent_one(tmp_path: Path) ->
     settings = {"data": {"window": 4}, "model": size, "fit": {"updates": 2}, "logger": {"wandb": "disabled"}}
     fitted = fit(settings, file, run=tmp_path / "fit")
     assert list(fitted.obs_specs) == ["observation"]
-    known = diagnose(fitted.folder, file, DiagnoseConfig(2, 3, 4), states=["state/simulator"]).probed
-    assert known["state/simulator"].shape == (2,)
+    known = diagnose(fitted.folder, file, DiagnoseConfig(2, 3, 4), states=["simulator"]).probed
+    assert known["simulator"].shape == (2,)
+
+
+def test_a_model_of_whole_sequences_is_judged_from_their_beginning(system: Path, tmp_path: Path) -> None:
+    """It has never begun in the middle of one: there it would seem to know nothing."""
+    parts = {}
+    for name in ("x", "u"):
+        parts[name] = np.random.default_rng(0).normal(size=(20, 30, 1))
+    file = tmp_path / "sequences.npz"
+    np.savez(file, **parts)
+    for window in (None, 8):
+        data = {"observations": ["x"], "controls": ["u"], "window": window}
+        folder = fitted(file, tmp_path / str(window), data=data)
+        found = diagnose(folder, config=DiagnoseConfig(2, 3, 4))
+        sequences = int(found.recording.held[0].is_first.sum())
+        begins = found.context.is_first[:, 0]
+        assert sequences == int(begins.sum()) > 1
+        assert (len(begins) == sequences) == (window is None)
+
+
+def test_a_recording_with_a_hole_is_refused(finished: Path, config: str, tmp_path: Path) -> None:
+    file = tmp_path / "hole.npz"
+    assert main(["collect", config, "--steps", "100", "--out", str(file)]) == 0
+    with np.load(file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    arrays["obs/observation"][0, 7, 1] = np.nan
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=r"hole.npz, stream 1, 'obs/observation', row 8, column 2: nan"):
+        diagnose(finished, file, DiagnoseConfig(2, 3, 4))
+
+
+def test_a_smoother_and_a_filter_have_a_gap(system: Path, tmp_path: Path) -> None:
+    folder = fitted(system, tmp_path / "filter")
+    smoother = {"name": "dkf", "dkf": {"hidden": 8, "posterior": "smoother"}}
+    model = {"hidden": 8, "latent": {"size": 2}, "dynamics": smoother}
+    other = fitted(system, tmp_path / "smoother", model=model)
+    lines = verdicts(diagnose(folder, config=DiagnoseConfig(2, 3, 4), against=other))
+    assert "smoother-filter gap" in lines["against"]
+    lines = verdicts(diagnose(folder, config=DiagnoseConfig(2, 3, 4), against=folder))
+    assert "smoother-filter gap" not in lines["against"]

@@ -34,11 +34,11 @@ def unbroken(batch: Batch, start: int) -> Batch:
     return each(batch, lambda leaf: leaf[whole])
 
 
-def cut(stream: Batch, length: int, stride: int) -> Batch:
+def cut(stream: Batch, length: int, stride: int | None) -> Batch:
     """A stream (1, L, ...) -> every window (B, length, ...) that lies inside one episode.
 
     Windows begin every `stride` steps from the start of their episode, or of the stream; with a stride of `length`
-    they share no step. There may be none.
+    they share no step. Without a stride there is one for each episode, its beginning. There may be none.
     """
     steps = stream.reward.shape[1]
     time = torch.arange(steps, device=stream.reward.device)
@@ -46,6 +46,7 @@ def cut(stream: Batch, length: int, stride: int) -> Batch:
     begun = torch.where(begins, time, 0).cummax(0).values  # when the episode of each step began
     start = time[: max(steps - length + 1, 0)]
     inside = begun[start + length - 1] <= start
-    start = start[inside & ((start - begun[start]) % stride == 0)]
+    late = start - begun[start]
+    start = start[inside & (late % stride == 0 if stride else late == 0)]
     rows = start.unsqueeze(1) + torch.arange(length, device=start.device)
     return each(stream, lambda leaf: leaf[0][rows])
