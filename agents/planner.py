@@ -37,6 +37,9 @@ OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
     "random": RandomShooting,
 }
 
+ROWS = 2048
+"""States whose rewards are predicted at once: many, for speed, but no more than a processor's cache holds."""
+
 
 @dataclass
 class PlannerConfig:
@@ -133,8 +136,7 @@ class Planner(nn.Module):
             start = type(state)(*(field.repeat_interleave(copies, 0) for field in state))
             controls = plans.repeat_interleave(particles, 1).reshape(count * copies, horizon, width)
             with self.precision():
-                features = unroll(model, start, controls, sample)
-                returns = self.imagined_return(model, features.float())
+                returns = self.imagined_return(model, start, controls, sample)
             return returns.reshape(count, candidates, particles).mean(-1)
 
         return score
@@ -145,13 +147,18 @@ class Planner(nn.Module):
             return nullcontext()
         return torch.autocast(self.place.device.type, torch.bfloat16)
 
-    def imagined_return(self, model: LatentModel, features: Tensor) -> Tensor:
-        """Features of s_1..s_H (M, H, F) -> (M,)."""
-        outcome = model.predict(features, decode=False)
-        value = torch.zeros(len(features), features.shape[1] + 1, device=features.device)
+    def imagined_return(self, model: LatentModel, state: State, controls: Tensor, sample: bool) -> Tensor:
+        """s_0, each field (M, ...), and (M, H, A) -> (M,)."""
+        rewards, conts = [], []
+        for some in controls.split(max(ROWS // len(controls), 1), 1):
+            state, features = unroll(model, state, some, sample)
+            outcome = model.predict(features, decode=False)
+            rewards.append(outcome.reward.float())
+            conts.append(outcome.cont.float())
+        value = torch.zeros(len(controls), controls.shape[1] + 1, device=controls.device)
         if self.config.terminal_value and self.guide is not None:
-            value = torch.cat([value[:, :-1], self.guide.value(features[:, -1:])], 1)
-        return lambda_returns(outcome.reward.float(), outcome.cont.float(), value, self.config.discount, 1.0)[:, 0]
+            value = torch.cat([value[:, 1:], self.guide.value(features[:, -1:]).float()], 1)
+        return lambda_returns(torch.cat(rewards, 1), torch.cat(conts, 1), value, self.config.discount, 1.0)[:, 0]
 
     def proposed(self, model: LatentModel, state: State) -> Tensor:
         """Plans (N, L, H, A) that the guide draws in imagination."""

@@ -21,6 +21,7 @@ from agents import Planner, PlannerConfig
 from agents.planning import CEMConfig, ICEMConfig, MPPIConfig
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
+from worldmodel.memory import keep_memory
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
 
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()  # as `worldmodel train` does
     peaks = {precision: peak(precision) for precision in DTYPES}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:

@@ -18,6 +18,7 @@ from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
+from worldmodel.memory import keep_memory
 from worldmodel.model import WorldModel
 from worldmodel.spaces import STATE
 from worldmodel.types import Batch, join
@@ -134,6 +135,7 @@ def diagnose(
     config = config or DiagnoseConfig()
     subject = open_subject(run, device)
     torch.set_num_threads(subject.threads)
+    keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), MAX_WINDOWS)

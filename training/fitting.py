@@ -20,6 +20,7 @@ from training.progress import Progress
 from training.run import free_folder, unclaimed
 from training.trainer import Metrics, diverged, model_loss
 from worldmodel.learner import Learner
+from worldmodel.memory import keep_memory
 from worldmodel.objective import annealed
 from worldmodel.types import Batch
 
@@ -51,6 +52,7 @@ def fit(
         values["data"] = data if isinstance(data, Mapping) else {"file": str(data)}
     resolved = load_fit_config(config, overrides, **values)
     torch.set_num_threads(resolved.fit.threads)
+    keep_memory()
     name = Path(resolved.data.file or "fit").stem if isinstance(config, Mapping) else Path(config).stem
     folder = unclaimed(free_folder(name) if run is None else run)
     parts = read_parts(resolved.data)

@@ -17,6 +17,7 @@ from training.logger import Averages, Logger
 from training.progress import Progress
 from training.run import Run, free_folder
 from training.trainer import Trainer, diverged
+from worldmodel.memory import keep_memory
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts a finite return for no plan: valid actions are taken all the same"
@@ -41,6 +42,7 @@ def train(
     """
     resolved = load_config(config, overrides, **values)
     torch.set_num_threads(resolved.training.threads)
+    keep_memory()
     name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
     made = Run.create(free_folder(name) if run is None else run, resolved)
     trainer = Trainer(made)

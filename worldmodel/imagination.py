@@ -13,8 +13,8 @@ Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
 
 
-def unroll(model: LatentModel, start: State, controls: Tensor, sample: bool = True) -> Tensor:
-    """Imagine what given controls lead to: s_0, (N, H, A) -> features of s_1..s_H (N, H, F).
+def unroll(model: LatentModel, start: State, controls: Tensor, sample: bool = True) -> tuple[State, Tensor]:
+    """Imagine what given controls lead to: s_0, (N, H, A) -> s_H, and the features of s_1..s_H (N, H, F).
 
     Without `sample`, each state is the mode of its prior given the one before.
     """
@@ -24,8 +24,8 @@ def unroll(model: LatentModel, start: State, controls: Tensor, sample: bool = Tr
         state = model.imagine(state, control, sample)
         return state, (model.feature(state),)
 
-    _, (features,) = scan(step, start, (controls,))
-    return features
+    last, (features,) = scan(step, start, (controls,))
+    return last, features
 
 
 def rollout(model: LatentModel, start: State, policy: Policy, horizon: int) -> Rollout:

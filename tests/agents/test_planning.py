@@ -76,7 +76,7 @@ def model_score(model: ExactModel, start: Tensor) -> Score:
     def score(plans: Tensor) -> Tensor:
         count, candidates, horizon, width = plans.shape
         state = model.initial(count * candidates)._replace(x=start.repeat_interleave(candidates, 0))
-        features = unroll(model, state, plans.reshape(-1, horizon, width))
+        _, features = unroll(model, state, plans.reshape(-1, horizon, width))
         outcome = model.predict(features)
         return outcome.reward.sum(-1).reshape(count, candidates)
 

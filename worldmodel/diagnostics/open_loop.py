@@ -63,7 +63,7 @@ def imagined(model: WorldModel, batch: Batch, context: int) -> Tensor:
     """(B, K, F): features of the K steps after the context, sampled with the recorded controls."""
     states = model.observe(crop(batch, 0, context)).states
     start = type(states)(*(field[:, -1] for field in states))
-    return unroll(model, start, batch.prev_action[:, context:])
+    return unroll(model, start, batch.prev_action[:, context:])[1]
 
 
 def scores(forecast: Forecast) -> Scores:
