@@ -68,11 +68,13 @@ def _family() -> list[Curve]:
 
 
 def _planning() -> list[Curve]:
-    """By planning alone: no policy is learned."""
+    """By planning: alone, with a critic beyond the horizon, and with the proposals of an actor as well."""
     often = ("--evaluation.every", "500", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    seldom = ("--evaluation.every", "1000", *often[2:])
     return [
         Curve("Pendulum-v1", "rssm-icem", "configs/planet_pendulum.yaml", often, -200, (2000, -200)),
-        Curve("CartPole-v1", "rssm-icem", "configs/planet_cartpole.yaml", often, 475, (4000, 475)),
+        Curve("CartPole-v1", "rssm-icem-value", "configs/planet_cartpole.yaml", seldom, 475, (3000, 475)),
+        Curve("Pendulum-v1", "rssm-mppi-guided", "configs/guided_pendulum.yaml", often, -200, (2000, -200)),
     ]
 
 
