@@ -4,7 +4,7 @@
 
 Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run that is finished is
 not made again unless its config has changed, so that the command goes on where it was stopped. From the repository's
-root; the table at the end lists every seed.
+root; the table at the end lists every seed. Final evaluations, on seeds used nowhere else, go to NAME_final.csv.
 """
 
 import argparse
@@ -109,16 +109,19 @@ def make(curve: Curve, seed: int, root: Path) -> bool:
     return result.returncode == 0
 
 
-def collect(curves: Iterable[Curve], seeds: range, root: Path) -> list[dict[str, object]]:
-    """Every evaluation of every curve, failed and unfinished ones too, as rows of the CSV."""
-    table: list[dict[str, object]] = []
-    for curve in curves:
-        for seed in seeds:
-            for row in rows(curve.folder(root, seed)):
-                if "eval/mean_reward" in row:
-                    values = (row["global_step"], row["time/frames"], row["eval/mean_reward"], row["seconds"])
-                    table.append(dict(zip(COLUMNS, (curve.task, curve.variant, seed, *values), strict=True)))
-    return table
+def write(out: Path, kind: str, curves: Iterable[Curve], seeds: range, root: Path) -> None:
+    """Evaluations of a kind, "eval" or "final", of every curve, failed and unfinished ones too, as a CSV."""
+    with out.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for curve in curves:
+            for seed in seeds:
+                frames = 0.0
+                for row in rows(curve.folder(root, seed)):
+                    frames = row.get("time/frames", frames)
+                    if f"{kind}/mean_reward" in row:
+                        values = (row["global_step"], frames, row[f"{kind}/mean_reward"], row["seconds"])
+                        table.writerow([curve.task, curve.variant, seed, *values])
 
 
 def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
@@ -161,10 +164,8 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         done = list(pool.map(lambda cell: make(*cell, root), [(curve, seed) for curve in curves for seed in seeds]))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(collect(curves, seeds, root))
+    write(options.out, "eval", curves, seeds, root)
+    write(options.out.with_name(f"{options.out.stem}_final.csv"), "final", curves, seeds, root)
     summarise(curves, seeds, root)
     sys.exit(not all(done))
 
