@@ -6,23 +6,41 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
+
+from worldmodel.laprop import LaProp, clip_adaptively
 
 
 @dataclass
 class LearnerConfig:
-    """Adam with a global gradient norm, and decoupled weight decay (Loshchilov and Hutter 2019) where it is wanted."""
+    """How gradients become steps. The defaults are Adam's, with a global gradient norm as in Dreamer V1."""
 
+    optimizer: Literal["adam", "laprop"] = "adam"  # laprop: DreamerV3's
     lr: float = 1e-3
-    eps: float = 1e-5
+    warmup: int = 0  # updates over which lr rises from 0; DreamerV3 has 1000
+    eps: float = 1e-5  # DreamerV3: 1e-20
     clip: float = 100.0  # global gradient norm (Dreamer V1)
+    adaptive_clip: float | None = (
+        None  # norm of a tensor's gradient per norm of the tensor (DreamerV3: 0.3), not global
+    )
     weight_decay: float = 0.0  # share of every weight that is taken away per update, in units of lr
     compile: Literal["off", "update"] = "off"  # torch.compile of the loss: minutes to build, pays on long runs
 
     def __post_init__(self) -> None:
         if min(self.lr, self.eps, self.clip) <= 0:
             raise ValueError(f"lr, eps and clip must be positive: {self.lr}, {self.eps}, {self.clip}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must not be negative: {self.weight_decay}")
+        if self.adaptive_clip is not None and self.adaptive_clip <= 0:
+            raise ValueError(f"adaptive_clip must be positive, or null for a global norm: {self.adaptive_clip}")
+        if min(self.weight_decay, self.warmup) < 0:
+            raise ValueError(f"weight_decay and warmup must not be negative: {self.weight_decay}, {self.warmup}")
+
+
+def build_optimizer(parameters: list[nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), or LaProp."""
+    if config.optimizer == "laprop":
+        return LaProp(parameters, config.lr, eps=config.eps, weight_decay=config.weight_decay)
+    decay = config.weight_decay
+    return torch.optim.AdamW(parameters, lr=config.lr, eps=config.eps, weight_decay=decay, fused=True)
 
 
 class Learner:
@@ -36,11 +54,9 @@ class Learner:
     def __init__(
         self, loss: Callable[..., tuple[Tensor, Any]], parameters: Iterable[nn.Parameter], config: LearnerConfig
     ) -> None:
-        self.parameters = list(parameters)
-        self.clip = config.clip
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay, fused=True
-        )
+        self.parameters, self.config = list(parameters), config
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.warmup = LinearLR(self.optimizer, 1 / config.warmup, 1.0, config.warmup) if config.warmup else None
         self.loss = torch.compile(loss, fullgraph=True, dynamic=False) if config.compile == "update" else loss
 
     def update(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -48,6 +64,14 @@ class Learner:
         loss, aux = self.loss(*args)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = self.clipped()
         self.optimizer.step()
+        if self.warmup is not None:
+            self.warmup.step()
         return aux, {"loss": loss.detach(), "grad_norm": norm}
+
+    def clipped(self) -> Tensor:
+        """Clip the gradients; returns their global norm before."""
+        if self.config.adaptive_clip is None:
+            return nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        return clip_adaptively(self.parameters, self.config.adaptive_clip)

@@ -1,0 +1,79 @@
+"""The optimiser of DreamerV3: LaProp, with gradients clipped relative to what they change."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LaProp(torch.optim.Optimizer):
+    """Momentum of normalised gradients (Ziyin et al. 2020, Algorithm 1), where Adam normalises the momentum.
+
+        v_t = b_2 v_{t-1} + (1 - b_2) g_t^2
+        m_t = b_1 m_{t-1} + (1 - b_1) g_t / (sqrt(v_t / (1 - b_2^t)) + eps)
+        theta_t = theta_{t-1} - lr (m_t / (1 - b_1^t) + weight_decay theta_{t-1})
+
+    A gradient that is normalised before it is remembered moves a parameter by no more than lr, whatever came before it:
+    a sudden large one cannot make the step of the following ones tiny or huge. DreamerV3 has eps = 1e-20.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Tensor],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                zero = torch.zeros((), device=parameter.device)
+                mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                self.state[parameter].update(step=zero, mean=mean, square=square)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        steps, means, squares = ([self.state[p][name] for p in parameters] for name in ("step", "mean", "square"))
+        (first, second), lr = group["betas"], group["lr"]
+        torch._foreach_add_(steps, 1)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
+        scale = [square / (1 - second**step) for square, step in zip(squares, steps, strict=True)]
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, group["eps"])
+        torch._foreach_lerp_(means, torch._foreach_div(gradients, scale), 1 - first)
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        moves = [mean * (lr / (1 - first**step)) for mean, step in zip(means, steps, strict=True)]
+        torch._foreach_sub_(parameters, moves)
+
+
+@torch.no_grad()
+def clip_adaptively(parameters: Sequence[Tensor], limit: float, least: float = 1e-3) -> Tensor:
+    """Scale each gradient down to at most `limit` times the norm of its parameter (Brock et al. 2021, by tensor).
+
+    A parameter counts as having a norm of `least` at least, so that one that begins at zero can leave it. DreamerV3
+    has limit = 0.3.
+
+    Returns:
+        The global norm of the gradients as they were.
+    """
+    found = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    sizes = torch._foreach_norm([parameter for parameter, _ in found])
+    norms = torch._foreach_norm([gradient for _, gradient in found])
+    factors = [
+        (limit * size.clamp(min=least) / norm.clamp(min=1e-30)).clamp(max=1.0)
+        for size, norm in zip(sizes, norms, strict=True)
+    ]
+    torch._foreach_mul_([gradient for _, gradient in found], factors)
+    return torch.stack(list(norms)).norm()
