@@ -16,7 +16,7 @@ class Decision(NamedTuple):
 
     control: Tensor  # (N, A): valid always where a behaviour plans; where it was learned, as finite as its weights
     memory: Memory
-    sound: Tensor  # (N,) bool: False where it rests on no finite number, and is a way out
+    sound: Tensor  # (N,) bool: False where numbers that it rests on are not finite
 
 
 class Behaviour(Protocol):

@@ -50,7 +50,7 @@ class PlannerConfig:
     discount: float = 0.99  # PlaNet has 1
     particles: int = 0  # imagined paths that each plan's score is the mean of (PlaNet: 1); 0: one path of modes
     noise: float = 0.3  # exploration: std added to a control (PlaNet), or the share of random ones where discrete
-    refine: int = 0  # steps of gradient ascent on the plan found; continuous actions alone
+    refine: int = 0  # steps of gradient ascent on the plan found, which is not kept for later; continuous actions alone
     refine_rate: float = 0.05  # what such a step moves a control at most
     proposals: int = 0  # plans that an actor trained beside it proposes (TD-MPC2: 24)
     terminal_value: bool = False  # whether a critic trained beside it says what follows the horizon (TD-MPC2)
@@ -61,6 +61,8 @@ class PlannerConfig:
     random: RandomShootingConfig = field(default_factory=RandomShootingConfig)
 
     def __post_init__(self) -> None:
+        if self.optimiser not in OPTIMISERS or self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"unknown optimiser '{self.optimiser}' or precision '{self.precision}'")
         if self.horizon < 1 or self.particles < 0:
             raise ValueError(f"horizon must be at least 1, particles at least 0: {self.horizon}, {self.particles}")
         if not 0 <= self.discount <= 1:
@@ -113,8 +115,8 @@ class Planner(nn.Module):
     def act(self, model: LatentModel, state: State, memory: Plans, deterministic: bool = False) -> Decision:
         """The best plan's first control; with exploration noise unless `deterministic`.
 
-        Where the model predicts a finite return for no plan at all, the control is a valid one all the same: that of
-        the last plan, or the middle of the action space.
+        Where the model predicts a finite return for no plan at all, the control is a valid one all the same: the
+        middle of what the search began with, which for a warm one is the last plan.
         """
         score = self.score_of(model, state)
         proposals = self.proposed(model, state) if self.config.proposals else None
@@ -170,7 +172,9 @@ class Planner(nn.Module):
             params = actor(feature)
             return family.sample(params), params
 
-        return rollout(model, start, policy, self.config.horizon).actions.unflatten(0, (-1, count))
+        with self.precision():
+            trajectory = rollout(model, start, policy, self.config.horizon)
+        return trajectory.actions.float().unflatten(0, (-1, count))
 
     # What it learns, its guide learns.
 

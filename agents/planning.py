@@ -6,7 +6,8 @@ plans, and plans for N problems at once. One search:
     theta <- prior, or what the last search left, one step on
     repeat: draw plans from theta, score them, fit theta to the best
 
-Scores that are not finite count as the worst of all; where none is finite the search keeps its theta and says so.
+Scores that are not finite count as the worst of all; where none is, the search keeps its theta. It says so wherever one
+was no number or infinitely good, which no sound model predicts.
 """
 
 from abc import ABC, abstractmethod
@@ -36,7 +37,7 @@ class Search(NamedTuple):
 
     plan: Tensor  # (N, H, A), valid
     plans: Plans  # to be handed to the next search, one step later
-    sound: Tensor  # (N,) bool: False where no plan had a finite score
+    sound: Tensor  # (N,) bool: False where a score was no number or +inf, or none was finite
 
 
 @dataclass
@@ -56,7 +57,7 @@ class CEMConfig:
     iterations: int = 10
     candidates: int = 1000
     elites: int = 100
-    std: float = 1.0  # of the first candidates
+    std: float = 1.0  # of the first candidates, of continuous actions
     warm_start: bool = False  # from the last plan, shifted by a step; PlaNet begins afresh
 
     def __post_init__(self) -> None:
@@ -67,20 +68,25 @@ class CEMConfig:
 
 @dataclass
 class ICEMConfig:
-    """CEM with noise correlated over time, elites that are kept, and a shrinking population (Pinneri et al. 2020)."""
+    """CEM with noise correlated over time, elites that are kept, and a shrinking population (Pinneri et al. 2020).
+
+    Made for few candidates and smooth plans. An optimum of high precision needs white noise and a constant population
+    (beta 0, decay 1), or gradient refinement. Where the last plan is shifted, its new last step is open; the authors
+    repeat the one before.
+    """
 
     iterations: int = 3
-    candidates: int = 64  # of the first iteration
+    candidates: int = 64  # of the first iteration; at least twice the elites
     elites: int = 10
-    std: float = 1.0  # of the first candidates; the paper has 0.5
+    std: float = 1.0  # of the first candidates, of continuous actions; the paper has 0.5
     beta: float = 2.0  # power spectrum f^-beta of the noise; 0 is white
-    decay: float = 1.3  # of the population, per iteration; never below twice the elites
+    decay: float = 1.3  # of the population, per iteration, down to twice the elites
     keep: float = 0.3  # share of the elites that the next iteration, and the next search, considers again
     momentum: float = 0.1  # share of the old mean and std in the new ones
 
     def __post_init__(self) -> None:
         _at_least_one(self, "iterations", "candidates", "elites")
-        _elites_fit(self.elites, self.candidates)
+        _elites_fit(2 * self.elites, self.candidates)
         _positive(self, "std")
         if self.beta < 0 or self.decay < 1 or not 0 <= self.keep <= 1 or not 0 <= self.momentum < 1:
             raise ValueError(f"beta must be at least 0, decay 1, keep in [0, 1] and momentum in [0, 1): {self}")
@@ -88,13 +94,17 @@ class ICEMConfig:
 
 @dataclass
 class MPPIConfig:
-    """Model predictive path integral control, as TD-MPC2 has it (Williams et al. 2015; Hansen et al. 2024)."""
+    """Model predictive path integral control, as TD-MPC2 has it (Williams et al. 2015; Hansen et al. 2024).
+
+    Where TD-MPC2 explores with the std that the search ends with, all planners here add `planner.noise`; proposals of a
+    policy come on top of the candidates, not out of them; and a deterministic answer is the middle, not a draw.
+    """
 
     iterations: int = 6
     candidates: int = 512
     elites: int = 64
     temperature: float = 0.5  # weights are proportional to exp(temperature * score)
-    min_std: float = 0.05
+    min_std: float = 0.05  # of continuous actions
     max_std: float = 2.0  # also of the first candidates
 
     def __post_init__(self) -> None:
@@ -123,10 +133,9 @@ class Optimiser(ABC):
         self.iterations, self.candidates, self.elites = iterations, candidates, elites
 
     def initial(self, count: int, device: torch.device) -> Plans:
-        """Before the first search of an episode."""
+        """Before the first search of an episode: nothing is known, and the elites are any plans."""
         params = self.family.prior(count, self.horizon, device)
-        elites = self.family.mode(params).unsqueeze(1).expand(-1, self.kept, -1, -1)
-        return Plans(params, elites)
+        return Plans(params, self.family.sample(params, self.noise(count, self.kept, device)))
 
     @torch.no_grad()
     def search(self, score: Score, plans: Plans, proposals: Tensor | None = None, greedy: bool = True) -> Search:
@@ -147,19 +156,19 @@ class Optimiser(ABC):
             considered = torch.cat([drawn, again, *middle, *given], 1)
             value = score(considered)
             assert value.shape == considered.shape[:2], (value.shape, considered.shape)
-            value = torch.where(value.isfinite(), value.float(), -torch.inf)
-            value, index = value.topk(self.elites, 1)
-            elites = considered.gather(1, index[..., None, None].expand(-1, -1, *considered.shape[2:]))
+            value = value.float()
+            sound = sound & (value < torch.inf).all(1)  # False for NaN too
+            value, index = torch.where(value.isfinite(), value, -torch.inf).topk(self.elites, 1)
             usable = value.isfinite()
-            sound = usable.any(1)
+            elites = considered.gather(1, index[..., None, None].expand(-1, -1, *considered.shape[2:]))
+            elites = torch.where(usable[..., None, None], elites, self.family.mode(params).unsqueeze(1))
             weights = torch.where(usable, self.weights(value - value[:, :1]), 0)
+            known = usable[:, :1, None]  # the best is
             fitted = self.family.fit(elites, weights / weights.sum(1, keepdim=True))
-            fitted = torch.lerp(fitted, params, self.momentum)
-            params = torch.where(sound[:, None, None], fitted, params)
+            params = torch.where(known, torch.lerp(fitted, params, self.momentum), params)
             again = elites[:, : self.kept]
-        answer = self.answer(params, elites, weights, greedy)
-        plan = torch.where(sound[:, None, None], answer, self.family.mode(params))
-        return Search(plan, self.shifted(Plans(params, again)), sound)
+        plan = torch.where(known, self.answer(params, elites, weights, greedy), self.family.mode(params))
+        return Search(plan, self.shifted(Plans(params, again)), sound & known.flatten())
 
     def population(self, iteration: int) -> int:
         """How many candidates are drawn."""
@@ -274,24 +283,26 @@ class MPPI(Optimiser):
 
 
 def refined(score: Score, plan: Tensor, steps: int, rate: float) -> Tensor:
-    """Gradient ascent on a differentiable score, from a plan (N, H, A) of a box; never to a worse plan.
+    """Gradient ascent on a differentiable score, from a plan (N, H, A) of a box; the best of all plans on the way.
 
     Each step moves every number by at most `rate`: the gradient is divided by its largest entry, so that the unit of
-    the score does not matter.
+    the score does not matter. Where there is no gradient the plan stays.
     """
-    best, best_value = plan, score(plan.unsqueeze(1)).squeeze(1).detach()
-    for _ in range(steps):
+    best, best_value = plan, torch.full_like(plan[:, 0, 0], -torch.inf)
+    for step in range(steps + 1):
         with torch.enable_grad():
             plan = plan.detach().requires_grad_()
             value = score(plan.unsqueeze(1)).squeeze(1)
-            (gradient,) = torch.autograd.grad(value.sum(), plan)
-        size = gradient.abs().amax((1, 2), keepdim=True)
-        step = torch.where(size > 0, gradient / size, 0).nan_to_num()
-        plan = (plan.detach() + rate * step).clamp(-1, 1)
-        value = score(plan.unsqueeze(1)).squeeze(1).detach()
-        better = value > best_value  # False where it is not a number
-        best = torch.where(better[:, None, None], plan, best)
+            slope = torch.autograd.grad(value.sum(), plan, allow_unused=True)[0] if value.requires_grad else None
+        value = torch.where(value.isfinite(), value, -torch.inf).detach().to(best_value)
+        better = value > best_value
+        best = torch.where(better[:, None, None], plan.detach(), best)
         best_value = torch.where(better, value, best_value)
+        if slope is None or step == steps:
+            break
+        size = slope.abs().amax((1, 2), keepdim=True)
+        move = torch.where(size > 0, slope / size, 0).nan_to_num()
+        plan = (plan.detach() + rate * move).clamp(-1, 1)
     return best
 
 
@@ -309,4 +320,4 @@ def _positive(config: object, *names: str) -> None:
 
 def _elites_fit(elites: int, candidates: int) -> None:
     if elites > candidates:
-        raise ValueError(f"elites are chosen from the candidates: {elites} of {candidates} cannot be")
+        raise ValueError(f"there are too few candidates for that many elites: {candidates}, and {elites} are needed")

@@ -3,7 +3,8 @@
     python benchmarks/planners.py --seeds 1-3 --out results/planners.csv
 
 Each member learns while iCEM plans with it: `worldmodel train configs/planet_pendulum.yaml`, its name changed, for
-2,000 steps. Then every optimiser plans with what it has learned, with as many imagined steps each: 192 plans of 20.
+2,000 steps. Then every optimiser plans with what it has learned: 192 plans of 20 steps, of which iCEM's population,
+which shrinks, needs 161.
 The first rows are planned with the true dynamics, an upper bound. Rows that the CSV has are not made again.
 """
 

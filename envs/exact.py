@@ -129,7 +129,7 @@ class ExactLinearQuadratic(ExactModel):
 
 
 class ExactTree(ExactModel):
-    """:class:`envs.probes.Tree`: x is the node's number."""
+    """:class:`envs.probes.Tree`: x is the node's number. Plans may not be longer than the tree is deep."""
 
     size = 1
 

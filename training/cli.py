@@ -123,7 +123,8 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     print(f"{run.folder}: {describe(result)}, after {run.env_steps} environment steps")
     if options.json:
         summary = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
-        print(json.dumps({**summary, "lengths": result.lengths, "env_steps": run.env_steps}))
+        about = {"lengths": result.lengths, "env_steps": run.env_steps, "unsound_from_step": result.unsound}
+        print(json.dumps({**summary, **about}))
 
 
 def _diagnose(options: argparse.Namespace, _: list[str]) -> None:

@@ -14,7 +14,7 @@ VECTOR = 32  # episodes run side by side
 class Evaluation(NamedTuple):
     returns: list[float]  # sum of rewards of each episode
     lengths: list[int]  # environment steps of each episode
-    unsound: int | None = None  # the first step at which a decision rested on no finite prediction
+    unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
 
     @property
     def mean(self) -> float:
@@ -65,7 +65,7 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
         state, start = None, np.ones(count, bool)
         while running.any():
             actions, state = agent.predict(observation, state, start, deterministic)
-            if unsound is None and not bool(state.sound.all()):
+            if unsound is None and (running & ~state.sound.cpu().numpy()).any():
                 unsound = int(length.max()) + 1
             observation, reward, terminated, truncated, _ = envs.step(actions)
             total += np.where(running, reward, 0)

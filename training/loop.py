@@ -20,7 +20,7 @@ from training.trainer import Trainer, diverged
 from worldmodel.memory import keep_memory
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
-UNSOUND = "the model predicts a finite return for no plan: valid actions are taken all the same"
+UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
 
@@ -154,5 +154,5 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
 
 def describe(result: Evaluation) -> str:
     """One line for a person."""
-    unsound = "" if result.unsound is None else f"; from step {result.unsound} on {UNSOUND}"
+    unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{unsound}"

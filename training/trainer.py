@@ -30,7 +30,9 @@ def model_loss(
     return loss.sum() / count, (states, metrics)
 
 
-def diverged(step: int, what: str, remedy: str = "learner.lr or behaviour.learner.lr") -> FloatingPointError:
+def diverged(
+    step: int, what: str, remedy: str = "learner.lr or behaviour.actor_critic.learner.lr"
+) -> FloatingPointError:
     """The error of a run whose numbers have left the finite ones."""
     return FloatingPointError(
         f"training diverged by step {step}: {what} is not finite. The last good weights are kept; a lower "
@@ -48,7 +50,7 @@ class Trainer:
             partial(model_loss, run.model, run.config.objective), run.model.parameters(), run.config.learner
         )
         self.updates = 0
-        self.unsound = 0  # decisions that rested on no finite prediction
+        self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
         self.observation, _ = self.envs.reset(seed=run.config.seed)
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset

@@ -83,18 +83,21 @@ def model_score(model: ExactModel, start: Tensor) -> Score:
     return score
 
 
-@pytest.mark.parametrize("name", ["cem", "icem"])
-def test_cem_and_icem_reach_the_linear_quadratic_optimum_within_one_percent(name: str) -> None:
-    horizon, start = 12, torch.tensor([[0.8, -0.3], [-0.5, 0.9]], dtype=torch.float64)
-    spec, model = ActionSpec((1,), low=(-6.0,), high=(6.0,)), ExactLinearQuadratic()
+PRECISE: dict[str, Build] = {
+    "cem": lambda spec, horizon: CEM(CEMConfig(12, 500, 50), spec, horizon),
+    "icem, white": lambda spec, horizon: ICEM(ICEMConfig(15, 300, 30, beta=0, decay=1), spec, horizon),
+    "mppi": lambda spec, horizon: MPPI(MPPIConfig(15, 300, 30, min_std=0.01), spec, horizon),
+}
+
+
+@pytest.mark.parametrize("build", PRECISE.values(), ids=PRECISE.keys())
+def test_the_linear_quadratic_optimum_is_reached_within_one_percent(build: Build) -> None:
+    """Of the closed form, from several starts. iCEM's colour and shrinking population, for few candidates, are less
+    precise: see the refinement of its plans below."""
+    horizon, start = 12, torch.rand(6, 2, dtype=torch.float64) * 2 - 1
+    spec, score = ActionSpec((1,), low=(-6.0,), high=(6.0,)), model_score(ExactLinearQuadratic(), start)
     best = -torch.einsum("ni,ij,nj->n", start, torch.from_numpy(LinearQuadratic.gains(horizon)[1]), start)
-    optimiser: Optimiser = (
-        CEM(CEMConfig(12, 500, 50), spec, horizon)
-        if name == "cem"
-        else ICEM(ICEMConfig(15, 300, 30, beta=0, decay=1), spec, horizon)
-    )
-    plan = search(optimiser, model_score(model, start), count=2)
-    reached = model_score(model, start)(plan.unsqueeze(1)).squeeze(1)
+    reached = score(search(build(spec, horizon), score, count=6).unsqueeze(1)).squeeze(1)
     assert bool((reached <= best + 1e-9).all())
     assert bool(((reached - best).abs() < 0.01 * best.abs()).all()), (reached, best)
 
@@ -131,6 +134,7 @@ def valid(plan: Tensor, spec: ActionSpec) -> bool:
 HARD: dict[str, Score] = {
     "constant": lambda plans: torch.zeros(plans.shape[:2]),
     "huge": lambda plans: 1e30 * plans.sum((-1, -2)),
+    "huge in double": lambda plans: 1e300 * plans.double().sum((-1, -2)),
     "tiny": lambda plans: 1e-30 * plans.sum((-1, -2)),
     "huge offset": lambda plans: 1e12 + plans.sum((-1, -2)),
     "ill-conditioned": lambda plans: -(plans[..., 0] * 1e8 + plans[..., 1]).square().sum(-1),
@@ -166,6 +170,34 @@ def test_a_problem_without_a_finite_score_says_so_and_leaves_the_others_alone(bu
     assert found.sound.tolist() == [True, False]
     assert valid(found.plan, spec)
     assert float(found.plan[0, :, 0].min()) > 0.8
+
+
+@every
+def test_a_search_is_sound_only_if_every_score_was_a_number_in_every_iteration(build: Build) -> None:
+    for broken, expected in ((torch.nan, False), (torch.inf, False), (-torch.inf, True), (0.0, True)):
+        calls: list[int] = []
+
+        def score(plans: Tensor, broken: float = broken, calls: list[int] = calls) -> Tensor:
+            value = plans.sum((-1, -2))
+            if not calls:
+                value[:, 0] = broken  # one plan of the first iteration
+            calls.append(1)
+            return value
+
+        optimiser = build(BOX, 2)
+        assert optimiser.search(score, optimiser.initial(1, CPU)).sound.tolist() == [expected]
+
+
+def test_proposals_that_are_not_finite_reach_neither_the_plan_nor_the_memory() -> None:
+    def score(plans: Tensor) -> Tensor:
+        value = plans.sum((-1, -2))  # not a number where a proposal is none
+        value[:, 3:20] = torch.nan  # and finite for three plans alone
+        return value
+
+    for optimiser in (MPPI(MPPIConfig(2, 20, 10), BOX, 2), ICEM(ICEMConfig(2, 20, 10), BOX, 2)):
+        found = optimiser.search(score, optimiser.initial(1, CPU), torch.full((1, 20, 2, 2), torch.nan))
+        assert valid(found.plan, BOX) and valid(found.plans.elites, BOX)
+        assert bool(found.plans.params.isfinite().all()) and not bool(found.sound)
 
 
 # ---------------------------------------------------------------------------------------- from step to step
@@ -268,11 +300,16 @@ def test_refinement_climbs_to_the_top_and_never_goes_down() -> None:
     assert torch.equal(refined(score, top, steps=5, rate=0.5)[0], top[0])
 
 
-def test_refinement_brings_a_coarse_plan_to_the_linear_quadratic_optimum() -> None:
+@pytest.mark.parametrize("name", ["cem", "icem"])
+def test_refinement_brings_a_coarse_plan_to_the_linear_quadratic_optimum(name: str) -> None:
+    """Also one of iCEM with its defaults."""
     horizon, start = 12, torch.tensor([[0.8, -0.3]], dtype=torch.float64)
     spec, score = ActionSpec((1,), low=(-6.0,), high=(6.0,)), model_score(ExactLinearQuadratic(), start)
     best = -float(start @ torch.from_numpy(LinearQuadratic.gains(horizon)[1]) @ start.T)
-    plan = search(CEM(CEMConfig(2, 100, 10), spec, horizon), score)
+    coarsely: Optimiser = (
+        CEM(CEMConfig(2, 100, 10), spec, horizon) if name == "cem" else ICEM(ICEMConfig(), spec, horizon)
+    )
+    plan = search(coarsely, score)
     coarse = float(score(plan.unsqueeze(1)))
     for rate in (0.05, 0.01, 0.003):
         plan = refined(score, plan, steps=40, rate=rate)
@@ -287,6 +324,14 @@ def test_refinement_of_a_score_without_a_slope_keeps_the_plan() -> None:
 
     assert torch.equal(refined(broken, start - 0.1, 3, 0.1), start - 0.1)
     assert bool(refined(broken, start, 3, 0.1).isfinite().all())
+    assert torch.equal(refined(lambda plans: torch.zeros(plans.shape[:2]), start, 3, 0.1), start)
+    cut: Score = lambda plans: (plans.detach() + 0 * torch.ones(1, requires_grad=True)).sum((-1, -2))  # noqa: E731
+    assert torch.equal(refined(cut, start, 3, 0.1), start)
+
+
+def test_refinement_does_not_mistake_infinity_for_a_good_score() -> None:
+    plan = refined(lambda plans: (2000 * plans[..., 0, 0]).exp(), torch.zeros(1, 1, 1), 5, 0.03)
+    assert 0 < float(plan) < 0.05  # beyond, the score is infinite in single precision
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -296,9 +341,10 @@ def test_refinement_of_a_score_without_a_slope_keeps_the_plan() -> None:
     ("make", "message"),
     [
         (lambda: CEMConfig(iterations=0), "iterations must be at least 1: 0"),
-        (lambda: CEMConfig(elites=2000), "2000 of 1000"),
+        (lambda: CEMConfig(elites=2000), "too few candidates.*: 1000, and 2000 are needed"),
         (lambda: CEMConfig(std=0), "std must be positive"),
         (lambda: ICEMConfig(decay=0.5), "decay 1"),
+        (lambda: ICEMConfig(candidates=12, elites=10), ": 12, and 20 are needed"),
         (lambda: ICEMConfig(keep=1.5), "keep in"),
         (lambda: MPPIConfig(temperature=0), "temperature must be positive"),
         (lambda: MPPIConfig(min_std=3), "min_std must lie in"),

@@ -89,7 +89,7 @@ class DVBF(SequentialVAE):
 
     def with_latent(self, context: DVBFContext, z: Tensor) -> DVBFState:
         later = context.expected + torch.einsum("...m,mij,...j->...i", context.weights, self.C, z)
-        return DVBFState(torch.lerp(self.first(z), later, context.begun), torch.ones_like(context.begun))
+        return DVBFState(torch.where(context.begun > 0, later, self.first(z)), torch.ones_like(context.begun))
 
     def feature(self, state: DVBFState) -> Tensor:
         return state.latent
