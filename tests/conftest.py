@@ -16,7 +16,7 @@ torch.set_num_threads(1)  # small tensors, and other processes share the machine
 OBS = {"x": ObservationSpec((2,)), "phase": ObservationSpec((), classes=(3,), start=(0,))}
 ACTION = ActionSpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0))
 IMAGINING = (
-    *("dkf filter", "dkf smoother", "dvbf filter", "dvbf smoother", "kvae", "storn", "vrnn", "rssm"),
+    *("dkf filter", "dkf smoother", "dvbf filter", "dvbf smoother", "kvae", "storn", "vrnn", "rssm", "rssm blocks"),
     *("rvae filter", "rvae smoother", "srnn filter", "srnn smoother", "srnn filter feedback", "srnn smoother feedback"),
     "dsae",
 )  # name, and what is not its default
@@ -59,6 +59,8 @@ def dynamics_config(member: str, size: int) -> DynamicsConfig:
     for choice in choices:
         if choice == "feedback":
             section.feedback = True
+        elif choice == "blocks":
+            section.blocks = 2
         else:
             section.posterior = choice
     return config

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from worldmodel.block_gru import BlockGRU
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.networks import MLP, GRUCell, PosteriorNet
@@ -18,10 +19,13 @@ class RSSMConfig:
 
     deter: int = 64  # width of the recurrent h_t
     hidden: int = 64  # width of the layers around it
+    blocks: int = 0  # of a GRU in blocks (DreamerV3: 8), which deter is divided into; 0: one with a layer norm
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:
             raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+        if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
+            raise ValueError(f"blocks must divide deter {self.deter}, or be 0: {self.blocks}")
 
 
 class RSSMState(NamedTuple):
@@ -31,6 +35,17 @@ class RSSMState(NamedTuple):
 
 class RSSMContext(NamedTuple):
     deter: Tensor  # h_t (..., deter)
+
+
+class Core(nn.Module):
+    """h_t = GRU(h_{t-1}, z_{t-1}, u_{t-1}), with layer norm (Dreamer V1, V2)."""
+
+    def __init__(self, latent: int, control: int, hidden: int, size: int) -> None:
+        super().__init__()
+        self.input, self.cell = MLP(latent + control, hidden, layers=1), GRUCell(hidden, size)
+
+    def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
+        return self.cell(self.input(torch.cat([z, control], -1)), h)
 
 
 class RSSM(SequentialVAE):
@@ -53,8 +68,8 @@ class RSSM(SequentialVAE):
         super().__init__()
         self.latent, self.deter_size = latent, config.deter
         self.feature_size = config.deter + latent.size
-        self.input = MLP(latent.size + control_size, config.hidden, layers=1)
-        self.cell = GRUCell(config.hidden, config.deter)
+        sizes = (latent.size, control_size, config.hidden, config.deter)
+        self.core = BlockGRU(*sizes, config.blocks) if config.blocks else Core(*sizes)
         self.prior_net = MLP(config.deter, config.hidden, 1, latent.parameters)
         self.posterior_net = PosteriorNet(config.deter, embed_size, config.hidden, latent.parameters)
 
@@ -63,7 +78,7 @@ class RSSM(SequentialVAE):
         return RSSMState(like.new_zeros(batch_size, self.deter_size), like.new_zeros(batch_size, self.latent.size))
 
     def advance(self, state: RSSMState, control: Tensor) -> RSSMContext:
-        return RSSMContext(self.cell(self.input(torch.cat([state.latent, control], -1)), state.deter))
+        return RSSMContext(self.core(state.latent, control, state.deter))
 
     def prior(self, context: RSSMContext) -> Tensor:
         return self.prior_net(context.deter)

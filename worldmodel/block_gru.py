@@ -1,0 +1,71 @@
+"""The recurrent core of DreamerV3: a GRU of blocks that see each other only through what enters."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) times a learned scale (Zhang and Sennrich 2019), eps as in DreamerV3."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, eps=1e-4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class BlockLinear(nn.Module):
+    """`blocks` linear maps side by side: (..., inputs) -> (..., outputs), block-diagonal.
+
+    Raises:
+        ValueError: if the sizes cannot be divided into blocks.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ValueError(f"{inputs} inputs and {outputs} outputs cannot be divided into {blocks} blocks")
+        self.blocks = blocks
+        bound = (inputs // blocks) ** -0.5
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.unflatten(-1, (self.blocks, -1)).unsqueeze(-2)  # (..., blocks, 1, inputs / blocks)
+        return (parts @ self.weight).flatten(-3) + self.bias
+
+
+class BlockGRU(nn.Module):
+    """h' from z, u and h, in blocks (DreamerV3, Hafner et al. 2025, Appendix B).
+
+        x = [silu(norm(W_h h)), silu(norm(W_z z)), silu(norm(W_u u))]      shared by all blocks
+        r, c, g = B_2 silu(norm(B_1 [h_block, x]))                         within each block
+        h' = sigma(g - 1) tanh(sigma(r) c) + (1 - sigma(g - 1)) h
+
+    A memory of D numbers in 8 blocks has an eighth of the recurrent weights of a GRU of that size. Controls outside of
+    [-1, 1] are scaled back to it.
+
+    Args:
+        latent: Z. control: A. hidden: of the three inputs. size: D. blocks: that D is divided into.
+    """
+
+    def __init__(self, latent: int, control: int, hidden: int, size: int, blocks: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.of_memory, self.of_latent = nn.Linear(size, hidden), nn.Linear(latent, hidden)
+        self.of_control = nn.Linear(control, hidden)
+        self.norms = nn.ModuleList(RMSNorm(hidden) for _ in range(3))
+        self.inner, self.norm = BlockLinear(size + blocks * 3 * hidden, size, blocks), RMSNorm(size)
+        self.gates = BlockLinear(size, 3 * size, blocks)
+
+    def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
+        control = control / control.abs().clamp(min=1).detach()
+        inputs = (self.of_memory(h), self.of_latent(z), self.of_control(control))
+        x = torch.cat([F.silu(norm(each)) for norm, each in zip(self.norms, inputs, strict=True)], -1)
+        shared = x.unsqueeze(-2).expand(*x.shape[:-1], self.blocks, -1)
+        x = torch.cat([h.unflatten(-1, (self.blocks, -1)).to(shared), shared], -1).flatten(-2)
+        x = self.gates(F.silu(self.norm(self.inner(x))))
+        reset, candidate, update = (part.flatten(-2) for part in x.unflatten(-1, (self.blocks, -1)).chunk(3, -1))
+        candidate = torch.tanh(reset.sigmoid() * candidate).to(h.dtype)
+        return torch.lerp(h, candidate, (update - 1).sigmoid().to(h.dtype))
