@@ -6,6 +6,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from agents.behaviour import Decision, Memory
 from agents.policies import OneHotCategorical, PolicyFamily, TanhNormal
@@ -36,18 +37,26 @@ class ActorCriticConfig:
     gradient: Literal["auto", "pathwise", "score"] = "auto"  # auto: pathwise for continuous actions, else score
     entropy: float = 3e-3  # weight of the entropy beside normalised returns
     value_output: ScalarOutput = "normal"
-    slow_critic_rate: float = 0.1  # share of the critic that enters its slow copy, the target, per update
+    normalise: bool = True  # returns by the spread of a batch, as DreamerV3; V1 and V2 take them as they are
+    bootstrap: Literal["slow", "own"] = (
+        "slow"  # what values imagined states: the slow copy (V2), or the critic (V1, V3)
+    )
+    slow_critic_rate: float = 0.1  # share of the critic that enters its slow copy (V2: 1, V3: 0.02)
+    slow_critic_every: int = 1  # updates between two such steps (V2: 100)
+    slow_regulariser: float = 0.0  # weight of the slow copy's value as a second target of the critic (V3: 1)
     slow_actor_rate: float = 0.02  # share of the actor that enters its average, the deterministic policy, per update
     scale_rate: float = 0.01  # share of a batch in the running return scale
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=1e-3))
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.layers, self.starts, self.horizon) < 1:
-            raise ValueError("hidden, layers, starts and horizon must be at least 1")
+        if min(self.hidden, self.layers, self.starts, self.horizon, self.slow_critic_every) < 1:
+            raise ValueError("hidden, layers, starts, horizon and slow_critic_every must be at least 1")
+        if self.bootstrap not in ("slow", "own"):
+            raise ValueError(f"bootstrap is slow or own: '{self.bootstrap}'")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
-        if self.entropy < 0:
-            raise ValueError(f"entropy must not be negative: {self.entropy}")
+        if min(self.entropy, self.slow_regulariser) < 0:
+            raise ValueError(f"entropy and slow_regulariser must not be negative: {self}")
         for name in ("slow_critic_rate", "slow_actor_rate", "scale_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1]: {getattr(self, name)}")
@@ -80,6 +89,7 @@ class ActorCritic(nn.Module):
         self.slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)
+        self.updates = 0
         trained = [*self.actor.parameters(), *self.critic.parameters()]
         self.learner = Learner(self.loss, trained, config.learner)
 
@@ -116,14 +126,19 @@ class ActorCritic(nn.Module):
         return Decision(control, memory, control.isfinite().all(-1))
 
     def value(self, feature: Tensor) -> Tensor:
-        """(..., F) -> (...): the slow critic's value, which is what returns bootstrap from."""
-        return self.slow_critic.mean(feature).squeeze(-1)
+        """(..., F) -> (...): what returns bootstrap from. Gradients reach the feature, and never a critic."""
+        if self.config.bootstrap == "slow":
+            return self.slow_critic.mean(feature).squeeze(-1)
+        fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        return self.critic.output.mean(functional_call(self.critic, fixed, (feature,))).squeeze(-1)
 
     def update(self, model: LatentModel, starts: State, alive: Tensor) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
         metrics, report = self.learner.update(model, starts, alive)
         follow(self.slow_actor, self.actor, self.config.slow_actor_rate)
-        follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
+        self.updates += 1
+        if self.updates % self.config.slow_critic_every == 0:
+            follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
         return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
     def loss(self, model: LatentModel, starts: State, alive: Tensor) -> tuple[Tensor, Metrics]:
@@ -135,7 +150,7 @@ class ActorCritic(nn.Module):
         weight = arrival_weights(alive, trajectory.cont, config.discount)
         self.scale.update(returns.detach())
         actor, entropy = self.actor_loss(trajectory, returns, value)
-        critic = -self.critic.log_prob(trajectory.features[:, :-1].detach(), returns.detach().unsqueeze(-1))
+        critic = self.critic_loss(trajectory.features[:, :-1].detach(), returns.detach())
         assert actor.shape == critic.shape == weight.shape == trajectory.reward.shape
         metrics = {
             "imagination/return": returns.mean(),
@@ -147,6 +162,15 @@ class ActorCritic(nn.Module):
             "actor_critic/return_scale": self.scale.value,
         }
         return (weight * (actor + critic)).mean(), {name: value.detach() for name, value in metrics.items()}
+
+    def critic_loss(self, feature: Tensor, returns: Tensor) -> Tensor:
+        """(N, H): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3)."""
+        params = self.critic(feature)
+        loss = -self.critic.output.log_prob(params, returns.unsqueeze(-1))
+        if self.config.slow_regulariser:
+            target = self.slow_critic.mean(feature).detach()
+            loss = loss - self.config.slow_regulariser * self.critic.output.log_prob(params, target)
+        return loss
 
     def imagine(self, model: LatentModel, starts: State) -> Rollout:
         """Trajectories of the current policy; with gradients only where the actor learns through them."""
@@ -164,7 +188,7 @@ class ActorCritic(nn.Module):
         Pathwise: - R_h / S, differentiated through dynamics, reward and value (Dreamer V1, Eq. 7).
         Score: - log pi(u_h | s_h) sg((R_h - v_h) / S) (REINFORCE with a baseline; DreamerV3, Eq. 6).
         """
-        scale = self.scale.value
+        scale = self.scale.value if self.config.normalise else 1.0
         if self.pathwise:
             params = trajectory.policy
             gain = returns / scale

@@ -109,16 +109,25 @@ class CueTask:
         return Prediction({}, reward, torch.zeros_like(reward))
 
 
-@pytest.mark.parametrize("value_output", ["normal", "symlog", "twohot"])
+V1: dict[str, Any] = {"bootstrap": "own", "normalise": False}
+V2: dict[str, Any] = {"slow_critic_rate": 1.0, "slow_critic_every": 20, "normalise": False}
+V3: dict[str, Any] = {"bootstrap": "own", "slow_critic_rate": 0.1, "slow_regulariser": 1.0}  # 0.02 over longer runs
+
+
+@pytest.mark.parametrize(
+    ("value_output", "changes"),
+    [("normal", {}), ("symlog", {}), ("twohot", {}), ("normal", V1), ("normal", V2), ("twohot", V3)],
+    ids=["normal", "symlog", "twohot", "v1", "v2", "v3"],
+)
 @pytest.mark.parametrize("ends", [True, False])
-def test_critic_learns_the_closed_form(value_output: str, ends: bool) -> None:
+def test_critic_learns_the_closed_form(value_output: str, changes: dict[str, Any], ends: bool) -> None:
     """(1 - gamma^(n - t)) / (1 - gamma) where the chain ends after n steps, 1 / (1 - gamma) where it never does."""
     length, discount = 4, 0.8
     chain: Any = Chain(length, ends)
-    learner = ActorCritic(settings(value_output=value_output, discount=discount), length + 1, DISCRETE)
+    learner = ActorCritic(settings(value_output=value_output, discount=discount, **changes), length + 1, DISCRETE)
     starts = chain.starts(5 * (length + 1))
     alive = 1 - starts.code[:, -1] if ends else torch.ones(len(starts.code))
-    for _ in range(250):
+    for _ in range(700 if changes is V3 else 250):
         learner.update(chain, starts, alive)
     values = learner.value(torch.eye(length + 1))[:length]
     left = length - torch.arange(length)
@@ -291,6 +300,57 @@ def test_actor_and_critic_losses_do_not_meet(spec: ActionSpec, gradient: Any) ->
 
 
 @kinds
+def test_a_critic_that_values_for_itself_gets_no_gradient_from_the_actor(spec: ActionSpec, gradient: Any) -> None:
+    starts, alive = Point(torch.randn(16, 3)), torch.ones(16)
+    _, critic = gradients(*smooth(spec, gradient=gradient, bootstrap="own"), starts, alive)
+    _, other = gradients(*smooth(spec, gradient=gradient, bootstrap="own", entropy=10.0), starts, alive)
+    assert same(critic, other)
+    _, learner = smooth(spec, gradient=gradient, bootstrap="own")
+    feature = torch.randn(5, 3, requires_grad=True)
+    torch.testing.assert_close(learner.value(feature), learner.critic.mean(feature).squeeze(-1))
+    assert torch.autograd.grad(learner.value(feature).sum(), feature)[0].abs().sum() > 0
+    with pytest.raises(RuntimeError):  # it depends on no parameter of the critic
+        torch.autograd.grad(learner.value(feature).sum(), list(learner.critic.parameters()))
+
+
+def test_a_slow_critic_is_copied_every_so_many_updates() -> None:
+    model, learner = smooth(CONTINUOUS, slow_critic_rate=1.0, slow_critic_every=3)
+    for update in range(1, 7):
+        learner.update(model, Point(torch.randn(16, 3)), torch.ones(16))
+        pairs = zip(learner.slow_critic.parameters(), learner.critic.parameters(), strict=True)
+        assert all(torch.equal(slow, fast) for slow, fast in pairs) == (update % 3 == 0)
+
+
+def test_the_slow_copy_is_a_second_target_of_the_critic() -> None:
+    _, learner = smooth(CONTINUOUS, slow_regulariser=0.5)
+    _, plain = smooth(CONTINUOUS)
+    feature, returns = torch.randn(4, 5, 3), torch.randn(4, 5)
+    with torch.no_grad():
+        for parameter in learner.slow_critic.parameters():
+            parameter.add_(0.1)
+        slow = learner.slow_critic.mean(feature)
+    expected = plain.critic_loss(feature, returns) - 0.5 * plain.critic.log_prob(feature, slow)
+    torch.testing.assert_close(learner.critic_loss(feature, returns), expected)
+
+
+def test_returns_are_taken_as_they_are_without_normalisation() -> None:
+    """Rewards ten thousand times as large: with normalisation the actor's gradient is that of a unit spread."""
+    starts, alive = Point(torch.randn(16, 3)), torch.ones(16)
+    sizes = {}
+    for normalise in (True, False):
+        for factor in (1.0, 1e4):
+            model, learner = smooth(CONTINUOUS, normalise=normalise, entropy=0.0, discount=0.0)
+            predict = model.predict
+            model.predict = lambda feature, decode=True, p=predict, k=factor: p(feature, decode)._replace(
+                reward=k * p(feature, decode).reward
+            )
+            actor, _ = gradients(model, learner, starts, alive)
+            sizes[normalise, factor] = float(torch.cat([g.flatten() for g in actor]).norm())
+    assert sizes[False, 1e4] == pytest.approx(1e4 * sizes[False, 1.0], rel=1e-3)
+    assert sizes[True, 1e4] < 1e3 * sizes[True, 1.0]
+
+
+@kinds
 def test_terminal_starts_have_no_weight(spec: ActionSpec, gradient: Any) -> None:
     """What a dead start holds changes no gradient, while a living one's content does."""
     alive = torch.tensor([1.0, 0, 1, 0])
@@ -360,3 +420,7 @@ def test_sizes_are_checked() -> None:
         settings(horizon=0)
     with pytest.raises(ValueError, match=r"1\.5"):
         settings(discount=1.5)
+    with pytest.raises(ValueError, match="slow or own: 'fast'"):
+        settings(bootstrap="fast")
+    with pytest.raises(ValueError, match="must not be negative"):
+        settings(slow_regulariser=-1)
