@@ -147,28 +147,35 @@ class Optimiser(ABC):
             greedy: whether an optimiser that draws its answer shall give its best estimate instead.
         """
         params, again = plans
-        count = len(params)
-        sound = torch.ones(count, dtype=torch.bool, device=params.device)
+        count, device = len(params), params.device
+        given = [] if proposals is None else [proposals]
+        sound = torch.ones(count, dtype=torch.bool, device=device)
         for iteration in range(self.iterations):
-            drawn = self.family.sample(params, self.noise(count, self.population(iteration), params.device))
-            given = [] if proposals is None else [proposals]
-            middle = [self.family.mode(params).unsqueeze(1)] if self.last_middle(iteration) else []
-            considered = torch.cat([drawn, again, *middle, *given], 1)
-            value = score(considered)
+            middle = self.family.mode(params)
+            drawn = self.family.sample(params, self.noise(count, self.population(iteration), device))
+            more = [middle.unsqueeze(1)] if self.last_middle(iteration) else []
+            considered = torch.cat([drawn, again, *more, *given], 1)
+            value = score(considered).float()
             assert value.shape == considered.shape[:2], (value.shape, considered.shape)
-            value = value.float()
             sound = sound & (value < torch.inf).all(1)  # False for NaN too
-            value, index = torch.where(value.isfinite(), value, -torch.inf).topk(self.elites, 1)
-            usable = value.isfinite()
-            elites = considered.gather(1, index[..., None, None].expand(-1, -1, *considered.shape[2:]))
-            elites = torch.where(usable[..., None, None], elites, self.family.mode(params).unsqueeze(1))
-            weights = torch.where(usable, self.weights(value - value[:, :1]), 0)
-            known = usable[:, :1, None]  # the best is
+            elites, weights = self.chosen(considered, value, middle)
+            known = weights[:, :1, None] > 0  # the best is
             fitted = self.family.fit(elites, weights / weights.sum(1, keepdim=True))
             params = torch.where(known, torch.lerp(fitted, params, self.momentum), params)
             again = elites[:, : self.kept]
         plan = torch.where(known, self.answer(params, elites, weights, greedy), self.family.mode(params))
         return Search(plan, self.shifted(Plans(params, again)), sound & known.flatten())
+
+    def chosen(self, considered: Tensor, value: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
+        """The elites (N, E, H, A) of plans (N, K, H, A) with scores (N, K), best first, and their weights (N, E).
+
+        Those without a finite score have no weight, and `middle` (N, H, A) stands in their place.
+        """
+        value, index = torch.where(value.isfinite(), value, -torch.inf).topk(self.elites, 1)
+        elites = considered.gather(1, index[..., None, None].expand(-1, -1, *considered.shape[2:]))
+        usable = value.isfinite()
+        elites = torch.where(usable[..., None, None], elites, middle.unsqueeze(1))
+        return elites, torch.where(usable, self.weights(value - value[:, :1]), 0)
 
     def population(self, iteration: int) -> int:
         """How many candidates are drawn."""
