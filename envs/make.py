@@ -9,6 +9,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from envs.suites import dm_control
 from envs.wrappers import ActionRepeat, CheckObservation, RecordState
 
 PLUGINS = {  # id prefix: (module that registers the ids, what pip installs it from)
@@ -27,7 +28,7 @@ class EnvConfig:
         ValueError: if a number is below 1, or `kwargs` sets what has a field of its own.
     """
 
-    id: str = "Pendulum-v1"  # a registered Gymnasium id, or "module:Id" where importing the module registers it
+    id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; "dmc:domain_task"
     num_envs: int = 1  # environments stepped together
     kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor
     action_repeat: int = 1  # frames per environment step; PlaNet uses 2-8, Atari 4
@@ -76,7 +77,9 @@ def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv
 
 
 def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any, Any]:
-    """`gymnasium.make`, with its many errors told as one kind."""
+    """`gymnasium.make`, with its many errors told as one kind; or a task of another suite."""
+    if config.id.startswith(dm_control.PREFIX):
+        return _of_dm_control(config)
     name = _import_home(config.id)
     try:
         return gym.make(name, max_episode_steps=max_episode_steps, **config.kwargs)
@@ -90,6 +93,13 @@ def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any
         raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"environment '{config.id}': {error}") from error
+
+
+def _of_dm_control(config: EnvConfig) -> gym.Env[Any, Any]:
+    try:
+        return dm_control.DMControl(config.id.removeprefix(dm_control.PREFIX), **config.kwargs)
+    except TypeError as error:
+        raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
 
 
 def _import_home(env_id: str) -> str:

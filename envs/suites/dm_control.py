@@ -1,0 +1,85 @@
+"""Tasks of the DeepMind Control Suite (Tassa et al. 2018) as Gymnasium environments. Needs the extra `dmc`."""
+
+import difflib
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+PREFIX = "dmc:"
+
+
+class DMControl(gym.Env[Any, Any]):
+    """A task by its name, "cartpole_swingup", observed as a dictionary of vectors.
+
+    Actions lie in the task's bounds. An episode is truncated after the task's time limit, 1,000 frames for most, and
+    terminates only where the task says that nothing can follow (its discount is 0).
+
+    Raises:
+        ValueError: if dm_control is not installed, or has no such task.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(self, task: str, render_mode: str | None = None, size: int = 64, camera: int = 0) -> None:
+        suite = _suite()
+        known = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(known))}"
+            raise ValueError(f"dm_control has no task '{task}': {hint}")
+        self.suite_env = suite.load(*known[task])
+        self.render_mode, self.size, self.camera = render_mode, size, camera
+        self.observation_space = spaces.Dict(
+            {
+                key: spaces.Box(-np.inf, np.inf, (int(np.prod(value.shape)),), np.float32)
+                for key, value in self.suite_env.observation_spec().items()
+            }
+        )
+        action = self.suite_env.action_spec()
+        self.action_space = spaces.Box(action.minimum.astype(np.float32), action.maximum.astype(np.float32))
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.suite_env.task.random.seed(seed % 2**32)
+        return self._observation(self.suite_env.reset().observation), {}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        step = self.suite_env.step(np.asarray(action, np.float64))
+        terminated = bool(step.last() and step.discount == 0)
+        return self._observation(step.observation), float(step.reward), terminated, step.last() and not terminated, {}
+
+    def _observation(self, named: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {key: np.asarray(value, np.float32).ravel() for key, value in named.items()}
+
+    def state_vector(self) -> np.ndarray:
+        """Positions, velocities and activations of the simulator."""
+        return self.suite_env.physics.get_state()
+
+    def render(self) -> np.ndarray:  # type: ignore[override]
+        """(size, size, 3) uint8."""
+        return self.suite_env.physics.render(self.size, self.size, camera_id=self.camera)
+
+    def close(self) -> None:
+        self.suite_env.close()
+
+
+def _suite() -> Any:
+    """`dm_control.suite`; without a display, it is told to render through EGL before it is imported."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says of a display that nobody asked for
+            from dm_control import suite
+    except ImportError as error:
+        raise ValueError(f"{PREFIX} tasks need dm_control: pip install 'worldmodel[dmc]' ({error})") from error
+    return suite
