@@ -10,7 +10,6 @@ Scores that are not finite count as the worst of all; where none is, the search 
 was no number or infinitely good, which no sound model predicts.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -115,7 +114,7 @@ class MPPIConfig:
             raise ValueError(f"min_std must lie in [0, max_std]: {self.min_std}, {self.max_std}")
 
 
-class Optimiser(ABC):
+class Optimiser:
     """The search that all share; each says how it draws, how it weighs the elites and what it answers.
 
     Args:
@@ -189,13 +188,13 @@ class Optimiser(ABC):
         """(N, K, H, A) of standard normals."""
         return torch.randn(count, candidates, self.horizon, self.spec.width, device=device)
 
-    @abstractmethod
     def weights(self, below: Tensor) -> Tensor:
-        """(N, E) scores less the best of them, in falling order -> positive weights, that need not sum to 1."""
+        """(N, E) scores less the best of them, in falling order -> positive weights, of any sum: all alike."""
+        return torch.ones_like(below)
 
-    @abstractmethod
     def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
-        """(N, H, A): the plan, from what the last iteration found."""
+        """(N, H, A): the plan, from what the last iteration found: the best."""
+        return elites[:, 0]
 
     def shifted(self, plans: Plans) -> Plans:
         """One step on: the first control is taken, the last one open."""
@@ -222,12 +221,6 @@ class RandomShooting(Optimiser):
             return super().noise(count, candidates, device)
         return torch.rand(count, candidates, self.horizon, self.spec.width, device=device) * 2 - 1
 
-    def weights(self, below: Tensor) -> Tensor:
-        return torch.ones_like(below)
-
-    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
-        return elites[:, 0]
-
 
 class CEM(Optimiser):
     """Fits a distribution to the elites, all alike, and answers with its middle."""
@@ -236,9 +229,6 @@ class CEM(Optimiser):
         family = plan_family(spec, config.std)
         super().__init__(family, spec, horizon, config.iterations, config.candidates, config.elites)
         self.warm_start = config.warm_start
-
-    def weights(self, below: Tensor) -> Tensor:
-        return torch.ones_like(below)
 
     def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
         return self.family.mode(params)
@@ -262,12 +252,6 @@ class ICEM(Optimiser):
     def noise(self, count: int, candidates: int, device: torch.device) -> Tensor:
         white = torch.randn(count, candidates, self.spec.width, self.horizon, device=device)
         return (white @ self.colour.to(device)).mT
-
-    def weights(self, below: Tensor) -> Tensor:
-        return torch.ones_like(below)
-
-    def answer(self, params: Tensor, elites: Tensor, weights: Tensor, greedy: bool) -> Tensor:
-        return elites[:, 0]
 
 
 class MPPI(Optimiser):
