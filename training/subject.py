@@ -93,7 +93,7 @@ def _replay_of(file: Path, run: Run) -> SequenceReplay:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        stored, _ = arrays["stored"], arrays["reward"]
+        stored, _ = arrays["stored"], arrays["reward"]  # both, or it is no recording
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
     check_recording(file, arrays)
