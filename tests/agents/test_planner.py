@@ -1,5 +1,6 @@
 """The planning behaviour: what it scores, what it remembers, and what it does when a model breaks."""
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,6 +124,19 @@ def test_bfloat16_ranks_plans_nearly_as_float32_does(member: str) -> None:
     )
     assert half.dtype == torch.float32 and not torch.equal(full, half)
     assert float(torch.corrcoef(torch.stack([full, half]))[0, 1]) > 0.95
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_search_draws_and_scores_as_it_would_without() -> None:
+    model = learned(TORQUE).requires_grad_(False)
+    assert model.reward is not None
+    nn.init.normal_(model.reward.last.weight)  # it begins at zero
+    state, scores = model.initial(2), []
+    for compiled in (False, True):
+        planner = Planner(PlannerConfig(horizon=3, particles=2, compile=compiled), TORQUE)
+        torch.manual_seed(1)
+        scores.append(planner.score_of(model, state)(torch.linspace(-1, 1, 24).reshape(2, 4, 3, 1)))
+    torch.testing.assert_close(*scores)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "onehot"])
