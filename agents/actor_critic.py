@@ -12,9 +12,10 @@ from agents.behaviour import Decision, Memory
 from agents.policies import OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout
+from worldmodel.layers import MLP, LayerConfig
 from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.model import LatentModel, ScalarOutput, scalar_output
-from worldmodel.networks import MLP, Head
+from worldmodel.networks import Head
 from worldmodel.outputs import Normal
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, Rollout, State
@@ -22,6 +23,7 @@ from worldmodel.types import Batch, Rollout, State
 Metrics = dict[str, Tensor]
 
 LIFETIME = 1000.0  # steps that count where nothing is discounted
+COUNTS = ("hidden", "actor_layers", "critic_layers", "starts", "horizon", "slow_critic_every")
 
 
 @dataclass
@@ -29,7 +31,9 @@ class ActorCriticConfig:
     """Actor-critic in imagination."""
 
     hidden: int = 64
-    layers: int = 2
+    actor_layers: int = 2
+    critic_layers: int = 2
+    layer: LayerConfig = field(default_factory=LayerConfig)
     starts: int = 256  # imagined trajectories per update, drawn from the posterior states of the batch
     horizon: int = 15  # imagined steps
     discount: float = 0.99
@@ -49,8 +53,8 @@ class ActorCriticConfig:
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=1e-3))
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.layers, self.starts, self.horizon, self.slow_critic_every) < 1:
-            raise ValueError("hidden, layers, starts, horizon and slow_critic_every must be at least 1")
+        if min(getattr(self, name) for name in COUNTS) < 1:
+            raise ValueError(f"{', '.join(COUNTS)} must be at least 1: {self}")
         if self.bootstrap not in ("slow", "own"):
             raise ValueError(f"bootstrap is slow or own: '{self.bootstrap}'")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
@@ -84,8 +88,9 @@ class ActorCritic(nn.Module):
         self.family: PolicyFamily = (
             OneHotCategorical(action_spec.classes) if discrete else TanhNormal(action_spec.width)
         )
-        self.actor = MLP(feature_size, config.hidden, config.layers, self.family.parameters, output_scale=0.01)
-        self.critic = Head(feature_size, config.hidden, config.layers, scalar_output(config.value_output), 0.0)
+        sizes, layer = (feature_size, config.hidden), config.layer
+        self.actor = MLP(*sizes, config.actor_layers, self.family.parameters, 0.01, layer)
+        self.critic = Head(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)
         self.slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)

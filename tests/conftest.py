@@ -7,6 +7,7 @@ import torch
 
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig
+from worldmodel.layers import LayerConfig
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
@@ -16,7 +17,8 @@ torch.set_num_threads(1)  # small tensors, and other processes share the machine
 OBS = {"x": ObservationSpec((2,)), "phase": ObservationSpec((), classes=(3,), start=(0,))}
 ACTION = ActionSpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0))
 IMAGINING = (
-    *("dkf filter", "dkf smoother", "dvbf filter", "dvbf smoother", "kvae", "storn", "vrnn", "rssm", "rssm blocks"),
+    *("dkf filter", "dkf smoother", "dvbf filter", "dvbf smoother", "kvae", "storn", "vrnn"),
+    *("rssm", "rssm blocks", "rssm plain"),
     *("rvae filter", "rvae smoother", "srnn filter", "srnn smoother", "srnn filter feedback", "srnn smoother feedback"),
     "dsae",
 )  # name, and what is not its default
@@ -59,8 +61,9 @@ def dynamics_config(member: str, size: int) -> DynamicsConfig:
     for choice in choices:
         if choice == "feedback":
             section.feedback = True
-        elif choice == "blocks":
-            section.blocks = 2
+        elif choice in ("blocks", "plain"):
+            section.cell, section.blocks = choice, 2
+            section.layer = LayerConfig("rms") if choice == "blocks" else LayerConfig("none", "elu")
         else:
             section.posterior = choice
     return config

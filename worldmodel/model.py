@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
+from worldmodel.layers import LayerConfig
 from worldmodel.networks import Encoder, Head
 from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, SymlogNormal, TwoHot
 from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
@@ -27,15 +28,25 @@ class ModelConfig:
     latent: LatentConfig = field(default_factory=LatentConfig)
     hidden: int = 64  # width of encoder and heads
     encoder_layers: int = 2
-    head_layers: int = 2
+    decoder_layers: int = 2  # of the heads of observations
+    head_layers: int = 2  # of those of reward and continuation
+    layer: LayerConfig = field(default_factory=LayerConfig)  # of encoder and heads; the dynamics have their own
+    vector_input: Literal["standardised", "symlog"] = "standardised"  # how real vectors enter
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
     reward_output: ScalarOutput = "normal"
     continuation: bool = True  # whether the end of an episode is predicted; PlaNet has tasks without one
 
     def __post_init__(self) -> None:
-        if min(self.hidden, self.encoder_layers) < 1 or self.head_layers < 0:
-            raise ValueError(f"hidden and encoder_layers must be at least 1, head_layers at least 0: {self}")
-        for name, choices in (("vector_output", ("normal", "symlog")), ("reward_output", get_args(ScalarOutput))):
+        if min(self.hidden, self.encoder_layers) < 1 or min(self.decoder_layers, self.head_layers) < 0:
+            raise ValueError(
+                f"hidden and encoder_layers must be at least 1, decoder_layers and head_layers at least 0: {self}"
+            )
+        options = {
+            "vector_input": ("standardised", "symlog"),
+            "vector_output": ("normal", "symlog"),
+            "reward_output": get_args(ScalarOutput),
+        }
+        for name, choices in options.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}: '{getattr(self, name)}'")
 
@@ -117,19 +128,21 @@ class WorldModel(nn.Module):
         config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec, heads: bool = True
     ) -> "WorldModel":
         """The model a config describes, for these observations and actions; without `heads`, of observations alone."""
-        encoder = Encoder(obs_specs, config.hidden, config.encoder_layers)
+        encoder = Encoder(obs_specs, config.hidden, config.encoder_layers, config.layer, config.vector_input)
         name = config.dynamics.name
         sizes = getattr(config.dynamics, name)
         dynamics = DYNAMICS[name](sizes, latent_family(config.latent), action_spec.width, encoder.size)
 
-        def head(output: Output, scale: float = 1.0) -> Head:
-            return Head(dynamics.feature_size, config.hidden, config.head_layers, output, scale)
+        def head(output: Output, layers: int, scale: float = 1.0) -> Head:
+            return Head(dynamics.feature_size, config.hidden, layers, output, scale, config.layer)
 
-        decoders = {key: head(observation_output(spec, config.vector_output)) for key, spec in obs_specs.items()}
+        outputs = {key: observation_output(spec, config.vector_output) for key, spec in obs_specs.items()}
+        decoders = {key: head(output, config.decoder_layers) for key, output in outputs.items()}
         if not heads:
             return WorldModel(encoder, dynamics, decoders)
-        reward = head(scalar_output(config.reward_output), 0.0)
-        return WorldModel(encoder, dynamics, decoders, reward, head(Bernoulli(1)) if config.continuation else None)
+        reward = head(scalar_output(config.reward_output), config.head_layers, 0.0)
+        cont = head(Bernoulli(1), config.head_layers) if config.continuation else None
+        return WorldModel(encoder, dynamics, decoders, reward, cont)
 
     def _decoders(self) -> Iterator[tuple[str, Head]]:
         return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, recurrent cells, and the encoder of vector and discrete observations."""
+"""The encoder of vector and discrete observations, and the heads that emit them."""
 
 from typing import cast
 
@@ -6,93 +6,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.outputs import Output, Standardise
+from worldmodel.layers import MLP, LayerConfig
+from worldmodel.outputs import Output, Standardise, symlog
 from worldmodel.spaces import ObservationSpec, ObservationSpecs
 
 
-class LayerNorm(nn.LayerNorm):
-    """In the precision of its own weights, also where autocast makes products in another: as GPUs have it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
-class MLP(nn.Sequential):
-    """`layers` times (Linear, LayerNorm, SiLU), then a Linear to `outputs`: (..., inputs) -> (..., outputs).
-
-    The biases stand before the norms because a norm forgets the length of its input: without them an observation and
-    its double would look the same. With `outputs=None` the last hidden layer is the result. `output_scale` shrinks
-    the initial last layer; 0 makes the first prediction of every input the same (DreamerV3 starts reward and value
-    there).
-    """
-
-    def __init__(
-        self, inputs: int, hidden: int, layers: int, outputs: int | None = None, output_scale: float = 1.0
-    ) -> None:
-        modules: list[nn.Module] = []
-        for width in [inputs] + [hidden] * (layers - 1) if layers else []:
-            modules += [nn.Linear(width, hidden), LayerNorm(hidden), nn.SiLU()]
-        if outputs is not None:
-            last = nn.Linear(hidden if layers else inputs, outputs)
-            with torch.no_grad():
-                last.weight.mul_(output_scale)
-                last.bias.zero_()
-            modules.append(last)
-        super().__init__(*modules)
-
-
-class GRUCell(nn.Module):
-    """Gated recurrent unit with layer norm on its gates, as in the Dreamer line (Hafner et al. 2020).
-
-    reset = sigmoid(r), candidate = tanh(reset * c), update = sigmoid(u - 1), h' = update c + (1 - update) h, where
-    [r, c, u] = LayerNorm(W x + V h + b). The update gate starts near closed, so that memory is the default.
-    """
-
-    def __init__(self, inputs: int, size: int) -> None:
-        super().__init__()
-        self.of_input = nn.Linear(inputs, 3 * size)
-        self.of_memory = nn.Linear(size, 3 * size, bias=False)
-        self.norm = LayerNorm(3 * size)
-        bound = (inputs + size) ** -0.5  # that of one layer over both
-        for parameter in (self.of_input.weight, self.of_input.bias, self.of_memory.weight):
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        return self.step(self.of_input(x), h)
-
-    def step(self, drive: Tensor, h: Tensor) -> Tensor:
-        """h' from `of_input(x)`, which can be computed for all t at once where x is known."""
-        gates = torch.addmm(drive.flatten(0, -2), h.flatten(0, -2), self.of_memory.weight.mT).view_as(drive)
-        reset, candidate, update = self.norm(gates).chunk(3, -1)
-        candidate = 2 * (2 * reset.sigmoid() * candidate).sigmoid() - 1  # tanh, five times as fast on a CPU
-        return torch.lerp(h, candidate, (update - 1).sigmoid())
-
-
-class PosteriorNet(nn.Module):
-    """context (..., C), evidence -> parameters (..., outputs), through one hidden layer.
-
-    The first layer is split in two, so that the evidence's share of it is one product for all t, outside the loop.
-    """
-
-    def __init__(self, context: int, evidence: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.of_evidence = nn.Linear(evidence, hidden)
-        self.of_context = nn.Linear(context, hidden, bias=False)
-        self.out = nn.Sequential(LayerNorm(hidden), nn.SiLU(), nn.Linear(hidden, outputs))
-
-    def share(self, evidence: Tensor) -> Tensor:
-        """(..., evidence) -> (..., hidden): what `forward` takes."""
-        return self.of_evidence(evidence)
-
-    def forward(self, context: Tensor, share: Tensor) -> Tensor:
-        return self.out(self.of_context(context) + share)
-
-
-def units_of(spec: ObservationSpec) -> nn.Module:
+def units_of(spec: ObservationSpec, vector_input: str) -> nn.Module:
     """What an encoder does to the values of one key before anything else."""
     if spec.binary:
         return Binary()
-    return nn.Identity() if spec.classes else Standardise(spec.width)
+    if spec.classes:
+        return nn.Identity()
+    return Symlog() if vector_input == "symlog" else Standardise(spec.width)
+
+
+class Symlog(nn.Module):
+    """See :func:`worldmodel.outputs.symlog`: large values of any unit, with none to be measured (DreamerV3)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return symlog(x)
 
 
 class Binary(nn.Module):
@@ -107,16 +39,23 @@ class Encoder(nn.Module):
 
     A binary variable is its own code; one of more classes is given by its index, or already as a one-hot code.
 
-    The norm after the first layer bounds what an outlier can do.
+    The norm after the first layer, where there is one, bounds what an outlier can do.
     """
 
-    def __init__(self, specs: ObservationSpecs, hidden: int, layers: int) -> None:
+    def __init__(
+        self,
+        specs: ObservationSpecs,
+        hidden: int,
+        layers: int,
+        layer: LayerConfig | None = None,
+        vector_input: str = "standardised",
+    ) -> None:
         super().__init__()
         self.keys, self.size = list(specs), hidden
         self.classes = [() if spec.binary else spec.classes for spec in specs.values()]
-        self.units = nn.ModuleList(units_of(spec) for spec in specs.values())
+        self.units = nn.ModuleList(units_of(spec, vector_input) for spec in specs.values())
         self.widths = [spec.width if spec.binary else sum(spec.classes) or spec.width for spec in specs.values()]
-        self.mlp = MLP(sum(self.widths), hidden, layers)
+        self.mlp = MLP(sum(self.widths), hidden, layers, layer=layer)
 
     @torch.no_grad()
     def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
@@ -147,9 +86,17 @@ class Encoder(nn.Module):
 class Head(nn.Module):
     """An emission of the latent state: an MLP whose last layer an :class:`Output` reads as a distribution."""
 
-    def __init__(self, inputs: int, hidden: int, layers: int, output: Output, output_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        layers: int,
+        output: Output,
+        output_scale: float = 1.0,
+        layer: LayerConfig | None = None,
+    ) -> None:
         super().__init__()
-        self.mlp = MLP(inputs, hidden, layers, output.parameters_size, output_scale)
+        self.mlp = MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer)
         self.output = output
 
     def forward(self, feature: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ def settings(**changes: Any) -> ActorCriticConfig:
     """Everything these tests depend on, whatever the defaults are tuned to."""
     base: dict[str, Any] = {
         "hidden": 32,
-        "layers": 1,
+        "actor_layers": 1,
+        "critic_layers": 1,
         "horizon": 3,
         "discount": 0.8,
         "lambda_": 0.95,

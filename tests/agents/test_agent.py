@@ -46,7 +46,7 @@ def untrained(
     model = WorldModel.build(config, specs, control)
     if random:
         return Agent(model, RandomBehaviour(control), specs, control)
-    behaviour = ActorCritic(ActorCriticConfig(hidden=16, layers=1), model.feature_size, control)
+    behaviour = ActorCritic(ActorCriticConfig(hidden=16, actor_layers=1, critic_layers=1), model.feature_size, control)
     with torch.no_grad():
         for parameter in behaviour.parameters():
             parameter.copy_(torch.randn_like(parameter))

@@ -68,7 +68,8 @@ def dynamics(member: str) -> dict[str, Any]:
     known = {field.name for field in fields(getattr(DynamicsConfig(), name))}
     section: dict[str, Any] = {key: value for key, value in SIZES.items() if key in known}
     for choice in choices:
-        section |= {"feedback": {"feedback": True}, "blocks": {"blocks": 2}}.get(choice, {"posterior": choice})
+        cell = {"cell": choice, "blocks": 2}
+        section |= {"feedback": {"feedback": True}, "blocks": cell, "plain": cell}.get(choice, {"posterior": choice})
     return {"name": name, name: section}
 
 

@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
         "latent": {"size": 4, "groups": 3, "classes": 3},
         "dynamics": {"name": "rssm", "rssm": {"deter": 16, "hidden": 16}, "dkf": {"hidden": 16}},
     },
-    "behaviour": {"actor_critic": {"hidden": 16, "layers": 1, "starts": 8, "horizon": 3}},
+    "behaviour": {"actor_critic": {"hidden": 16, "actor_layers": 1, "critic_layers": 1, "starts": 8, "horizon": 3}},
     "replay": {"batch_size": 4, "window": 8, "capacity": 1000},
     "training": {"steps": 60, "prefill": 24, "pretrain": 2, "replay_ratio": 8, "log_every": 10, "threads": 1},
     "evaluation": {"every": 30, "episodes": 2, "final_episodes": 3},

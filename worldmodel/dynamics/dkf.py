@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.summary import Recurrence, leaving
-from worldmodel.networks import MLP, PosteriorNet
+from worldmodel.layers import MLP, PosteriorNet
 from worldmodel.types import State
 
 

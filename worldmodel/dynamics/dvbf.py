@@ -10,7 +10,7 @@ from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.linear_mixture import LinearMixture
 from worldmodel.dynamics.summary import Recurrence, leaving
-from worldmodel.networks import MLP, PosteriorNet
+from worldmodel.layers import MLP, PosteriorNet
 from worldmodel.types import State
 
 

@@ -11,7 +11,8 @@ from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.linear_mixture import LinearMixture, mixed
 from worldmodel.kalman import Moments
-from worldmodel.networks import MLP, GRUCell
+from worldmodel.layers import MLP
+from worldmodel.recurrent import GRUCell
 from worldmodel.types import State
 
 

@@ -1,15 +1,15 @@
 """Recurrent state-space model (Hafner et al. 2019, "Learning Latent Dynamics for Planning from Pixels")."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.block_gru import BlockGRU
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.networks import MLP, GRUCell, PosteriorNet
+from worldmodel.layers import MLP, LayerConfig, PosteriorNet
+from worldmodel.recurrent import BlockGRU, GRUCell
 from worldmodel.types import State
 
 
@@ -19,13 +19,18 @@ class RSSMConfig:
 
     deter: int = 64  # width of the recurrent h_t
     hidden: int = 64  # width of the layers around it
-    blocks: int = 0  # of a GRU in blocks (DreamerV3: 8), which deter is divided into; 0: one with a layer norm
+    cell: Literal["norm", "plain", "blocks"] = "norm"  # GRU with layer norm (V2), without (PlaNet, V1), in blocks (V3)
+    blocks: int = 8  # that deter is divided into
+    prior_layers: int = 1  # hidden layers of p(z_t | h_t); DreamerV3 has 2
+    layer: LayerConfig = field(default_factory=LayerConfig)
 
     def __post_init__(self) -> None:
-        if min(self.deter, self.hidden) < 1:
-            raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
-        if self.blocks < 0 or (self.blocks and self.deter % self.blocks):
-            raise ValueError(f"blocks must divide deter {self.deter}, or be 0: {self.blocks}")
+        if min(self.deter, self.hidden, self.blocks, self.prior_layers) < 1:
+            raise ValueError(f"deter, hidden, blocks and prior_layers must be at least 1: {self}")
+        if self.cell not in ("norm", "plain", "blocks"):
+            raise ValueError(f"cell is norm, plain or blocks: '{self.cell}'")
+        if self.cell == "blocks" and self.deter % self.blocks:
+            raise ValueError(f"blocks must divide deter {self.deter}: {self.blocks}")
 
 
 class RSSMState(NamedTuple):
@@ -38,14 +43,23 @@ class RSSMContext(NamedTuple):
 
 
 class Core(nn.Module):
-    """h_t = GRU(h_{t-1}, z_{t-1}, u_{t-1}), with layer norm (Dreamer V1, V2)."""
+    """h_t = GRU(h_{t-1}, MLP(z_{t-1}, u_{t-1})) (PlaNet, Dreamer V1 and V2)."""
 
-    def __init__(self, latent: int, control: int, hidden: int, size: int) -> None:
+    def __init__(self, latent: int, control: int, config: RSSMConfig) -> None:
         super().__init__()
-        self.input, self.cell = MLP(latent + control, hidden, layers=1), GRUCell(hidden, size)
+        self.input = MLP(latent + control, config.hidden, layers=1, layer=config.layer)
+        cell = GRUCell if config.cell == "norm" else nn.GRUCell
+        self.cell = cell(config.hidden, config.deter)
 
     def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
         return self.cell(self.input(torch.cat([z, control], -1)), h)
+
+
+def core(latent: int, control: int, config: RSSMConfig) -> nn.Module:
+    """z_{t-1}, u_{t-1}, h_{t-1} -> h_t."""
+    if config.cell == "blocks":
+        return BlockGRU(latent, control, config.hidden, config.deter, config.blocks)
+    return Core(latent, control, config)
 
 
 class RSSM(SequentialVAE):
@@ -68,10 +82,10 @@ class RSSM(SequentialVAE):
         super().__init__()
         self.latent, self.deter_size = latent, config.deter
         self.feature_size = config.deter + latent.size
-        sizes = (latent.size, control_size, config.hidden, config.deter)
-        self.core = BlockGRU(*sizes, config.blocks) if config.blocks else Core(*sizes)
-        self.prior_net = MLP(config.deter, config.hidden, 1, latent.parameters)
-        self.posterior_net = PosteriorNet(config.deter, embed_size, config.hidden, latent.parameters)
+        self.core = core(latent.size, control_size, config)
+        layer = config.layer
+        self.prior_net = MLP(config.deter, config.hidden, config.prior_layers, latent.parameters, layer=layer)
+        self.posterior_net = PosteriorNet(config.deter, embed_size, config.hidden, latent.parameters, layer)
 
     def initial(self, batch_size: int) -> RSSMState:
         like = self.posterior_net.of_context.weight

@@ -9,7 +9,8 @@ from torch import Tensor
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.summary import Recurrence, leaving
-from worldmodel.networks import MLP, GRUCell, PosteriorNet
+from worldmodel.layers import MLP, PosteriorNet
+from worldmodel.recurrent import GRUCell
 from worldmodel.types import State
 
 

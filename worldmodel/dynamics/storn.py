@@ -8,7 +8,8 @@ from torch import Tensor
 
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.networks import MLP, GRUCell, PosteriorNet
+from worldmodel.layers import MLP, PosteriorNet
+from worldmodel.recurrent import GRUCell
 from worldmodel.types import State
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.networks import GRUCell
+from worldmodel.recurrent import GRUCell
 from worldmodel.scan import scan
 from worldmodel.types import restart
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.networks import MLP
+from worldmodel.layers import MLP
 from worldmodel.types import State
 
 

@@ -1,0 +1,50 @@
+"""Hidden layers against their formulas, and what a config of them may not be."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worldmodel.layers import MLP, LayerConfig, PosteriorNet
+from worldmodel.networks import Encoder
+from worldmodel.spaces import ObservationSpec
+
+NORMED = {
+    "none": lambda x: x,
+    "layer": lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, correction=0, keepdim=True) + 1e-5).sqrt(),
+    "rms": lambda x: x / (x.square().mean(-1, keepdim=True) + 1e-4).sqrt(),
+}
+ACTIVE = {"silu": F.silu, "elu": F.elu, "relu": F.relu}
+
+
+@pytest.mark.parametrize("norm", NORMED)
+@pytest.mark.parametrize("activation", ACTIVE)
+def test_a_hidden_layer_is_linear_then_norm_then_activation(norm: str, activation: str) -> None:
+    torch.manual_seed(0)
+    layer = LayerConfig(norm, activation)  # type: ignore[arg-type]
+    x, share = torch.randn(5, 3), torch.randn(5, 8)
+
+    def hidden(y: Tensor) -> Tensor:
+        return ACTIVE[activation](NORMED[norm](y))
+
+    mlp = MLP(3, 8, 2, 4, layer=layer)
+    first, second, last = (module for module in mlp if isinstance(module, nn.Linear))
+    torch.testing.assert_close(mlp(x), last(hidden(second(hidden(first(x))))))
+    posterior = PosteriorNet(3, 6, 8, 4, layer)
+    last = posterior.out[-1]
+    torch.testing.assert_close(posterior(x, share), last(hidden(posterior.of_context(x) + share)))
+
+
+@pytest.mark.parametrize("wrong", [{"norm": "batch"}, {"activation": "tanh"}])
+def test_a_layer_names_what_it_does_not_know(wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=f"'{next(iter(wrong.values()))}'"):
+        LayerConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_symlog_inputs_need_no_units() -> None:
+    encoder = Encoder({"x": ObservationSpec((1,))}, 4, 1, vector_input="symlog")
+    x = torch.tensor([[0.0], [9.0], [-99.0]])
+    before = encoder({"x": x})
+    encoder.fit({"x": x}, torch.ones(3))
+    torch.testing.assert_close(encoder({"x": x}), before)
+    torch.testing.assert_close(before, encoder.mlp(torch.tensor([[0.0], [2.302585], [-4.605170]])))
