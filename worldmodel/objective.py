@@ -21,6 +21,7 @@ class ObjectiveConfig:
 
     beta: float = 1.0
     free_nats: float = 1.0  # nats per step below which the KL is not pushed (Kingma et al. 2016; PlaNet 3, V3 1)
+    free_nats_for: Literal["posterior", "both", "batch"] = "posterior"  # both: V3; batch: its mean, of both (V1)
     balance: float | None = None  # share of the KL whose gradient goes to p, the rest to q (DreamerV2, Eq. 2)
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
     anneal: int = 0  # updates over which beta goes from beta_start, and free_nats from free_nats_start
@@ -33,6 +34,8 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.bound not in ("elbo", "iwae", "fivo"):
             raise ValueError(f"bound is elbo, iwae or fivo: '{self.bound}'")
+        if self.free_nats_for not in ("posterior", "both", "batch"):
+            raise ValueError(f"free_nats_for is posterior, both or batch: '{self.free_nats_for}'")
         if self.bound != "elbo" and (self.beta != 1 or self.balance is not None or self.weights):
             raise ValueError(f"beta, balance and weights shape the elbo; with bound: {self.bound} leave them out")
         if self.particles < 1 or not 0 < self.resample <= 1 or self.anneal < 0:
@@ -50,6 +53,7 @@ class ObjectiveConfig:
         unused = {
             "free_nats": self.bound != "elbo" and self.free_nats not in (0, ObjectiveConfig.free_nats),
             "particles": self.bound == "elbo" and self.particles != ObjectiveConfig.particles,
+            "free_nats_for": self.bound != "elbo" and self.free_nats_for != ObjectiveConfig.free_nats_for,
             "resample": self.bound != "fivo" and self.resample != ObjectiveConfig.resample,
         }
         for name in (name for name, is_unused in unused.items() if is_unused):
@@ -78,7 +82,11 @@ def annealed(config: ObjectiveConfig, updates: int, device: torch.device | str =
 
 
 def trained_kl(
-    model: WorldModel, inference: Inference, config: ObjectiveConfig, free_nats: Tensor | None = None
+    model: WorldModel,
+    inference: Inference,
+    config: ObjectiveConfig,
+    free_nats: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """(B, T): the KL as it is trained, its gradient split between prior and posterior (derivation Eq. 42, 43).
 
@@ -87,11 +95,19 @@ def trained_kl(
     Without balance both shares are whole, and the value is max(free_nats, KL), counted once.
 
     Free nats hold for the posterior alone: a prior that is not pushed either would stop learning the dynamics just
-    where they are almost known.
+    where they are almost known. The papers spare both, step by step (V3) or in the batch's mean over `mask` (V1).
     """
     kl, free = model.dynamics.latent.kl, config.free_nats if free_nats is None else free_nats
     to_prior = kl(inference.posterior.detach(), inference.prior)
-    to_posterior = kl(inference.posterior, inference.prior.detach()).clamp(min=free)
+    to_posterior = kl(inference.posterior, inference.prior.detach())
+    if config.free_nats_for == "batch":
+        mask = torch.ones_like(to_prior) if mask is None else mask
+        enough = (to_prior * mask).sum() / mask.sum() > free
+        to_prior, to_posterior = (torch.where(enough, each, free) for each in (to_prior, to_posterior))
+    else:
+        to_posterior = to_posterior.clamp(min=free)
+        if config.free_nats_for == "both":
+            to_prior = to_prior.clamp(min=free)
     if config.balance is None:
         return to_posterior + (to_prior - to_prior.detach())
     return config.balance * to_prior + (1 - config.balance) * to_posterior
@@ -130,7 +146,7 @@ def objective(
     beta, free_nats = (config.beta, None) if now is None else now
     if config.bound == "elbo":
         fit = torch.stack([config.weights.get(key, 1.0) * log for key, log in elbo.log_likelihood.items()]).sum(0)
-        loss = beta * trained_kl(model, inference, config, free_nats) * batch.mask - fit
+        loss = beta * trained_kl(model, inference, config, free_nats, batch.mask) * batch.mask - fit
     else:
         loss = -particle_bound(model, batch, config, beta)
     assert loss.shape == batch.reward.shape, (loss.shape, batch.reward.shape)

@@ -96,7 +96,14 @@ def test_an_annealed_bound_of_one_particle_is_the_annealed_elbo(
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"beta": -1.0}, {"free_nats": -0.5}, {"balance": 1.5}, {"free_nats_start": 2.5}, {"beta_start": -0.75}),
+        *(
+            {"free_nats_for": "prior"},
+            {"beta": -1.0},
+            {"free_nats": -0.5},
+            {"balance": 1.5},
+            {"free_nats_start": 2.5},
+            {"beta_start": -0.75},
+        ),
         *(
             {"bound": "evidence"},
             {"particles": 0},
@@ -114,7 +121,9 @@ def test_objective_config_refuses_nonsense(wrong: dict[str, Any]) -> None:
         ObjectiveConfig(**wrong)
 
 
-@pytest.mark.parametrize("shape", [{"beta": 0.5}, {"balance": 0.8}, {"weights": {"x": 2.0}}, {"free_nats": 5.0}])
+@pytest.mark.parametrize(
+    "shape", [{"beta": 0.5}, {"balance": 0.8}, {"weights": {"x": 2.0}}, {"free_nats": 5.0}, {"free_nats_for": "both"}]
+)
 def test_what_shapes_the_elbo_does_not_go_with_another_bound(shape: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="bound: fivo"):
         ObjectiveConfig(bound="fivo", **shape)
@@ -159,6 +168,34 @@ def test_free_nats_free_the_posterior_alone(build: Build, window: Window, balanc
     assert (to_posterior[~below].abs().sum(-1) > 0).all() and (to_prior.abs().sum(-1) > 0).all()
     if balance is None:
         torch.testing.assert_close(trained, kl.clamp(min=middle))
+
+
+def test_free_nats_free_the_prior_as_well_in_version_3(build: Build, window: Window) -> None:
+    model = build("rssm", "onehot")
+    inference = leaves(model, window(3, 5))
+    kl = trained_kl(model, inference, ObjectiveConfig(free_nats=0))
+    middle = float(kl.detach().median())
+    config = ObjectiveConfig(free_nats=middle, free_nats_for="both", balance=0.8)
+    trained = trained_kl(model, inference, config)
+    torch.testing.assert_close(trained, kl.clamp(min=middle))
+    for gradient in gradients(trained, inference):
+        assert (gradient[kl < middle] == 0).all() and (gradient[kl > middle].abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_free_nats_of_the_batch_are_judged_by_its_mean_over_recorded_steps(
+    build: Build, window: Window, share: float
+) -> None:
+    model, batch = build("rssm"), padded(window(3, 5))
+    inference = leaves(model, batch)
+    kl = trained_kl(model, inference, ObjectiveConfig(free_nats=0))
+    mean = float((kl * batch.mask).sum() / batch.mask.sum())
+    config = ObjectiveConfig(free_nats=share * mean, free_nats_for="batch")
+    trained = trained_kl(model, inference, config, mask=batch.mask)
+    expected = mean if share < 1 else share * mean
+    assert float((trained * batch.mask).sum() / batch.mask.sum()) == pytest.approx(expected)
+    moved = [bool((gradient != 0).any()) for gradient in gradients(trained, inference)]
+    assert moved == [share < 1] * 2
 
 
 # The learner.
