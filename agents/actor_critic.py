@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.behaviour import Decision, Memory
-from agents.policies import OneHotCategorical, PolicyFamily, TanhNormal
+from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout
 from worldmodel.layers import MLP, LayerConfig
@@ -38,6 +38,8 @@ class ActorCriticConfig:
     horizon: int = 15  # imagined steps
     discount: float = 0.99
     lambda_: float = 0.95
+    policy: Literal["tanh", "clipped"] = "tanh"  # of continuous actions: squashed (V1), or clipped (V3)
+    initial_std: float = 1.0  # of a squashed one, before the squashing (V1: 5)
     gradient: Literal["auto", "pathwise", "score"] = "auto"  # auto: pathwise for continuous actions, else score
     entropy: float = 3e-3  # weight of the entropy beside normalised returns
     value_output: ScalarOutput = "normal"
@@ -55,8 +57,10 @@ class ActorCriticConfig:
     def __post_init__(self) -> None:
         if min(getattr(self, name) for name in COUNTS) < 1:
             raise ValueError(f"{', '.join(COUNTS)} must be at least 1: {self}")
-        if self.bootstrap not in ("slow", "own"):
-            raise ValueError(f"bootstrap is slow or own: '{self.bootstrap}'")
+        if self.bootstrap not in ("slow", "own") or self.policy not in ("tanh", "clipped"):
+            raise ValueError(f"bootstrap is slow or own, policy tanh or clipped: '{self.bootstrap}', '{self.policy}'")
+        if self.initial_std <= 0:
+            raise ValueError(f"initial_std must be positive: {self.initial_std}")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
         if min(self.entropy, self.slow_regulariser) < 0:
@@ -73,6 +77,13 @@ def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
             average.lerp_(latest, rate)
 
 
+def policy_family(config: ActorCriticConfig, spec: ActionSpec) -> PolicyFamily:
+    """The distribution of controls that a config names."""
+    if spec.classes:
+        return OneHotCategorical(spec.classes)
+    return ClippedNormal(spec.width) if config.policy == "clipped" else TanhNormal(spec.width, config.initial_std)
+
+
 class ActorCritic(nn.Module):
     """A policy and a value function over latent features.
 
@@ -85,9 +96,7 @@ class ActorCritic(nn.Module):
         self.config = config
         discrete = bool(action_spec.classes)
         self.pathwise = config.gradient == "pathwise" or (config.gradient == "auto" and not discrete)
-        self.family: PolicyFamily = (
-            OneHotCategorical(action_spec.classes) if discrete else TanhNormal(action_spec.width)
-        )
+        self.family = policy_family(config, action_spec)
         sizes, layer = (feature_size, config.hidden), config.layer
         self.actor = MLP(*sizes, config.actor_layers, self.family.parameters, 0.01, layer)
         self.critic = Head(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)

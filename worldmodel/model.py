@@ -35,12 +35,15 @@ class ModelConfig:
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
     reward_output: ScalarOutput = "normal"
     continuation: bool = True  # whether the end of an episode is predicted; PlaNet has tasks without one
+    continuation_discount: float = 1.0  # what a step that goes on counts as; V3: 1 - 1/333, and 1 in the behaviour
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.encoder_layers) < 1 or min(self.decoder_layers, self.head_layers) < 0:
             raise ValueError(
                 f"hidden and encoder_layers must be at least 1, decoder_layers and head_layers at least 0: {self}"
             )
+        if not 0 < self.continuation_discount <= 1:
+            raise ValueError(f"continuation_discount must lie in (0, 1]: {self.continuation_discount}")
         options = {
             "vector_input": ("standardised", "symlog"),
             "vector_output": ("normal", "symlog"),
@@ -102,6 +105,7 @@ class WorldModel(nn.Module):
         dynamics: a member of the family.
         decoders: {key: head} for every observation key.
         reward, cont: heads of the reward and of the continuation flag; None where that is not to be explained.
+        discount: the continuation of a step that goes on, as a share of 1.
     Raises:
         ValueError: if an observation key is called like one of those two emissions.
     """
@@ -113,9 +117,10 @@ class WorldModel(nn.Module):
         decoders: dict[str, Head],
         reward: Head | None = None,
         cont: Head | None = None,
+        discount: float = 1.0,
     ) -> None:
         super().__init__()
-        self.encoder, self.dynamics = encoder, dynamics
+        self.encoder, self.dynamics, self.discount = encoder, dynamics, discount
         self.keys = list(decoders)
         self.decoders = nn.ModuleList(decoders.values())  # a list: a key may hold characters a module's name may not
         self.reward, self.cont = reward, cont
@@ -142,7 +147,7 @@ class WorldModel(nn.Module):
             return WorldModel(encoder, dynamics, decoders)
         reward = head(scalar_output(config.reward_output), config.head_layers, 0.0)
         cont = head(Bernoulli(1), config.head_layers) if config.continuation else None
-        return WorldModel(encoder, dynamics, decoders, reward, cont)
+        return WorldModel(encoder, dynamics, decoders, reward, cont, config.continuation_discount)
 
     def _decoders(self) -> Iterator[tuple[str, Head]]:
         return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)
@@ -212,7 +217,7 @@ class WorldModel(nn.Module):
         if self.reward is not None:
             logs[REWARD] = self.reward.log_prob(feature, batch.reward.unsqueeze(-1)) * ~batch.is_first
         if self.cont is not None:
-            logs[CONTINUE] = self.cont.log_prob(feature, 1 - batch.is_terminal.float().unsqueeze(-1))
+            logs[CONTINUE] = self.cont.log_prob(feature, self.discount * (1 - batch.is_terminal.float()).unsqueeze(-1))
         return logs
 
     def elbo(self, batch: Batch, inference: Inference | None = None) -> Elbo:

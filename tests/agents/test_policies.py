@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from agents.policies import OneHotCategorical, TanhNormal
+from agents.policies import ClippedNormal, OneHotCategorical, TanhNormal
 
 CLASSES = (2, 5, 3)
 DRAWS = 20_000
@@ -117,6 +117,44 @@ def test_tanh_normal_sample_is_pathwise_differentiable() -> None:
     d_mean = 1 - (base.loc / 5).square()
     d_std = torch.sigmoid(params.detach()[:, 1:] + math.log(math.e - 1))
     torch.testing.assert_close(gradient, torch.cat([slope * d_mean, slope * noise * d_std], -1), rtol=1e-3, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------- ClippedNormal
+
+
+@pytest.mark.parametrize(("mean", "raw"), [(0.0, 0.0), (0.6, 3.0), (-2.0, -1.0)])
+def test_clipped_normal_has_mass_at_its_bounds_and_density_between(mean: float, raw: float) -> None:
+    family, params = ClippedNormal(1), torch.tensor([mean, raw])
+    grid = torch.linspace(-1 + 1e-6, 1 - 1e-6, 20_001).unsqueeze(-1)
+    inside = torch.trapezoid(family.log_prob(params.expand(len(grid), 2), grid).exp(), grid.squeeze(-1))
+    below, above = family.log_prob(params.expand(2, 2), torch.tensor([[-1.0], [1.0]])).exp()
+    assert float(inside + below + above) == pytest.approx(1, abs=1e-4)
+    sample = family.sample(params.expand(DRAWS, 2))
+    for bound, mass in ((-1.0, below), (1.0, above)):
+        error = 5 * float(mass * (1 - mass) / DRAWS) ** 0.5 + 1e-9
+        assert float((sample == bound).float().mean()) == pytest.approx(float(mass), abs=error)
+    std = 0.1 + 0.9 / (1 + math.exp(-raw - 2))
+    torch.testing.assert_close(family.entropy(params), Normal(0.0, std).entropy())
+    torch.testing.assert_close(family.mode(params), torch.tensor([math.tanh(mean)]))
+
+
+def test_clipped_normal_score_is_the_gradient_of_the_expectation() -> None:
+    """E[u] of a clipped Gaussian in closed form; its derivative against the score-function estimate."""
+    family = ClippedNormal(1)
+    params = torch.tensor([0.8, -0.4], dtype=torch.float64, requires_grad=True)
+    mean, std = family.moments(params)
+    low, high = (-1 - mean) / std, (1 - mean) / std
+    normal = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+    inside = normal.cdf(high) - normal.cdf(low)
+    density = normal.log_prob(low).exp() - normal.log_prob(high).exp()
+    expectation = mean * inside + std * density - normal.cdf(low) + (1 - normal.cdf(high))
+    (exact,) = torch.autograd.grad(expectation.sum(), params)
+    rows = params.detach().expand(20 * DRAWS, 2).clone().requires_grad_()
+    control = family.sample(rows).detach()
+    gain = (control - control.mean()).squeeze(-1)  # a baseline
+    (scores,) = torch.autograd.grad((gain * family.log_prob(rows, control)).sum(), rows)
+    error = 5 * scores.std(0) / len(rows) ** 0.5
+    assert ((scores.mean(0) - exact).abs() < error).all()
 
 
 # ------------------------------------------------------------------------------------- OneHotCategorical

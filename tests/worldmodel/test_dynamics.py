@@ -116,6 +116,10 @@ def test_a_reset_brings_no_reward_and_only_termination_ends_the_return(build: Bu
     assert torch.equal(logs["reward"] == 0, batch.is_first)
     cont = model.predict(model.feature(inference.states)).cont
     torch.testing.assert_close(logs["continue"].exp(), torch.where(is_terminal, 1 - cont, cont))
+    model.discount = 0.9  # of which the log likelihood of a step that goes on is the cross entropy
+    logs = model.elbo(batch, inference).log_likelihood
+    goes_on = 0.9 * cont.log() + 0.1 * (1 - cont).log()
+    torch.testing.assert_close(logs["continue"], torch.where(is_terminal, (1 - cont).log(), goes_on))
 
 
 def test_kl_is_not_negative(model: WorldModel, batch: Batch) -> None:
