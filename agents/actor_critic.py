@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.behaviour import Decision, Memory
+from agents.noise import PinkNoise
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout
@@ -41,6 +42,7 @@ class ActorCriticConfig:
     policy: Literal["tanh", "clipped"] = "tanh"  # of continuous actions: squashed (V1), or clipped (V3)
     initial_std: float = 1.0  # of a squashed one, before the squashing (V1: 5)
     gradient: Literal["auto", "pathwise", "score"] = "auto"  # auto: pathwise for continuous actions, else score
+    noise: Literal["white", "pink"] = "white"  # of continuous actions while exploring: over time, see agents/noise.py
     entropy: float = 3e-3  # weight of the entropy beside normalised returns
     value_output: ScalarOutput = "normal"
     normalise: bool = True  # returns by the spread of a batch, as DreamerV3; V1 and V2 take them as they are
@@ -59,8 +61,8 @@ class ActorCriticConfig:
             raise ValueError(f"{', '.join(COUNTS)} must be at least 1: {self}")
         if self.bootstrap not in ("slow", "own") or self.policy not in ("tanh", "clipped"):
             raise ValueError(f"bootstrap is slow or own, policy tanh or clipped: '{self.bootstrap}', '{self.policy}'")
-        if self.initial_std <= 0:
-            raise ValueError(f"initial_std must be positive: {self.initial_std}")
+        if self.initial_std <= 0 or self.noise not in ("white", "pink"):
+            raise ValueError(f"initial_std must be positive, noise white or pink: {self.initial_std}, '{self.noise}'")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
         if min(self.entropy, self.slow_regulariser) < 0:
@@ -84,6 +86,12 @@ def policy_family(config: ActorCriticConfig, spec: ActionSpec) -> PolicyFamily:
     return ClippedNormal(spec.width) if config.policy == "clipped" else TanhNormal(spec.width, config.initial_std)
 
 
+class PinkMemory(NamedTuple):
+    """Of exploration."""
+
+    processes: Tensor  # (N, A, K)
+
+
 class ActorCritic(nn.Module):
     """A policy and a value function over latent features.
 
@@ -97,6 +105,8 @@ class ActorCritic(nn.Module):
         discrete = bool(action_spec.classes)
         self.pathwise = config.gradient == "pathwise" or (config.gradient == "auto" and not discrete)
         self.family = policy_family(config, action_spec)
+        self.pink = PinkNoise() if config.noise == "pink" and not discrete else None
+        self.width = action_spec.width
         sizes, layer = (feature_size, config.hidden), config.layer
         self.actor = MLP(*sizes, config.actor_layers, self.family.parameters, 0.01, layer)
         self.critic = Head(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)
@@ -124,7 +134,8 @@ class ActorCritic(nn.Module):
                     output.keep(critic.last, *change)
 
     def initial(self, count: int) -> Memory:
-        return ()
+        device = self.slow_critic.last.weight.device
+        return () if self.pink is None else PinkMemory(self.pink.initial(count, self.width, device=device))
 
     def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
         """A sample of the actor, or the mode of its slow average.
@@ -135,8 +146,11 @@ class ActorCritic(nn.Module):
         feature = model.feature(state)
         if deterministic:
             control = self.family.mode(self.slow_actor(feature))
-        else:
+        elif self.pink is None:
             control = self.family.sample(self.actor(feature))
+        else:
+            noise, processes = self.pink.step(memory.processes)
+            control, memory = self.family.sample(self.actor(feature), noise), PinkMemory(processes)
         return Decision(control, memory, control.isfinite().all(-1))
 
     def value(self, feature: Tensor) -> Tensor:

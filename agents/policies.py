@@ -16,8 +16,12 @@ class PolicyFamily(ABC):
     parameters: int
 
     @abstractmethod
-    def sample(self, params: Tensor) -> Tensor:
-        """A control; differentiable in the parameters where the family allows it."""
+    def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A control; differentiable in the parameters where the family allows it.
+
+        Args:
+            noise: (..., A), standard normal: what a Gaussian is drawn with. Others draw their own.
+        """
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
@@ -51,9 +55,9 @@ class TanhNormal(PolicyFamily):
         mean, raw = params.chunk(2, -1)
         return self.limit * torch.tanh(mean / self.limit), positive(raw + self.shift) + self.min_std
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, std = self.moments(params)
-        return torch.tanh(torch.addcmul(mean, std, torch.randn_like(std)))
+        return torch.tanh(torch.addcmul(mean, std, torch.randn_like(std) if noise is None else noise))
 
     def mode(self, params: Tensor) -> Tensor:
         return torch.tanh(self.moments(params)[0])
@@ -91,9 +95,9 @@ class ClippedNormal(PolicyFamily):
         mean, raw = params.chunk(2, -1)
         return torch.tanh(mean), (self.max_std - self.min_std) * torch.sigmoid(raw + 2) + self.min_std
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, std = self.moments(params)
-        return torch.addcmul(mean, std, torch.randn_like(std)).clamp(-1, 1)
+        return torch.addcmul(mean, std, torch.randn_like(std) if noise is None else noise).clamp(-1, 1)
 
     def mode(self, params: Tensor) -> Tensor:
         return self.moments(params)[0]
@@ -126,7 +130,7 @@ class OneHotCategorical(PolicyFamily):
         groups = [group.softmax(-1) for group in params.split(self.classes, -1)]
         return [((1 - self.unimix) * probs + self.unimix / probs.shape[-1]).log() for probs in groups]
 
-    def sample(self, params: Tensor) -> Tensor:
+    def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
         return torch.cat([straight_through(logs.exp()) for logs in self._log_probs(params)], -1)
 
     def mode(self, params: Tensor) -> Tensor:
