@@ -4,6 +4,7 @@ from agents.actor_critic import ActorCritic, ActorCriticConfig
 from agents.agent import Agent, AgentState
 from agents.behaviour import Behaviour, Decision
 from agents.build import BehaviourConfig, build_behaviour
+from agents.exploration import ExplorationConfig, Plan2Explore
 from agents.planner import Planner, PlannerConfig
 from agents.random import RandomBehaviour
 
@@ -15,6 +16,8 @@ __all__ = [
     "Behaviour",
     "BehaviourConfig",
     "Decision",
+    "ExplorationConfig",
+    "Plan2Explore",
     "Planner",
     "PlannerConfig",
     "RandomBehaviour",

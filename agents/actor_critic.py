@@ -1,6 +1,7 @@
 """Actor and critic learned in imagination (Hafner et al. 2020-2023, Dreamer V1-V3)."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
@@ -12,7 +13,7 @@ from agents.behaviour import Decision, Memory
 from agents.noise import PinkNoise
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
-from worldmodel.imagination import rollout
+from worldmodel.imagination import rollout, starts
 from worldmodel.layers import MLP, LayerConfig
 from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.model import LatentModel, ScalarOutput, scalar_output
@@ -24,7 +25,8 @@ from worldmodel.types import Batch, Rollout, State
 Metrics = dict[str, Tensor]
 
 LIFETIME = 1000.0  # steps that count where nothing is discounted
-COUNTS = ("hidden", "actor_layers", "critic_layers", "starts", "horizon", "slow_critic_every")
+CHOICES = {"policy": ("tanh", "clipped"), "noise": ("white", "pink"), "bootstrap": ("slow", "own")}
+COUNTS = ("hidden", "actor_layers", "critic_layers", "horizon", "slow_critic_every")
 
 
 @dataclass
@@ -35,7 +37,7 @@ class ActorCriticConfig:
     actor_layers: int = 2
     critic_layers: int = 2
     layer: LayerConfig = field(default_factory=LayerConfig)
-    starts: int = 256  # imagined trajectories per update, drawn from the posterior states of the batch
+    starts: int = 256  # imagined trajectories per update, drawn from the batch's posterior states; 0: from every one
     horizon: int = 15  # imagined steps
     discount: float = 0.99
     lambda_: float = 0.95
@@ -52,6 +54,7 @@ class ActorCriticConfig:
     slow_critic_rate: float = 0.1  # share of the critic that enters its slow copy (V2: 1, V3: 0.02)
     slow_critic_every: int = 1  # updates between two such steps (V2: 100)
     slow_regulariser: float = 0.0  # weight of the slow copy's value as a second target of the critic (V3: 1)
+    replay_value: float = 0.0  # weight of the critic's loss on replayed steps (V3: 0.3); needs starts: 0
     slow_actor_rate: float = 0.02  # share of the actor that enters its average, the deterministic policy, per update
     scale_rate: float = 0.01  # share of a batch in the running return scale
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=1e-3))
@@ -59,14 +62,19 @@ class ActorCriticConfig:
     def __post_init__(self) -> None:
         if min(getattr(self, name) for name in COUNTS) < 1:
             raise ValueError(f"{', '.join(COUNTS)} must be at least 1: {self}")
-        if self.bootstrap not in ("slow", "own") or self.policy not in ("tanh", "clipped"):
-            raise ValueError(f"bootstrap is slow or own, policy tanh or clipped: '{self.bootstrap}', '{self.policy}'")
-        if self.initial_std <= 0 or self.noise not in ("white", "pink"):
-            raise ValueError(f"initial_std must be positive, noise white or pink: {self.initial_std}, '{self.noise}'")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {' or '.join(choices)}: '{getattr(self, name)}'")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
-        if min(self.entropy, self.slow_regulariser) < 0:
-            raise ValueError(f"entropy and slow_regulariser must not be negative: {self}")
+        if min(self.starts, self.entropy, self.slow_regulariser, self.replay_value) < 0 or self.initial_std <= 0:
+            raise ValueError(
+                f"starts, entropy, slow_regulariser and replay_value must not be negative, initial_std positive: {self}"
+            )
+        if self.replay_value and self.starts:
+            raise ValueError(
+                f"replay_value needs the imagined return of every replayed state, starts: 0: {self.starts}"
+            )
         for name in ("slow_critic_rate", "slow_actor_rate", "scale_rate"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1]: {getattr(self, name)}")
@@ -86,6 +94,13 @@ def policy_family(config: ActorCriticConfig, spec: ActionSpec) -> PolicyFamily:
     return ClippedNormal(spec.width) if config.policy == "clipped" else TanhNormal(spec.width, config.initial_std)
 
 
+class Replayed(NamedTuple):
+    """Recorded steps, for values that are learned from them."""
+
+    feature: Tensor  # (B, T, F)
+    batch: Batch
+
+
 class PinkMemory(NamedTuple):
     """Of exploration."""
 
@@ -97,11 +112,18 @@ class ActorCritic(nn.Module):
 
     Args:
         feature_size: F of the world model. action_spec: what the policy controls.
+        reward: of an imagined trajectory, (N, H); what the model predicts by default.
     """
 
-    def __init__(self, config: ActorCriticConfig, feature_size: int, action_spec: ActionSpec) -> None:
+    def __init__(
+        self,
+        config: ActorCriticConfig,
+        feature_size: int,
+        action_spec: ActionSpec,
+        reward: Callable[[Rollout], Tensor] | None = None,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.reward = config, reward
         discrete = bool(action_spec.classes)
         self.pathwise = config.gradient == "pathwise" or (config.gradient == "auto" and not discrete)
         self.family = policy_family(config, action_spec)
@@ -160,36 +182,73 @@ class ActorCritic(nn.Module):
         fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         return self.critic.output.mean(functional_call(self.critic, fixed, (feature,))).squeeze(-1)
 
-    def update(self, model: LatentModel, starts: State, alive: Tensor) -> Metrics:
+    def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
+        """One update in imagination from replayed states (B, T, ...)."""
+        return self.update(model, *self.given(model, states, batch))
+
+    def given(self, model: LatentModel, states: State, batch: Batch) -> tuple[State, Tensor, Replayed | None]:
+        """What an update learns from: states (N, ...) to imagine from, which can go on (N,), and recorded steps."""
+        begin, alive = starts(states, batch, self.config.starts)
+        return begin, alive, Replayed(model.feature(states), batch) if self.config.replay_value else None
+
+    def update(self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
-        metrics, report = self.learner.update(model, starts, alive)
+        metrics, report = self.learner.update(model, starts, alive, replayed)
+        self.follow()
+        return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
+
+    def follow(self) -> None:
+        """After each update: the slow copies."""
         follow(self.slow_actor, self.actor, self.config.slow_actor_rate)
         self.updates += 1
         if self.updates % self.config.slow_critic_every == 0:
             follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
-        return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
-    def loss(self, model: LatentModel, starts: State, alive: Tensor) -> tuple[Tensor, Metrics]:
+    def loss(
+        self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None
+    ) -> tuple[Tensor, Metrics]:
         """Actor and critic loss over one imagined batch; their gradients do not meet."""
-        config = self.config
+        config, discount = self.config, self.config.discount / model.discount
         trajectory = self.imagine(model, starts)
+        reward = trajectory.reward if self.reward is None else self.reward(trajectory)
         value = self.value(trajectory.features)
-        returns = lambda_returns(trajectory.reward, trajectory.cont, value, config.discount, config.lambda_)
-        weight = arrival_weights(alive, trajectory.cont, config.discount)
+        returns = lambda_returns(reward, trajectory.cont, value, discount, config.lambda_)
+        weight = arrival_weights(alive, trajectory.cont, discount)
         self.scale.update(returns.detach())
         actor, entropy = self.actor_loss(trajectory, returns, value)
         critic = self.critic_loss(trajectory.features[:, :-1].detach(), returns.detach())
         assert actor.shape == critic.shape == weight.shape == trajectory.reward.shape
+        loss = (weight * (actor + critic)).mean()
         metrics = {
             "imagination/return": returns.mean(),
-            "imagination/reward": trajectory.reward.mean(),
+            "imagination/reward": reward.mean(),
             "imagination/continue": trajectory.cont.mean(),
             "actor_critic/actor_loss": (weight * actor).mean(),
             "actor_critic/critic_loss": (weight * critic).mean(),
             "actor_critic/entropy": entropy.mean(),
             "actor_critic/return_scale": self.scale.value,
         }
-        return (weight * (actor + critic)).mean(), {name: value.detach() for name, value in metrics.items()}
+        if replayed is not None:
+            value_loss = self.replay_loss(replayed, returns[:, 0].detach()).mean()
+            loss = loss + config.replay_value * value_loss
+            metrics["actor_critic/replay_loss"] = value_loss
+        return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def replay_loss(self, replayed: Replayed, imagined: Tensor) -> Tensor:
+        """(B, T - 1): the critic's loss for returns along recorded rewards (DreamerV3).
+
+            R_t = r_{t+1} + gamma (1 - terminal_{t+1}) ((1 - lambda) V_{t+1} + lambda R_{t+1})
+
+        Where an episode or the window ends, R is V, the return (B T,) imagined from there. Gradients reach the
+        replayed features.
+        """
+        batch, ends = replayed.batch, replayed.batch.is_last.clone()
+        ends[:, :-1] |= batch.is_first[:, 1:]  # also where the replay's oldest step follows its newest
+        goes_on = 1 - batch.is_terminal[:, 1:].float()
+        trust = self.config.lambda_ * (1 - ends[:, 1:].float())
+        value = imagined.view_as(batch.reward)
+        returns = lambda_returns(batch.reward[:, 1:], goes_on, value, self.config.discount, trust)
+        return self.critic_loss(replayed.feature[:, :-1], returns) * (batch.mask * ~ends)[:, :-1]
 
     def critic_loss(self, feature: Tensor, returns: Tensor) -> Tensor:
         """(N, H): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3)."""

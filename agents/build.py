@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agents.actor_critic import ActorCritic, ActorCriticConfig
+from agents.exploration import ExplorationConfig, Plan2Explore
 from agents.planner import Planner, PlannerConfig
 from worldmodel.spaces import ActionSpec
 
@@ -12,9 +13,12 @@ from worldmodel.spaces import ActionSpec
 class BehaviourConfig:
     """How actions are chosen; see the section of that name."""
 
-    name: Literal["actor_critic", "planner"] = "actor_critic"
-    actor_critic: ActorCriticConfig = field(default_factory=ActorCriticConfig)  # also of the guide of a planner
+    name: Literal["actor_critic", "planner", "plan2explore"] = "actor_critic"
+    actor_critic: ActorCriticConfig = field(
+        default_factory=ActorCriticConfig
+    )  # also of a planner's guide, of explorers
     planner: PlannerConfig = field(default_factory=PlannerConfig)
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)  # of plan2explore
 
     def __post_init__(self) -> None:
         planned, learned = self.planner.discount, self.actor_critic.discount
@@ -22,7 +26,10 @@ class BehaviourConfig:
             raise ValueError(f"planner.discount {planned} is not that of the terminal value, {learned}: make them one")
 
 
-def build_behaviour(config: BehaviourConfig, feature_size: int, action_spec: ActionSpec) -> ActorCritic | Planner:
+Trained = ActorCritic | Planner | Plan2Explore
+
+
+def build_behaviour(config: BehaviourConfig, feature_size: int, action_spec: ActionSpec) -> Trained:
     """For a world model of F features.
 
     Raises:
@@ -30,5 +37,7 @@ def build_behaviour(config: BehaviourConfig, feature_size: int, action_spec: Act
     """
     if config.name == "actor_critic":
         return ActorCritic(config.actor_critic, feature_size, action_spec)
+    if config.name == "plan2explore":
+        return Plan2Explore(config.exploration, config.actor_critic, feature_size, action_spec)
     guide = ActorCritic(config.actor_critic, feature_size, action_spec) if config.planner.guided else None
     return Planner(config.planner, action_spec, guide)

@@ -164,7 +164,8 @@ class Planner(nn.Module):
                 conts.append(outcome.cont.float())
             if self.config.terminal_value and self.guide is not None:
                 value = torch.cat([value[:, 1:], self.guide.value(features[:, -1:]).float()], 1)
-        return lambda_returns(torch.cat(rewards, 1), torch.cat(conts, 1), value, self.config.discount, 1.0)[:, 0]
+        discount = self.config.discount / model.discount
+        return lambda_returns(torch.cat(rewards, 1), torch.cat(conts, 1), value, discount, 1.0)[:, 0]
 
     def proposed(self, model: LatentModel, state: State) -> Tensor:
         """Plans (N, L, H, A) that the guide draws in imagination."""
@@ -187,6 +188,6 @@ class Planner(nn.Module):
         if self.guide is not None:
             self.guide.fit_units(batch, keep)
 
-    def update(self, model: LatentModel, starts: State, alive: Tensor) -> Metrics:
-        """See :meth:`agents.actor_critic.ActorCritic.update`; nothing without a guide."""
-        return {} if self.guide is None else self.guide.update(model, starts, alive)
+    def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
+        """See :meth:`agents.actor_critic.ActorCritic.learn`; nothing without a guide."""
+        return {} if self.guide is None else self.guide.learn(model, states, batch)

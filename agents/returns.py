@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 
-def lambda_returns(reward: Tensor, cont: Tensor, value: Tensor, discount: float, lambda_: float) -> Tensor:
+def lambda_returns(reward: Tensor, cont: Tensor, value: Tensor, discount: float, lambda_: float | Tensor) -> Tensor:
     """Returns of imagined states s_0..s_{H-1}.
 
         R_h = r_h + discount c_h ((1 - lambda) v_{h+1} + lambda R_{h+1}),    R_H = v_H
@@ -13,13 +13,15 @@ def lambda_returns(reward: Tensor, cont: Tensor, value: Tensor, discount: float,
         reward: (N, H), r_h received on arriving at s_{h+1}.
         cont: (N, H), c_h, the probability that the return goes on after s_{h+1}.
         value: (N, H + 1), v_0..v_H; v_0 is not used.
+        lambda_: one number, or one of each step (N, H): 0 where nothing is known beyond s_{h+1}.
     Returns:
         (N, H). Schulman et al. 2016; Hafner et al. 2020, Eq. 6, with the index of an arrival.
     """
     steps = discount * cont
+    trust = lambda_ if isinstance(lambda_, Tensor) else torch.full_like(reward, lambda_)
     future, returns = value[:, -1], []
     for h in reversed(range(reward.shape[1])):
-        future = reward[:, h] + steps[:, h] * torch.lerp(value[:, h + 1], future, lambda_)
+        future = reward[:, h] + steps[:, h] * torch.lerp(value[:, h + 1], future, trust[:, h])
         returns.append(future)
     return torch.stack(returns[::-1], 1)
 

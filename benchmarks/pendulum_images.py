@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from worldmodel.diagnostics.open_loop import open_loop
 from worldmodel.diagnostics.probe import probe
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig
@@ -32,12 +33,13 @@ from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
 
 PIXELS, STEPS, DT, TORQUE = 16, 15, 0.1, 5.0
+SEEN = 5  # of the steps, where the rest is to be foreseen
 SPECS = {"image": ObservationSpec((PIXELS, PIXELS))}
 CONTROL = ActionSpec((1,), low=(-TORQUE,), high=(TORQUE,))
 MEMBERS = ("rssm", "dvbf", "dvbf:smoother", "dkf", "dkf:smoother", "kvae")
 KNOWN = ("sin", "cos", "velocity")
 COLUMNS = [
-    *("member", "seed", "restart", "size", "updates", "beta_start", "seconds", "fit", "elbo", "kl"),
+    *("member", "seed", "restart", "size", "updates", "beta_start", "seconds", "foresight", "elbo", "kl"),
     *(f"z_{name}" for name in KNOWN),
     *(f"state_{name}" for name in KNOWN),
 ]
@@ -111,6 +113,14 @@ def measure(model: WorldModel, batch: Batch, state: Tensor) -> Iterator[float]:
         yield from probe(feature, state, batch.mask).tolist()
 
 
+def foresight(model: WorldModel, batch: Batch) -> float:
+    """log p(x_t) of the images after the first five, imagined from those, in nats per frame: restarts are chosen by it.
+
+    Known states have no part in it. The ELBO does not tell: a state that copies every image has a higher one.
+    """
+    return float(open_loop(model, batch, SEEN, samples=8)["image"].log_prob.mean())
+
+
 def made(member: str, seed: int, restart: int, options: argparse.Namespace) -> dict[str, str]:
     """One row of the table: the same data for every restart, other initial weights and batches."""
     generator = torch.Generator().manual_seed(seed)
@@ -121,17 +131,16 @@ def made(member: str, seed: int, restart: int, options: argparse.Namespace) -> d
     config = ObjectiveConfig(free_nats=0, anneal=3 * options.updates // 4, beta_start=options.beta_start)
     train(model, data[0], options.updates, config)
     about = (member, seed, restart, options.size, options.updates, options.beta_start, round(time.monotonic() - began))
-    fit, *_ = measure(model, *data)  # what a restart is chosen by: known states have no part in it
-    numbers = (f"{value:.4f}" for value in (fit, *measure(model, *test)))
+    numbers = (f"{value:.4f}" for value in (foresight(model, data[0]), *measure(model, *test)))
     return dict(zip(COLUMNS, [*map(str, about), *numbers], strict=True))
 
 
 def chosen(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Of every seed's restarts, the one that fits its training sequences best."""
+    """Of every seed's restarts, the one that foresees its training sequences best."""
     best: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("member", "seed", "size", "updates", "beta_start"))
-        if key not in best or float(row["fit"]) > float(best[key]["fit"]):
+        if key not in best or float(row["foresight"]) > float(best[key]["foresight"]):
             best[key] = row
     return list(best.values())
 
@@ -144,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=3000, help="of each training (default: 3000)")
     parser.add_argument("--seeds", default="1-5", help="FIRST-LAST (default: 1-5)")
-    parser.add_argument("--restarts", type=int, default=1, help="trainings per seed; the best fit counts (default: 1)")
+    parser.add_argument(
+        "--restarts", type=int, default=1, help="trainings per seed; the one of most foresight counts (default: 1)"
+    )
     parser.add_argument("--size", type=int, default=4, help="of the latent (default: 4; the paper has 3)")
     parser.add_argument("--beta-start", type=float, default=30.0, help="falls to 1 over 3/4 (default: 30)")
     parser.add_argument(
@@ -168,7 +179,7 @@ def main() -> None:
             table.writeheader()
             table.writerows(rows)
         show(rows[-1])
-    print("\nthe best fit of every seed")
+    print("\nthe restart of most foresight, by seed")
     show({name: name for name in COLUMNS})
     for row in chosen(rows):
         show(row)

@@ -30,6 +30,7 @@ class ExactModel(ABC):
 
     size: int  # S
     dtype = torch.float32
+    discount = 1.0
 
     @abstractmethod
     def read(self, observation: Tensor) -> Tensor:

@@ -3,10 +3,9 @@
 from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from agents import Agent, AgentState, Behaviour, RandomBehaviour
+from agents import Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
 from envs import RecordTrajectories, make_vector
 from training.run import Run
 from worldmodel.learner import Learner
@@ -57,6 +56,8 @@ class Trainer:
 
     def collect(self, behaviour: Behaviour) -> None:
         """One step of every environment, recorded."""
+        if isinstance(behaviour, Plan2Explore):
+            behaviour.begin_step(self.envs.steps)
         agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
         actions, self.acting = agent.predict(self.observation, self.acting, self.start)
         if not np.isfinite(actions).all():
@@ -96,11 +97,4 @@ class Trainer:
         (states, metrics), report = self.learner.update(batch, now)
         self.updates += 1
         metrics |= {f"world_model/{name}": value for name, value in report.items()}
-        return {**metrics, **self.run.behaviour.update(self.run.model, *self.starts(states, batch))}
-
-    def starts(self, states: State, batch: Batch) -> tuple[State, Tensor]:
-        """Filtered states to imagine from (N, ...), and whether anything can follow them (N,)."""
-        count = self.config.behaviour.actor_critic.starts
-        chosen = torch.randperm(batch.reward.numel(), device=batch.reward.device)[:count]
-        alive = (batch.mask * ~batch.is_terminal).flatten()[chosen]
-        return type(states)(*(field.flatten(0, 1)[chosen] for field in states)), alive
+        return {**metrics, **self.run.behaviour.learn(self.run.model, states, batch)}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from worldmodel.model import LatentModel
 from worldmodel.scan import scan
-from worldmodel.types import Rollout, State
+from worldmodel.types import Batch, Rollout, State
 
 Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
@@ -26,6 +26,21 @@ def unroll(model: LatentModel, start: State, controls: Tensor, sample: bool = Tr
 
     last, (features,) = scan(step, start, (controls,))
     return last, features
+
+
+def starts(states: State, batch: Batch, count: int = 0) -> tuple[State, Tensor]:
+    """Replayed states to imagine from, and whether anything can follow them: (N, ...), (N,).
+
+    Args:
+        states: filtered ones of `batch`, each field (B, T, ...).
+        count: how many of them, drawn without repeats; 0: all, in their order.
+    """
+    alive = (batch.mask * ~batch.is_terminal).flatten()
+    fields = [field.detach().flatten(0, 1) for field in states]
+    if count:
+        chosen = torch.randperm(len(alive), device=alive.device)[:count]
+        alive, fields = alive[chosen], [field[chosen] for field in fields]
+    return type(states)(*fields), alive
 
 
 def rollout(model: LatentModel, start: State, policy: Policy, horizon: int) -> Rollout:

@@ -35,7 +35,7 @@ class ModelConfig:
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
     reward_output: ScalarOutput = "normal"
     continuation: bool = True  # whether the end of an episode is predicted; PlaNet has tasks without one
-    continuation_discount: float = 1.0  # what a step that goes on counts as; V3: 1 - 1/333, and 1 in the behaviour
+    continuation_discount: float = 1.0  # of the behaviour, that the predicted continuation is to hold (V3: 1 - 1/333)
 
     def __post_init__(self) -> None:
         if min(self.hidden, self.encoder_layers) < 1 or min(self.decoder_layers, self.head_layers) < 0:
@@ -71,6 +71,8 @@ def observation_output(spec: ObservationSpec, vector_output: str) -> Output:
 class LatentModel(Protocol):
     """What whoever acts or plans asks of a model: learned, or the true dynamics."""
 
+    discount: float  # that a predicted continuation already holds; 1 where it is a probability
+
     def initial(self, batch_size: int) -> State:
         """The state before the first observation, each field (B, ...)."""
         ...
@@ -97,6 +99,8 @@ class LatentModel(Protocol):
 class WorldModel(nn.Module):
     """p(x_t, r_t, continue_t | s_t) over a latent dynamics model with controls.
 
+    `discount` is what the continuation of a step that goes on counts as, and learns to be.
+
     The public contract is `initial`, `observe`, `filter`, `imagine`, `feature`, `predict` and `elbo`; a model of
     another kind that answers them can take its place anywhere.
 
@@ -105,7 +109,7 @@ class WorldModel(nn.Module):
         dynamics: a member of the family.
         decoders: {key: head} for every observation key.
         reward, cont: heads of the reward and of the continuation flag; None where that is not to be explained.
-        discount: the continuation of a step that goes on, as a share of 1.
+        discount: see above.
     Raises:
         ValueError: if an observation key is called like one of those two emissions.
     """

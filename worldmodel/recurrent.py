@@ -51,8 +51,8 @@ class BlockLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.unflatten(-1, (self.blocks, -1)).unsqueeze(-2)  # (..., blocks, 1, inputs / blocks)
-        return (parts @ self.weight).flatten(-3) + self.bias
+        parts = x.unflatten(-1, (self.blocks, -1))
+        return torch.einsum("...ki,kio->...ko", parts, self.weight).flatten(-2) + self.bias
 
 
 class BlockGRU(nn.Module):

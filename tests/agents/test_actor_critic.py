@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents import ActorCritic, ActorCriticConfig
+from agents.actor_critic import Replayed
 from worldmodel import Batch, ModelConfig, Prediction, WorldModel
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
@@ -58,8 +60,8 @@ class Place(NamedTuple):
 class Chain:
     """One step forward whatever the action, with reward 1; the last place ends the episode, or leads to the first."""
 
-    def __init__(self, length: int, ends: bool) -> None:
-        self.length, self.ends = length, ends
+    def __init__(self, length: int, ends: bool, discount: float = 1.0) -> None:
+        self.length, self.ends, self.discount = length, ends, discount
 
     def starts(self, count: int) -> Place:
         places = torch.arange(count) % (self.length + 1)
@@ -73,7 +75,8 @@ class Chain:
 
     def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
         last = feature[..., -1]
-        return Prediction({}, torch.ones_like(last), 1 - last if self.ends else torch.ones_like(last))
+        goes_on = 1 - last if self.ends else torch.ones_like(last)
+        return Prediction({}, torch.ones_like(last), self.discount * goes_on)
 
 
 class Cue(NamedTuple):
@@ -83,6 +86,8 @@ class Cue(NamedTuple):
 
 class CueTask:
     """Every step shows a cue and pays for the answer to it: the symbol itself, or half the number; then it ends."""
+
+    discount = 1.0
 
     def __init__(self, spec: ActionSpec) -> None:
         self.classes = spec.width if spec.classes else 0
@@ -134,6 +139,63 @@ def test_critic_learns_the_closed_form(value_output: str, changes: dict[str, Any
     left = length - torch.arange(length)
     exact = (1 - discount**left) / (1 - discount) if ends else torch.full((length,), 1 / (1 - discount))
     torch.testing.assert_close(values, exact, rtol=0.04, atol=0.02)
+
+
+def test_a_discount_inside_the_continuation_counts_once() -> None:
+    """DreamerV3 learns gamma as part of the continuation; returns are the same as with gamma outside of it."""
+    length, discount = 4, 0.8
+    chain: Any = Chain(length, ends=False, discount=0.9)
+    learner = ActorCritic(settings(value_output="normal", discount=discount), length + 1, DISCRETE)
+    starts = chain.starts(5 * (length + 1))
+    for _ in range(250):
+        learner.update(chain, starts, torch.ones(len(starts.code)))
+    torch.testing.assert_close(learner.value(torch.eye(length + 1)), torch.full((5,), 5.0), rtol=0.04, atol=0.02)
+
+
+def test_replayed_returns_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the recursion of DreamerV3's published code, in NumPy, over episodes that end in every way."""
+    rng = np.random.default_rng(0)
+    rows, steps, lambda_ = 6, 9, 0.7
+    last = rng.random((rows, steps)) < 0.3
+    terminal = last & (rng.random((rows, steps)) < 0.5)
+    first = np.roll(last, 1, 1)
+    first[:, 0] = False
+    first[5, 4], last[5, 3] = True, False  # a seam of the replay: no episode has ended there
+    reward, imagined = rng.normal(size=(2, rows, steps)).astype(np.float32)
+    ended = last.copy()
+    ended[:, :-1] |= first[:, 1:]
+    future, expected = imagined[:, -1], np.zeros((rows, steps - 1))
+    for t in reversed(range(steps - 1)):
+        live, cont = 0.8 * (1.0 - terminal[:, t + 1]), lambda_ * (1.0 - ended[:, t + 1])
+        future = reward[:, t + 1] + (1 - cont) * live * imagined[:, t + 1] + live * cont * future
+        expected[:, t] = future
+    config = settings(discount=0.8, lambda_=lambda_, replay_value=0.3, starts=0)
+    learner, seen = ActorCritic(config, 3, DISCRETE), []
+    monkeypatch.setattr(learner, "critic_loss", lambda feature, returns: seen.append(returns) or torch.ones(rows, 8))
+    flags = [torch.from_numpy(each) for each in (first, last, terminal)]
+    mask = torch.ones(rows, steps)
+    mask[0, :3] = 0
+    batch = Batch({}, torch.zeros(rows, steps, 3), torch.from_numpy(reward), *flags, mask)
+    replayed = Replayed(torch.zeros(rows, steps, 3), batch)
+    weight = learner.replay_loss(replayed, torch.from_numpy(imagined).flatten())
+    np.testing.assert_allclose(seen[0].numpy(), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(weight.numpy(), (mask.numpy() * ~ended)[:, :-1])
+
+
+def test_replayed_values_reach_the_features_but_no_imagined_ones_do() -> None:
+    model, learner = smooth(DISCRETE, gradient="score", replay_value=0.3, starts=0)
+    flags = torch.zeros(4, 5, dtype=torch.bool)
+    states = Point(torch.randn(4, 5, 3).requires_grad_())
+    batch = Batch({}, torch.zeros(4, 5, DISCRETE.width), torch.randn(4, 5), flags, flags, flags, torch.ones(4, 5))
+    begin, alive, replayed = learner.given(model, states, batch)
+    assert begin.x.shape == (20, 3) and not begin.x.requires_grad and alive.shape == (20,)
+    loss, metrics = learner.loss(model, begin, alive, replayed)
+    (gradient,) = torch.autograd.grad(loss, states.x)
+    assert (gradient[:, :-1].abs().sum(-1) > 0).all() and (gradient[:, -1] == 0).all()
+    assert metrics["actor_critic/replay_loss"] != 0
+    before = [p.clone() for p in learner.critic.parameters()]
+    learner.learn(model, Point(states.x.detach()), batch)
+    assert any(not torch.equal(p, q) for p, q in zip(before, learner.critic.parameters(), strict=True))
 
 
 def test_new_units_keep_the_values() -> None:
@@ -209,6 +271,8 @@ class Point(NamedTuple):
 
 class Smooth(nn.Module):
     """Learnable, bounded dynamics; rewards so small that returns stay below the floor of the return scale."""
+
+    discount = 1.0
 
     def __init__(self, actions: int) -> None:
         super().__init__()
@@ -421,7 +485,11 @@ def test_sizes_are_checked() -> None:
         settings(horizon=0)
     with pytest.raises(ValueError, match=r"1\.5"):
         settings(discount=1.5)
-    with pytest.raises(ValueError, match="slow or own: 'fast'"):
+    with pytest.raises(ValueError, match="bootstrap is slow or own: 'fast'"):
         settings(bootstrap="fast")
     with pytest.raises(ValueError, match="must not be negative"):
         settings(slow_regulariser=-1)
+    with pytest.raises(ValueError, match="policy is tanh or clipped: 'gauss'"):
+        settings(policy="gauss")
+    with pytest.raises(ValueError, match="starts: 0: 7"):
+        settings(replay_value=0.3, starts=7)

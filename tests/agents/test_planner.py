@@ -19,6 +19,7 @@ from worldmodel import ModelConfig, WorldModel
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
+from worldmodel.types import Batch
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))
 PUSH = ActionSpec((), classes=(2,))
@@ -264,7 +265,10 @@ def test_a_guide_proposes_values_and_learns() -> None:
     planner = build_behaviour(config, model.feature_size, TORQUE)
     assert isinstance(planner, Planner) and isinstance(planner.guide, nn.Module)
     before = [p.clone() for p in planner.guide.actor.parameters()]
-    metrics = planner.update(model, model.initial(4), torch.ones(4))
+    flags = torch.zeros(2, 3, dtype=torch.bool)
+    obs, control = {OBSERVATION: torch.randn(2, 3, 3)}, torch.zeros(2, 3, 1)
+    batch = Batch(obs, control, torch.zeros(2, 3), flags, flags, flags, torch.ones(2, 3))
+    metrics = planner.learn(model, model.observe(batch).states, batch)
     assert "actor_critic/actor_loss" in metrics
     assert any(not torch.equal(p, q) for p, q in zip(before, planner.guide.actor.parameters(), strict=True))
     with torch.no_grad():

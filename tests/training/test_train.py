@@ -19,6 +19,7 @@ from training.loop import PERIODIC, Loop
 from training.run import FINAL
 from training.schema import merge
 from training.trainer import Trainer
+from worldmodel.imagination import starts
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
@@ -280,18 +281,16 @@ def test_memory_restarts_with_every_episode_that_is_collected(tmp_path: Path) ->
 
 
 def test_imagination_starts_from_truncated_states_but_not_from_terminal_ones(tmp_path: Path) -> None:
-    trainer = Trainer(
-        Run.create(tmp_path / "run", load_config(merge(TINY, {"behaviour": {"actor_critic": {"starts": 32}}})))
-    )
+    trainer = Trainer(Run.create(tmp_path / "run", load_config(TINY)))
     trainer.prefill()
     batch = trainer.run.replay.sample(4, 8)
     flags = torch.zeros(2, 4, 8, dtype=torch.bool)
     flags[0, :, 2] = flags[1, 0, 2] = flags[0, 1, 5] = flags[1, 1, 5] = True
     batch = batch._replace(is_last=flags[0], is_terminal=flags[1])
     states = trainer.run.model.observe(batch).states
-    starts, alive = trainer.starts(states, batch)
+    begin, alive = starts(states, batch, 32)
     assert (alive == 0).sum() == 2 and (alive == 1).sum() == 30
-    dead = {tuple(row) for row in starts.latent[alive == 0].tolist()}
+    dead = {tuple(row) for row in begin.latent[alive == 0].tolist()}
     assert dead == {tuple(states.latent[0, 2].tolist()), tuple(states.latent[1, 5].tolist())}
 
 
