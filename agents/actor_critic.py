@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from agents.behaviour import Decision, Memory
-from agents.noise import PinkNoise
+from agents.noise import PinkNoise, disturbed
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout, starts
@@ -45,6 +45,7 @@ class ActorCriticConfig:
     initial_std: float = 1.0  # of a squashed one, before the squashing (V1: 5)
     gradient: Literal["auto", "pathwise", "score"] = "auto"  # auto: pathwise for continuous actions, else score
     noise: Literal["white", "pink"] = "white"  # of continuous actions while exploring: over time, see agents/noise.py
+    action_noise: float = 0.0  # added to a control while exploring (V1: 0.3); where discrete, the share drawn anew
     entropy: float = 3e-3  # weight of the entropy beside normalised returns
     value_output: ScalarOutput = "normal"
     normalise: bool = True  # returns by the spread of a batch, as DreamerV3; V1 and V2 take them as they are
@@ -67,10 +68,11 @@ class ActorCriticConfig:
                 raise ValueError(f"{name} is {' or '.join(choices)}: '{getattr(self, name)}'")
         if not (0 <= self.discount <= 1 and 0 <= self.lambda_ <= 1):
             raise ValueError(f"discount and lambda_ must lie in [0, 1]: {self.discount}, {self.lambda_}")
-        if min(self.starts, self.entropy, self.slow_regulariser, self.replay_value) < 0 or self.initial_std <= 0:
-            raise ValueError(
-                f"starts, entropy, slow_regulariser and replay_value must not be negative, initial_std positive: {self}"
-            )
+        for name in ("starts", "action_noise", "entropy", "slow_regulariser", "replay_value"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
+        if self.initial_std <= 0:
+            raise ValueError(f"initial_std must be positive: {self.initial_std}")
         if self.replay_value and self.starts:
             raise ValueError(
                 f"replay_value needs the imagined return of every replayed state, starts: 0: {self.starts}"
@@ -127,8 +129,8 @@ class ActorCritic(nn.Module):
         discrete = bool(action_spec.classes)
         self.pathwise = config.gradient == "pathwise" or (config.gradient == "auto" and not discrete)
         self.family = policy_family(config, action_spec)
+        self.action_spec = action_spec
         self.pink = PinkNoise() if config.noise == "pink" and not discrete else None
-        self.width = action_spec.width
         sizes, layer = (feature_size, config.hidden), config.layer
         self.actor = MLP(*sizes, config.actor_layers, self.family.parameters, 0.01, layer)
         self.critic = Head(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)
@@ -136,8 +138,8 @@ class ActorCritic(nn.Module):
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)
         self.updates = 0
-        trained = [*self.actor.parameters(), *self.critic.parameters()]
-        self.learner = Learner(self.loss, trained, config.learner)
+        self.trained = [*self.actor.parameters(), *self.critic.parameters()]
+        self.learner = Learner(self.loss, self.trained, config.learner)
 
     def fit_units(self, batch: Batch, keep: bool = False) -> None:
         """Take the unit of the value from recorded rewards: their root mean square over a discounted lifetime.
@@ -157,7 +159,7 @@ class ActorCritic(nn.Module):
 
     def initial(self, count: int) -> Memory:
         device = self.slow_critic.last.weight.device
-        return () if self.pink is None else PinkMemory(self.pink.initial(count, self.width, device=device))
+        return () if self.pink is None else PinkMemory(self.pink.initial(count, self.action_spec.width, device=device))
 
     def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
         """A sample of the actor, or the mode of its slow average.
@@ -173,6 +175,8 @@ class ActorCritic(nn.Module):
         else:
             noise, processes = self.pink.step(memory.processes)
             control, memory = self.family.sample(self.actor(feature), noise), PinkMemory(processes)
+        if self.config.action_noise and not deterministic:
+            control = disturbed(self.action_spec, control, self.config.action_noise)
         return Decision(control, memory, control.isfinite().all(-1))
 
     def value(self, feature: Tensor) -> Tensor:

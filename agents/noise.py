@@ -1,7 +1,10 @@
-"""Noise that is correlated over time, so that exploration leaves the place where it began."""
+"""Noise for exploration: added to a control, or what it is drawn with, correlated over time."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from worldmodel.spaces import ActionSpec
 
 OCTAVES = 9
 """Time constants 1, 2, 4, ..., 256 steps."""
@@ -31,3 +34,19 @@ class PinkNoise:
         """Memory (..., K) -> noise (...), and the next memory."""
         memory = self.decay.to(memory) * memory + self.fresh.to(memory) * torch.randn_like(memory)
         return memory.sum(-1) / OCTAVES**0.5, memory
+
+
+def disturbed(spec: ActionSpec, control: Tensor, noise: float) -> Tensor:
+    """(N, A): a valid control near the given one: plus N(0, noise^2), clipped; where discrete, drawn anew.
+
+    Args:
+        noise: a standard deviation (PlaNet, Dreamer V1), or the probability that a variable is drawn uniformly.
+    """
+    if not spec.classes:
+        return (control + noise * torch.randn_like(control)).clamp(-1, 1)
+    groups = []
+    for group in control.split(list(spec.classes), -1):
+        drawn = F.one_hot(torch.randint(group.shape[-1], group.shape[:-1], device=group.device), group.shape[-1])
+        again = torch.rand(*group.shape[:-1], 1, device=group.device) < noise
+        groups.append(torch.where(again, drawn.to(group.dtype), group))
+    return torch.cat(groups, -1)

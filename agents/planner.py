@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic, Metrics
 from agents.behaviour import Decision
+from agents.noise import disturbed
 from agents.planning import (
     CEM,
     ICEM,
@@ -129,7 +130,7 @@ class Planner(nn.Module):
             plan = refined(score, plan, self.config.refine, self.config.refine_rate)
         control = plan[:, 0]
         if not deterministic and self.config.noise:
-            control = self.optimiser.family.disturb(control, self.config.noise)
+            control = disturbed(self.optimiser.spec, control, self.config.noise)
         return Decision(control, memory, sound)
 
     def score_of(self, model: LatentModel, state: State) -> Score:

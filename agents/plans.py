@@ -38,10 +38,6 @@ class PlanFamily(ABC):
     def widen(self, params: Tensor) -> Tensor:
         """The same middle with the spread of the prior, to search again from there."""
 
-    @abstractmethod
-    def disturb(self, control: Tensor, noise: float) -> Tensor:
-        """(N, A): a valid control near the given one, for exploration."""
-
 
 class BoxPlans(PlanFamily):
     """Normal distributions, their draws clipped to [-1, 1] (PlaNet). Parameters are [mean, std].
@@ -73,10 +69,6 @@ class BoxPlans(PlanFamily):
     def widen(self, params: Tensor) -> Tensor:
         mean = params.chunk(2, -1)[0]
         return torch.cat([mean, torch.full_like(mean, self.std)], -1)
-
-    def disturb(self, control: Tensor, noise: float) -> Tensor:
-        """Plus N(0, noise^2), clipped."""
-        return (control + noise * torch.randn_like(control)).clamp(-1, 1)
 
 
 class OneHotPlans(PlanFamily):
@@ -117,15 +109,6 @@ class OneHotPlans(PlanFamily):
     def widen(self, params: Tensor) -> Tensor:
         """Half of the uniform distribution: the old plan is still the likeliest."""
         return torch.lerp(params, self.prior(len(params), params.shape[1], params.device), 0.5)
-
-    def disturb(self, control: Tensor, noise: float) -> Tensor:
-        """Each variable is drawn anew, uniformly, with probability `noise`."""
-        groups = []
-        for group in control.split(self.classes, -1):
-            drawn = F.one_hot(torch.randint(group.shape[-1], group.shape[:-1], device=group.device), group.shape[-1])
-            again = torch.rand(*group.shape[:-1], 1, device=group.device) < noise
-            groups.append(torch.where(again, drawn.to(group.dtype), group))
-        return torch.cat(groups, -1)
 
 
 def plan_family(spec: ActionSpec, std: float = 1.0, min_std: float = 0.0, max_std: float = 1.0) -> PlanFamily:

@@ -23,6 +23,8 @@ class ReplayConfig:
     capacity: int = 100_000  # arrivals: environment steps, and one more per episode for its reset
     batch_size: int = 64  # windows per update
     window: int = 16  # steps per window
+    online: bool = False  # new steps are replayed once before others (DreamerV3's queue)
+    context: bool = False  # windows begin from the state last inferred of the step before (DreamerV3); else from none
 
     def __post_init__(self) -> None:
         if min(self.capacity, self.batch_size, self.window) < 1:
@@ -37,6 +39,7 @@ class TrainingConfig:
     prefill: int = 200  # environment steps with random actions before the first update
     replay_ratio: float = 256.0  # replayed steps per environment step
     pretrain: int = 50  # updates on the prefill before the policy acts for the first time
+    joint: bool = False  # one loss and one optimiser, `learner`, for model and actor-critic (DreamerV3)
     threads: int = 1  # of torch; more fight with every other busy process, environments included
     device: str = "cpu"
     log_every: int = 100  # environment steps between two rows of metrics
@@ -77,6 +80,10 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
     def __post_init__(self) -> None:
+        if self.training.joint and self.behaviour.name != "actor_critic":
+            raise ValueError(f"training.joint is for behaviour.name actor_critic, not {self.behaviour.name}")
+        if self.replay.context and self.objective.bound != "elbo":
+            raise ValueError(f"replay.context is for objective.bound elbo, not {self.objective.bound}")
         if not 0 <= self.seed < 2**31 - self.env.num_envs:
             raise ValueError(f"seed must lie in [0, 2^31 - num_envs), below the seeds of evaluations: {self.seed}")
 

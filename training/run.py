@@ -53,7 +53,12 @@ class Run:
         self.behaviour = behaviour.to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.replay = SequenceReplay(
-            recorded, self.action_spec, config.env.num_envs, config.replay.capacity, config.seed
+            recorded,
+            self.action_spec,
+            config.env.num_envs,
+            config.replay.capacity,
+            config.seed,
+            config.replay.online,
         )
         self.env_steps = 0  # that the agent has been trained for
 

@@ -205,20 +205,38 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield dotted, value
 
 
+EXTENDS = "extends"
+
+
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; `{}` for an empty one.
 
+    Where it says `extends: FILE`, a path from where it lies, it holds differences from that file.
+
     Raises:
-        ConfigError: if the file does not exist, is not YAML, or holds something else than keys and values.
+        ConfigError: if a file does not exist, is not YAML, holds something else than keys and values, or extends one
+            that extends it.
     """
-    path = Path(path)
+    return _load(Path(path), ())
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: extends itself, by way of {' and '.join(file.name for file in above)}")
     if not path.is_file():
         beside = sorted(other.name for other in path.parent.glob("*.yaml"))
-        raise ConfigError(f"no config at {path}: {path.parent}/ holds {', '.join(beside) or 'no .yaml file'}")
+        by = f" (which {above[-1]} extends)" if above else ""
+        raise ConfigError(f"no config at {path}{by}: {path.parent}/ holds {', '.join(beside) or 'no .yaml file'}")
     content = _parse(path.read_bytes(), str(path))
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path}: holds a {type(content).__name__} at the top, not keys and values")
-    return content or {}
+    content = content or {}
+    base = content.pop(EXTENDS, None)
+    if base is None:
+        return content
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: {EXTENDS} is the name of a file, not {base!r}")
+    return merge(_load(path.parent / base, (*above, path.resolve())), content)
 
 
 def _parse(text: str | bytes, source: str) -> Any:

@@ -5,28 +5,36 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from agents import Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
+from agents import ActorCritic, Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
 from envs import RecordTrajectories, make_vector
 from training.run import Run
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
 from worldmodel.objective import Annealed, ObjectiveConfig, annealed, objective
-from worldmodel.types import Batch, State
+from worldmodel.replay import Places
+from worldmodel.types import Batch, State, pack, restart, unpack
 
 Metrics = dict[str, Tensor]
 
 
 def model_loss(
-    model: WorldModel, config: ObjectiveConfig, batch: Batch, now: Annealed | None = None
+    model: WorldModel,
+    config: ObjectiveConfig,
+    batch: Batch,
+    now: Annealed | None = None,
+    start: State | None = None,
 ) -> tuple[Tensor, tuple[State, Metrics]]:
-    """The mean objective over recorded steps, the posterior states, and the exact ELBO in nats per step."""
-    loss, inference, elbo = objective(model, batch, config, now)
+    """The mean objective over recorded steps, the posterior states, and the exact ELBO in nats per step.
+
+    Args:
+        start: the state before each window; see :meth:`worldmodel.model.WorldModel.observe`.
+    """
+    loss, inference, elbo = objective(model, batch, config, now, start)
     count = batch.mask.sum()
     terms = {"elbo": elbo.total, "kl": elbo.kl}
     terms |= {f"log_likelihood/{key}": value for key, value in elbo.log_likelihood.items()}
     metrics = {f"world_model/{name}": value.detach().sum() / count for name, value in terms.items()}
-    states = type(inference.states)(*(field.detach() for field in inference.states))
-    return loss.sum() / count, (states, metrics)
+    return loss.sum() / count, (inference.states, metrics)
 
 
 def diverged(
@@ -45,9 +53,13 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
         self.envs = RecordTrajectories(make_vector(run.config.env), run.replay.add)
-        self.learner = Learner(
-            partial(model_loss, run.model, run.config.objective), run.model.parameters(), run.config.learner
-        )
+        self.loss = partial(model_loss, run.model, run.config.objective)
+        self.joint = together(run) if run.config.training.joint else None
+        trained = list(run.model.parameters())
+        if self.joint is None:
+            self.learner = Learner(self.loss, trained, run.config.learner)
+        else:
+            self.learner = Learner(self.joint_loss, [*trained, *self.joint.trained], run.config.learner)
         self.updates = 0
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
@@ -63,6 +75,9 @@ class Trainer:
         if not np.isfinite(actions).all():
             raise diverged(self.run.env_steps, "an action")
         self.unsound += int((~self.acting.sound).sum())
+        if self.config.replay.context:
+            latent = type(self.acting.latent)(*(field.unsqueeze(1) for field in self.acting.latent))
+            self.run.replay.remember(self.run.replay.newest(), pack(latent))
         self.observation, _, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
         self.run.env_steps = self.envs.steps
@@ -91,10 +106,51 @@ class Trainer:
 
     def update(self) -> Metrics:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""
-        replay, device = self.config.replay, self.config.training.device
-        batch = self.run.replay.sample(replay.batch_size, replay.window, device)
+        config, replay, model, behaviour = self.config.replay, self.run.replay, self.run.model, self.run.behaviour
+        device = self.config.training.device
+        places = replay.draw(config.batch_size, config.window)
+        batch = replay.gather(places, device)
+        start = self.context(places, device) if config.context else None
         now = annealed(self.config.objective, self.updates, device)
-        (states, metrics), report = self.learner.update(batch, now)
+        (states, metrics), report = self.learner.update(batch, now, start)
         self.updates += 1
-        metrics |= {f"world_model/{name}": value for name, value in report.items()}
-        return {**metrics, **self.run.behaviour.learn(self.run.model, states, batch)}
+        states = type(states)(*(field.detach() for field in states))
+        if config.context:
+            replay.remember(places, pack(states))
+        if self.joint is None:
+            metrics |= {f"world_model/{name}": value for name, value in report.items()}
+            return {**metrics, **behaviour.learn(model, states, batch)}
+        self.joint.follow()
+        return {**metrics, **{f"joint/{name}": value for name, value in report.items()}}
+
+    def joint_loss(self, batch: Batch, now: Annealed, start: State | None) -> tuple[Tensor, tuple[State, Metrics]]:
+        """That of the model, and that of the behaviour, of which the values of replayed states shape the model."""
+        assert self.joint is not None
+        loss, (states, metrics) = self.loss(batch, now, start)
+        more, learned = self.joint.loss(self.run.model, *self.joint.given(self.run.model, states, batch))
+        return loss + more, (states, {**metrics, **learned})
+
+    def context(self, places: Places, device: str) -> State:
+        """The state before each window, as it was last inferred; the initial one where none has been."""
+        start = self.run.model.initial(len(places.env))
+        stored = self.run.replay.context(places, device)
+        if stored is None:
+            return start
+        packed, known = stored
+        return restart(unpack(packed, start), start, ~known)
+
+
+def together(run: Run) -> ActorCritic:
+    """The behaviour of a run whose model and behaviour are to have one loss.
+
+    Raises:
+        ValueError: if its gradients would change the model.
+    """
+    behaviour = run.behaviour
+    assert isinstance(behaviour, ActorCritic), type(behaviour)  # the config has refused others
+    if behaviour.pathwise:
+        raise ValueError(
+            "training.joint would let the actor's pathwise gradients change the model to please it: set "
+            "behaviour.actor_critic.gradient to score, or training.joint to false"
+        )
+    return behaviour

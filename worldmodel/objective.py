@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldmodel.bounds import importance_bound
 from worldmodel.model import WorldModel
-from worldmodel.types import Batch, Elbo, Inference
+from worldmodel.types import Batch, Elbo, Inference, State
 
 
 @dataclass
@@ -130,18 +130,23 @@ def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig, bet
 
 
 def objective(
-    model: WorldModel, batch: Batch, config: ObjectiveConfig, now: Annealed | None = None
+    model: WorldModel,
+    batch: Batch,
+    config: ObjectiveConfig,
+    now: Annealed | None = None,
+    start: State | None = None,
 ) -> tuple[Tensor, Inference, Elbo]:
     """The loss of every step (B, T), derivation Eq. 41, with the inference and the exact ELBO it was computed from.
 
     Args:
         now: beta and free nats of this update; those at the end of the schedule by default.
+        start: the state before each window; the initial one by default.
     Raises:
         ValueError: if `config.weights` names no emission of the model.
     """
     check_weights(model, config)
     with torch.set_grad_enabled(config.bound == "elbo" and torch.is_grad_enabled()):  # else they are only reported
-        inference = model.observe(batch)
+        inference = model.observe(batch, start)
         elbo = model.elbo(batch, inference)
     beta, free_nats = (config.beta, None) if now is None else now
     if config.bound == "elbo":

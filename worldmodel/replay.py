@@ -7,7 +7,7 @@ windows, wherever it lies.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -19,6 +19,14 @@ from worldmodel.types import Arrival, Batch, join
 FLAGS = ("is_first", "is_last", "is_terminal")
 
 
+class Places(NamedTuple):
+    """Where the steps of B windows lie."""
+
+    env: np.ndarray  # (B, T)
+    slot: np.ndarray  # (B, T) in the ring of that environment
+    seam: np.ndarray  # (B, T) bool: the oldest step of its ring, what came before it is forgotten
+
+
 class SequenceReplay:
     """Stores arrivals and samples batches of windows.
 
@@ -27,12 +35,19 @@ class SequenceReplay:
         num_envs: independent streams; a window never mixes two of them.
         capacity: steps kept over all streams; the oldest are forgotten first.
         seed: of the sampling order.
+        online: every window of new steps is replayed once as soon as it is whole, before others (DreamerV3's queue).
     Raises:
         ValueError: if `capacity` does not hold one step per environment.
     """
 
     def __init__(
-        self, obs_specs: ObservationSpecs, action_spec: ActionSpec, num_envs: int, capacity: int, seed: int = 0
+        self,
+        obs_specs: ObservationSpecs,
+        action_spec: ActionSpec,
+        num_envs: int,
+        capacity: int,
+        seed: int = 0,
+        online: bool = False,
     ) -> None:
         if capacity < num_envs:
             raise ValueError(f"replay capacity {capacity} is below the {num_envs} environments: raise replay.capacity")
@@ -44,6 +59,9 @@ class SequenceReplay:
         self.prev_action = np.zeros((*rows, action_spec.width), np.float32)
         self.reward = np.zeros(rows, np.float32)
         self.flags = {name: np.zeros(rows, bool) for name in FLAGS}
+        self.online, self.served = online, np.zeros(num_envs, np.int64)  # rows that the queue has handed out
+        self.latents: np.ndarray | None = None  # (num_envs, length, D), once there are any
+        self.known = np.zeros(rows, bool)  # which of them
 
     def __len__(self) -> int:
         """Steps stored now."""
@@ -61,6 +79,7 @@ class SequenceReplay:
         self.reward[envs, slot] = rows.reward
         for name in FLAGS:
             self.flags[name][envs, slot] = getattr(rows, name)
+        self.known[envs, slot] = False
         self.written[envs] += 1
 
     def sample(self, batch_size: int, window: int, device: torch.device | str = "cpu") -> Batch:
@@ -69,27 +88,50 @@ class SequenceReplay:
         Raises:
             ValueError: if nothing is stored yet.
         """
+        return self.gather(self.draw(batch_size, window), device)
+
+    def draw(self, batch_size: int, window: int) -> Places:
+        """Where the windows of a batch lie; see :meth:`sample`."""
         stored = self._stored()
         if not stored.any():
             raise ValueError("the replay is empty: collect before sampling")
-        start = self.rng.integers(stored.sum(), size=batch_size)
+        new = self._queued(batch_size, window) if self.online else []
+        start = self.rng.integers(stored.sum(), size=batch_size - len(new))
         ends = np.cumsum(stored)
         env = np.searchsorted(ends, start, side="right")
-        age = (start - (ends - stored)[env])[:, None] + np.arange(window)  # steps after the oldest of its ring
-        return self._gather(env[:, None], age % stored[env][:, None], device)
+        first = start - (ends - stored)[env]  # steps after the oldest of its ring
+        if new:
+            env = np.concatenate([[each for each, _ in new], env])
+            first = np.concatenate([[age for _, age in new], first])
+        return self._places(env[:, None], (first[:, None] + np.arange(window)) % stored[env][:, None])
+
+    def _queued(self, batch_size: int, window: int) -> list[tuple[int, int]]:
+        """(environment, age of the first step) of windows that have not been replayed, oldest first."""
+        oldest, new = np.maximum(self.written - self.length, 0), list[tuple[int, int]]()
+        self.served = np.maximum(self.served, oldest)
+        for env in range(len(self.written)):
+            while self.written[env] - self.served[env] >= window and len(new) < batch_size:
+                new.append((env, int(self.served[env] - oldest[env])))
+                self.served[env] += window
+        return new
 
     def stream(self, env: int) -> Batch:
         """Everything stored of one environment as one window (1, L, ...), oldest first."""
         age = np.arange(self._stored()[env])[None]
-        return self._gather(np.full_like(age, env), age, "cpu")
+        return self.gather(self._places(np.full_like(age, env), age))
 
     def everything(self) -> Batch:
         """Every stored step as one window (1, L, ...), one stream after the other."""
         return join([self.stream(env) for env in range(len(self.written))], 1)
 
-    def _gather(self, env: np.ndarray, age: np.ndarray, device: torch.device | str) -> Batch:
-        slot = (np.maximum(self.written - self.length, 0)[env] + age) % self.length
-        seam = age == 0  # the oldest step of its ring: what came before it is forgotten
+    def _places(self, env: np.ndarray, age: np.ndarray) -> Places:
+        """Environments and steps after the oldest of their rings, (B, T) or broadcastable to it."""
+        env, age = np.broadcast_arrays(env, age)
+        return Places(env, (np.maximum(self.written - self.length, 0)[env] + age) % self.length, age == 0)
+
+    def gather(self, places: Places, device: torch.device | str = "cpu") -> Batch:
+        """The steps at these places: (B, T, ...)."""
+        env, slot, seam = places
 
         def tensor(array: np.ndarray, at_seam: Any = None) -> torch.Tensor:
             rows = array[env, slot]
@@ -102,12 +144,35 @@ class SequenceReplay:
         first, last, terminal = (tensor(self.flags[name], True if name == "is_first" else None) for name in FLAGS)
         return Batch(obs, tensor(self.prev_action, 0), reward, first, last, terminal, torch.ones_like(reward))
 
+    def remember(self, places: Places, latents: torch.Tensor) -> None:
+        """Store the latent states (B, T, D) inferred at these places, until their steps are forgotten."""
+        if self.latents is None:
+            self.latents = np.zeros((*self.known.shape, latents.shape[-1]), np.float32)
+        self.latents[places.env, places.slot] = latents.detach().cpu().numpy()
+        self.known[places.env, places.slot] = True
+
+    def newest(self) -> Places:
+        """The step last added to each environment: (num_envs, 1)."""
+        return self._places(np.arange(len(self.written))[:, None], (self._stored() - 1)[:, None])
+
+    def context(self, places: Places, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The latent states (B, D) stored of the steps before these windows, and which are known (B,); None at first.
+
+        What the model of that time inferred, as DreamerV3 begins its windows: older than the model is now, but of
+        everything seen before.
+        """
+        if self.latents is None:
+            return None
+        env, slot = places.env[:, 0], (places.slot[:, 0] - 1) % self.length
+        known = self.known[env, slot] & ~places.seam[:, 0]
+        return torch.from_numpy(self.latents[env, slot]).to(device), torch.from_numpy(known).to(device)
+
     def _arrays(self) -> dict[str, np.ndarray]:
         named = {f"obs/{key}": array for key, array in self.obs.items()}
         return named | {"prev_action": self.prev_action, "reward": self.reward} | self.flags
 
     def save(self, file: Path) -> None:
-        """Write every stored step, oldest first, as an `.npz` archive.
+        """Write every stored step, oldest first, as an `.npz` archive; latent states are soon inferred anew.
 
         It holds `obs/KEY`, `prev_action`, `reward` and the three flags, each (num_envs, L, ...), and `stored`, the
         number of rows of each environment that count. It replaces an older file in one step, so that a crash

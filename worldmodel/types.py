@@ -35,6 +35,17 @@ def restart(state: State, start: State, is_first: Tensor) -> State:
     return type(state)(*(chosen(new, old) for new, old in zip(start, state, strict=True)))
 
 
+def pack(state: State) -> Tensor:
+    """A state, each field (B, T, ...), as one tensor (B, T, D)."""
+    return torch.cat([field.flatten(2) for field in state], -1)
+
+
+def unpack(packed: Tensor, like: State) -> State:
+    """(B, D) back to a state of the shapes of `like`, each field (B, ...)."""
+    sizes = [field[0].numel() for field in like]
+    return type(like)(*(part.view_as(field) for part, field in zip(packed.split(sizes, -1), like, strict=True)))
+
+
 class Arrival(NamedTuple):
     """n simultaneous arrivals, one per environment, as NumPy arrays."""
 

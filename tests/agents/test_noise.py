@@ -1,10 +1,11 @@
 """Pink noise against its autocorrelation in closed form, and against the spectrum that gives it its name."""
 
 import numpy as np
+import pytest
 import torch
 
 from agents import ActorCritic, ActorCriticConfig
-from agents.noise import OCTAVES, PinkNoise
+from agents.noise import OCTAVES, PinkNoise, disturbed
 from envs.exact import ExactPendulum
 from worldmodel.spaces import ActionSpec
 
@@ -54,3 +55,33 @@ def test_exploration_is_correlated_over_an_episode_alone() -> None:
         first = behaviour.act(model, state, behaviour.initial(500)).control
         assert abs(float(torch.corrcoef(torch.cat([first, control], 1).T)[0, 1])) < 0.2  # a new episode, a new series
     assert spread["pink"] > 2 * spread["white"]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.25, 1.0])
+def test_discrete_controls_are_drawn_anew_by_their_share(noise: float) -> None:
+    torch.manual_seed(0)
+    spec = ActionSpec((), classes=(2, 4), start=(0, 0))
+    control = torch.tensor([1.0, 0, 0, 0, 0, 1]).expand(40_000, -1)
+    after = disturbed(spec, control, noise)
+    same = (after * control).mean(0)[[0, 5]]
+    torch.testing.assert_close(same, torch.tensor([1 - noise / 2, 1 - noise * 3 / 4]), rtol=0, atol=0.01)
+    assert torch.equal(after.sum(-1), torch.full((40_000,), 2.0))
+
+
+def test_box_exploration_stays_inside() -> None:
+    torch.manual_seed(0)
+    after = disturbed(ActionSpec((1,), low=(-2.0,), high=(2.0,)), torch.full((10_000, 1), 0.9), 0.3)
+    assert after.max() == 1 and float((after < 0.9).float().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_action_noise_is_added_while_exploring_alone() -> None:
+    spec, model = ActionSpec((1,), low=(-2.0,), high=(2.0,)), ExactPendulum()
+    state = model.initial(2000)
+    behaviour = ActorCritic(ActorCriticConfig(hidden=8, action_noise=0.3), model.feature_size, spec)
+    with torch.no_grad():
+        behaviour.actor[-1].weight.zero_()
+        behaviour.actor[-1].bias.copy_(torch.tensor([0.0, -20.0]))
+    control = behaviour.act(model, state, ()).control
+    assert float(control.std()) == pytest.approx(0.3, rel=0.1)
+    greedy = behaviour.act(model, state, (), deterministic=True).control
+    assert float(greedy.std()) < 1e-6

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from agents.plans import BoxPlans, OneHotPlans, colour
 
@@ -88,18 +87,3 @@ def test_one_hot_fit_counts_and_rules_nothing_out() -> None:
     torch.testing.assert_close(params.flatten(), torch.tensor([0.45, 0.45, 0.05, 0.05]))
     wide = family.widen(params)
     assert torch.equal(family.mode(wide), family.mode(params)) and float(wide.sum()) == pytest.approx(1)
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.25, 1.0])
-def test_one_hot_exploration_is_a_share_of_uniform_choices(noise: float) -> None:
-    family = OneHotPlans((2, 4))
-    control = torch.tensor([1.0, 0, 0, 0, 0, 1]).expand(40_000, -1)
-    disturbed: Tensor = family.disturb(control, noise)
-    same = (disturbed * control).mean(0)[[0, 5]]
-    torch.testing.assert_close(same, torch.tensor([1 - noise / 2, 1 - noise * 3 / 4]), rtol=0, atol=0.01)
-    assert torch.equal(disturbed.sum(-1), torch.full((40_000,), 2.0))
-
-
-def test_box_exploration_stays_inside() -> None:
-    disturbed = BoxPlans(1).disturb(torch.full((10_000, 1), 0.9), 0.3)
-    assert disturbed.max() == 1 and float((disturbed < 0.9).float().mean()) == pytest.approx(0.5, abs=0.02)

@@ -190,7 +190,7 @@ def test_no_command_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert "command" in capsys.readouterr().err
 
 
-CONFIGS = sorted(file for file in (HOME / "configs").glob("*.yaml") if "data" not in load_yaml(file))  # not of fits
+CONFIGS = sorted(file for file in (HOME / "configs").rglob("*.yaml") if "data" not in load_yaml(file))  # not of fits
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)

@@ -158,3 +158,62 @@ def test_errors() -> None:
         SequenceReplay(OBS, ACTION, 3, 2)
     with pytest.raises(ValueError, match="empty"):
         SequenceReplay(OBS, ACTION, 1, 10).sample(1, 1)
+
+
+# The queue of new windows, and stored latent states.
+
+
+def test_the_queue_hands_out_every_new_window_once_before_others() -> None:
+    replay = SequenceReplay(OBS, ACTION, 2, 60, online=True)
+    add(replay, 0, 7)
+    add(replay, 1, 11)
+    batch = replay.sample(5, 3)
+    begins = batch.obs["x"][:, 0, 0].tolist()
+    assert begins[:5] == [0, 3, 1000, 1003, 1006]
+    assert torch.equal(batch.obs["x"][:, :, 0], batch.obs["x"][:, :1, 0] + torch.arange(3))
+    assert replay.sample(8, 3).obs["x"].shape == (8, 3, 1)  # what has been handed out comes by chance alone
+    assert replay.served.tolist() == [6, 9]
+    add(replay, 0, 2)
+    assert replay.sample(2, 3).obs["x"][0, :, 0].tolist() == [6, 7, 8]
+
+
+def test_the_queue_takes_what_fits_and_forgets_what_the_ring_forgets() -> None:
+    replay = SequenceReplay(OBS, ACTION, 1, 10, online=True)
+    add(replay, 0, 6)
+    assert replay.sample(1, 2).obs["x"][0, :, 0].tolist() == [0, 1]
+    assert replay.sample(1, 2).obs["x"][0, :, 0].tolist() == [2, 3]
+    add(replay, 0, 14)  # of which the ring keeps 10 to 19
+    begins = replay.sample(5, 2).obs["x"][:, 0, 0].tolist()
+    assert begins == [10, 12, 14, 16, 18]
+
+
+def test_windows_begin_from_what_was_stored_of_the_step_before() -> None:
+    replay = filled((20, 9), capacity=24)  # of the first ring, steps 8 to 19
+    assert replay.context(replay.draw(4, 3)) is None
+    places = replay.draw(64, 5)
+    values = torch.from_numpy(replay.gather(places).obs["x"].numpy())  # the latent of a step is its own number
+    replay.remember(places, values)
+    later = replay.draw(200, 4)
+    stored = replay.context(later)
+    assert stored is not None
+    latent, known = stored
+    batch = replay.gather(later)
+    seen = set(values.flatten().tolist())
+    for row in range(200):
+        now = float(batch.obs["x"][row, 0, 0])
+        assert bool(known[row]) == (now not in (8, 1000) and now - 1 in seen)
+        if known[row]:
+            assert float(latent[row, 0]) == now - 1
+    assert known.any() and not known.all()
+
+
+def test_a_new_step_is_not_taken_for_the_one_it_replaced() -> None:
+    replay = filled((6,), capacity=6)
+    places = replay.draw(64, 6)
+    replay.remember(places, torch.ones(64, 6, 2))
+    assert replay.known.all()
+    add(replay, 0, 1)
+    assert replay.known.sum() == 5
+    replay.remember(replay.newest(), torch.full((1, 1, 2), 7.0))
+    assert replay.latents is not None and replay.latents[0, 0].tolist() == [7, 7]  # step 6 lies where step 0 lay
+    assert replay.known.all()
