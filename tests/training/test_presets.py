@@ -1,0 +1,150 @@
+"""The papers' presets train as they are, in small sizes; and what only they use: one loss, stored states, the queue."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import Run
+from training.config import load_config
+from training.loop import Loop
+from training.schema import merge
+from training.trainer import Trainer
+from worldmodel.model import WorldModel
+from worldmodel.objective import annealed
+from worldmodel.types import pack, unpack
+
+HOME = Path(__file__).resolve().parents[2] / "configs"
+SMALL: dict[str, Any] = {
+    "model": {"hidden": 16, "latent": {"groups": 4, "classes": 4}, "dynamics": {"rssm": {"deter": 16, "hidden": 8}}},
+    "behaviour": {"actor_critic": {"hidden": 16, "horizon": 3}},
+    "replay": {"batch_size": 4, "window": 8, "capacity": 1000},
+    "training": {"steps": 60, "prefill": 40, "pretrain": 3, "replay_ratio": 16},
+    "evaluation": {"every": 1000, "final_episodes": 1},
+    "learner": {"warmup": 0},  # the first steps of one are too small to be seen
+    "objective": {"free_nats": 0},  # below which some parts rest
+    "logger": {"wandb": "disabled"},
+}
+
+
+def trainer(folder: Path, preset: str, env: str = "Pendulum-v1", **changes: Any) -> Trainer:
+    small = merge(merge(SMALL, {"env": {"id": env, "time_limit": 20}}), changes)
+    return Trainer(Run.create(folder / "run", load_config(HOME / f"{preset}.yaml", **small)))
+
+
+class Quiet:
+    """In place of logger and progress."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **values: None
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+@pytest.mark.parametrize("preset", ["dreamer_v1", "dreamer_v2", "dreamer_v3", "planet"])
+def test_a_preset_trains_every_part_of_its_own(preset: str, env: str, tmp_path: Path) -> None:
+    planner = {"behaviour": {"planner": {"cem": {"candidates": 20, "elites": 4}}}} if preset == "planet" else {}
+    made = trainer(tmp_path, preset, env, **planner)
+    parts = (made.run.model, made.run.behaviour)
+    before = [[p.clone() for p in part.parameters()] for part in parts]
+    Loop(made, Quiet(), Quiet()).run()  # type: ignore[arg-type]
+    assert made.updates > 3
+    for part, old in zip(parts, before, strict=True):
+        pairs = zip(part.named_parameters(), old, strict=True)
+        still = [name for (name, p), q in pairs if p.requires_grad and torch.equal(p, q)]
+        assert not still and all(p.isfinite().all() for p in part.parameters())
+
+
+def joint_gradients(made: Trainer, weight: float) -> dict[str, Tensor]:
+    """Of the model's parameters, in the one loss, on the same batch with the same noise."""
+    made.run.behaviour.config.replay_value = weight  # type: ignore[union-attr]
+    batch = made.run.replay.gather(made.run.replay.draw(4, 8))
+    torch.manual_seed(0)
+    loss, _ = made.joint_loss(batch, annealed(made.config.objective, 0), None)
+    named = dict(made.run.model.named_parameters())
+    return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
+
+
+def test_the_values_of_replayed_states_shape_the_model(tmp_path: Path) -> None:
+    """With the weight w of the replay loss, the model's gradient is that without plus w times another, nowhere else."""
+    made = trainer(tmp_path, "dreamer_v3", replay={"online": False})
+    made.prefill()
+    last = made.run.behaviour.critic.last  # type: ignore[union-attr]
+    torch.nn.init.normal_(last.weight)  # it begins at zero, where no gradient passes
+    gradients = []
+    for weight in (1e-9, 1.0, 2.0):
+        made.run.replay.rng = type(made.run.replay.rng)(type(made.run.replay.rng.bit_generator)(0))
+        gradients.append(joint_gradients(made, weight))
+    none, one, two = gradients
+    moved = {name for name in none if not torch.allclose(none[name], one[name], rtol=1e-3, atol=1e-7)}
+    assert any(name.startswith("dynamics") for name in moved) and any(name.startswith("encoder") for name in moved)
+    assert not any(name.startswith(("decoders", "reward", "cont")) for name in moved)
+    for name in moved:
+        torch.testing.assert_close(two[name] - none[name], 2 * (one[name] - none[name]), rtol=1e-2, atol=1e-4)
+
+
+def test_pathwise_gradients_are_not_for_one_loss(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gradient to score"):
+        trainer(tmp_path, "dreamer_v3", behaviour={"actor_critic": {"gradient": "pathwise"}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"behaviour": {"name": "planner"}}, "not planner"),
+        ({"objective": {"bound": "fivo", "beta": 1.0, "balance": None, "free_nats_for": "posterior"}}, "not fivo"),
+    ],
+)
+def test_what_does_not_go_together_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(HOME / "dreamer_v3.yaml", **changes)
+
+
+def test_windows_go_on_from_the_states_that_were_stored(tmp_path: Path) -> None:
+    made = trainer(tmp_path, "dreamer_v3")
+    made.prefill()
+    run = made.run
+    places = run.replay.draw(50, 8)
+    start = made.context(places, "cpu")
+    stored = run.replay.context(places)
+    assert stored is not None
+    packed, known = stored
+    assert known.any() and torch.equal(
+        pack(type(start)(*(field.unsqueeze(1) for field in start)))[known, 0], packed[known]
+    )
+    initial = run.model.initial(50)
+    for field, first in zip(start, initial, strict=True):
+        assert torch.equal(field[~known], first[~known])
+    made.update()
+    window = run.replay.gather(places)
+    for _ in range(20):  # updates store what they infer: soon every step but a ring's last arrivals
+        made.update()
+    assert run.replay.known[:, : int(run.replay.written[0])].all()
+    assert window.reward.shape == (50, 8)
+
+
+def test_a_state_survives_packing(build: Callable[..., WorldModel]) -> None:
+    for member in ("rssm", "kvae", "dvbf filter"):
+        state = build(member).initial(3)
+        filled = type(state)(*(torch.randn_like(field) for field in state))
+        packed = pack(type(state)(*(field.unsqueeze(1) for field in filled)))
+        for field, again in zip(filled, unpack(packed[:, 0], state), strict=True):
+            assert torch.equal(field, again)
+
+
+def test_a_config_extends_another(tmp_path: Path) -> None:
+    config = load_config(HOME / "dreamer_v3" / "1m.yaml")
+    assert config.model.dynamics.rssm.deter == 512 and config.model.dynamics.rssm.cell == "blocks"
+    assert config.behaviour.actor_critic.replay_value == 0.3 and config.behaviour.actor_critic.hidden == 64
+    (tmp_path / "a.yaml").write_text("extends: b.yaml")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nseed: 1")
+    with pytest.raises(ValueError, match=r"extends itself, by way of a\.yaml and b\.yaml"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("extends: nowhere.yaml")
+    with pytest.raises(ValueError, match=r"c\.yaml extends"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "d.yaml").write_text("extends: 3")
+    with pytest.raises(ValueError, match="name of a file, not 3"):
+        load_config(tmp_path / "d.yaml")
