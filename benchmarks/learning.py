@@ -78,7 +78,37 @@ def _planning() -> list[Curve]:
     ]
 
 
-SUITES = {"classic": _classic(), "family": _family(), "planning": _planning()}
+def _dream() -> list[Curve]:
+    """The preset for state on Gymnasium's classics."""
+    often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    config = "configs/dream.yaml"
+    pendulum = ("--training.steps", "2500", "--evaluation.every", "250", *often)
+    cartpole = ("--env.id", "CartPole-v1", "--training.steps", "8000", "--evaluation.every", "500", *often)
+    return [
+        Curve("Pendulum-v1", "dream", config, pendulum, -200, (1500, -200)),
+        Curve("CartPole-v1", "dream", config, cartpole, 500, (4000, 500)),
+    ]
+
+
+def _control() -> list[Curve]:
+    """The same preset on the DeepMind Control Suite, from state, two frames to a step."""
+    tasks = {"cartpole_swingup": 800, "pendulum_swingup": 800, "reacher_easy": 940}
+    often = ("--env.action_repeat", "2", "--evaluation.episodes", "10", "--logger.wandb", "disabled")
+    return [
+        Curve(
+            f"dmc_{task}", "dream", "configs/dream.yaml", ("--env.id", f"dmc:{task}", *often), solved, (25000, solved)
+        )
+        for task, solved in tasks.items()
+    ]
+
+
+SUITES = {
+    "classic": _classic(),
+    "family": _family(),
+    "planning": _planning(),
+    "dream": _dream(),
+    "control": _control(),
+}
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
