@@ -66,7 +66,8 @@ class Agent:
         Args:
             state: what the previous call returned; None at the start.
             episode_start: (N,) bool, True where the observation is that of a reset; all True without a state.
-            deterministic: the mode of posterior and policy instead of samples.
+            deterministic: the mode of posterior and policy instead of samples, and no exploration. A planner still
+                draws its candidates at random.
         Raises:
             ValueError: if the observation has not the shape this agent was built for.
         """

@@ -1,11 +1,13 @@
 """A behaviour that searches, at every step, for the plan with the best imagined return (PlaNet, TD-MPC2)."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from agents.actor_critic import ActorCritic, Metrics
@@ -26,6 +28,7 @@ from agents.planning import (
     refined,
 )
 from agents.returns import lambda_returns
+from worldmodel.compiling import compiled
 from worldmodel.imagination import rollout, unroll
 from worldmodel.model import LatentModel
 from worldmodel.spaces import ActionSpec
@@ -56,7 +59,7 @@ class PlannerConfig:
     proposals: int = 0  # plans that an actor trained beside it proposes (TD-MPC2: 24)
     terminal_value: bool = False  # whether a critic trained beside it says what follows the horizon (TD-MPC2)
     precision: Literal["float32", "bfloat16"] = "float32"  # of the products in imagination: the half may be faster
-    compile: bool = False  # torch.compile of the imagined return: half a minute to build, pays where searches are large
+    compile: bool = False  # torch.compile of the imagined return: twice half a minute, for the first and another batch
     cem: CEMConfig = field(default_factory=CEMConfig)
     icem: ICEMConfig = field(default_factory=ICEMConfig)
     mppi: MPPIConfig = field(default_factory=MPPIConfig)
@@ -69,8 +72,11 @@ class PlannerConfig:
             raise ValueError(f"horizon must be at least 1, particles at least 0: {self.horizon}, {self.particles}")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must lie in [0, 1]: {self.discount}")
-        if self.noise < 0 or min(self.refine, self.proposals) < 0 or self.refine_rate <= 0:
-            raise ValueError(f"noise, refine and proposals must not be negative, refine_rate positive: {self}")
+        for name in ("noise", "refine", "proposals"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite: {getattr(self, name)}")
+        if not 0 < self.refine_rate < math.inf:
+            raise ValueError(f"refine_rate must be positive and finite: {self.refine_rate}")
 
     @property
     def guided(self) -> bool:
@@ -100,7 +106,7 @@ class Planner(nn.Module):
     def __init__(self, config: PlannerConfig, action_spec: ActionSpec, guide: ActorCritic | None = None) -> None:
         super().__init__()
         if config.guided and guide is None:
-            raise ValueError("proposals and terminal_value need an actor-critic as guide")
+            raise ValueError("planner.proposals and planner.terminal_value need an actor-critic as guide")
         if config.refine and action_spec.classes:
             raise ValueError("refine follows gradients, which discrete actions do not have: leave it at 0")
         if action_spec.classes and config.noise > 1:
@@ -109,8 +115,10 @@ class Planner(nn.Module):
         section = getattr(config, config.optimiser)
         self.optimiser = OPTIMISERS[config.optimiser](section, action_spec, config.horizon)
         # torch's own random numbers: those that its compiler generates take several times as long on a CPU
-        fused = torch.compile(self.imagined_return, options={"fallback_random": True}) if config.compile else None
-        self.returns = fused or self.imagined_return
+        self.returns = self.imagined_return
+        if config.compile:
+            options = {"fallback_random": True}
+            self.returns = compiled(self.imagined_return, "behaviour.planner.compile", options=options)
         self.register_buffer("place", torch.zeros(()), persistent=False)  # where the parameters would be
 
     def initial(self, count: int) -> Plans:
@@ -165,8 +173,10 @@ class Planner(nn.Module):
                 conts.append(outcome.cont.float())
             if self.config.terminal_value and self.guide is not None:
                 value = torch.cat([value[:, 1:], self.guide.value(features[:, -1:]).float()], 1)
-        discount = self.config.discount / model.discount
-        return lambda_returns(torch.cat(rewards, 1), torch.cat(conts, 1), value, discount, 1.0)[:, 0]
+        reward, cont, discount = torch.cat(rewards, 1), torch.cat(conts, 1), self.config.discount / model.discount
+        ended = F.pad(cont, (1, 0), value=1.0).cumprod(1) == 0  # for certain, by then: whatever is predicted of it
+        reward, value = torch.where(ended[:, :-1], 0, reward), torch.where(ended, 0, value)
+        return lambda_returns(reward, cont, value, discount, 1.0)[:, 0]
 
     def proposed(self, model: LatentModel, state: State) -> Tensor:
         """Plans (N, L, H, A) that the guide draws in imagination."""

@@ -10,6 +10,7 @@ Scores that are not finite count as the worst of all; where none is, the search 
 was no number or infinitely good, which no sound model predicts.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,10 +86,12 @@ class ICEMConfig:
 
     def __post_init__(self) -> None:
         _at_least_one(self, "iterations", "candidates", "elites")
-        _elites_fit(2 * self.elites, self.candidates)
+        _elites_fit(self.elites, self.candidates, 2)
         _positive(self, "std")
-        if self.beta < 0 or self.decay < 1 or not 0 <= self.keep <= 1 or not 0 <= self.momentum < 1:
-            raise ValueError(f"beta must be at least 0, decay 1, keep in [0, 1] and momentum in [0, 1): {self}")
+        if not (0 <= self.beta < math.inf and 1 <= self.decay < math.inf):
+            raise ValueError(f"beta must be at least 0, decay 1, both finite: {self.beta}, {self.decay}")
+        if not (0 <= self.keep <= 1 and 0 <= self.momentum < 1):
+            raise ValueError(f"keep must lie in [0, 1], momentum in [0, 1): {self.keep}, {self.momentum}")
 
 
 @dataclass
@@ -305,10 +308,11 @@ def _at_least_one(config: object, *names: str) -> None:
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name} must be positive: {getattr(config, name)}")
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be positive and finite: {getattr(config, name)}")
 
 
-def _elites_fit(elites: int, candidates: int) -> None:
-    if elites > candidates:
-        raise ValueError(f"there are too few candidates for that many elites: {candidates}, and {elites} are needed")
+def _elites_fit(elites: int, candidates: int, times: int = 1) -> None:
+    if times * elites > candidates:
+        at_least = f"{times} times the elites" if times > 1 else "the elites"
+        raise ValueError(f"candidates must be at least {at_least}: {candidates} candidates, {elites} elites")

@@ -5,7 +5,8 @@
 Each member learns while iCEM plans with it: `worldmodel train configs/planet_pendulum.yaml`, its name changed, for
 2,000 steps. Then every optimiser plans with what it has learned: 192 plans of 20 steps, of which iCEM's population,
 which shrinks, needs 161.
-The first rows are planned with the true dynamics, an upper bound. Rows that the CSV has are not made again.
+The first rows are planned with the true dynamics: what the search is worth without a model's errors. Rows that the CSV
+has are not made again.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
+from worldmodel.compiling import compiled
 from worldmodel.laprop import LaProp, clip_adaptively
 
 
@@ -49,6 +50,8 @@ class Learner:
     Args:
         loss: any arguments -> (scalar loss, anything).
         parameters: what is trained.
+    Raises:
+        ValueError: if the loss is to be compiled and nothing can.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Learner:
         self.parameters, self.config = list(parameters), config
         self.optimizer = build_optimizer(self.parameters, config)
         self.warmup = LinearLR(self.optimizer, 1 / config.warmup, 1.0, config.warmup) if config.warmup else None
-        self.loss = torch.compile(loss, fullgraph=True, dynamic=False) if config.compile == "update" else loss
+        compiles = config.compile == "update"
+        self.loss = compiled(loss, "learner.compile", fullgraph=True, dynamic=False) if compiles else loss
 
     def update(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
         """One step. Returns the second result of the loss, detached by its maker, and {"loss", "grad_norm"}."""

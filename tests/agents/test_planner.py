@@ -18,8 +18,9 @@ from training.evaluation import evaluate
 from worldmodel import ModelConfig, WorldModel
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
+from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
-from worldmodel.types import Batch
+from worldmodel.types import Batch, Prediction
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))
 PUSH = ActionSpec((), classes=(2,))
@@ -93,6 +94,30 @@ def test_the_terminal_value_is_discounted_and_counts_only_where_the_episode_goes
     torch.testing.assert_close(score, torch.tensor([[rewards], [rewards + 0.125 * 16]]))
 
 
+def test_nothing_that_is_predicted_after_the_end_counts() -> None:
+    """Not even what is no number, of reward and value alike."""
+
+    class Ends(ExactPendulum):
+        def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+            steps = torch.arange(feature.shape[1]).expand(feature.shape[:2])
+            return Prediction({}, torch.where(steps > 1, torch.nan, 1.0), (steps < 1).float())
+
+    guide = ActorCritic(ActorCriticConfig(hidden=8), 4, TORQUE)
+    nn.init.constant_(guide.slow_critic.last.bias, torch.nan)
+    planner = Planner(PlannerConfig(horizon=5, discount=0.5, terminal_value=True), TORQUE, guide)
+    score = planner.score_of(Ends(), ExactPendulum().initial(1))(torch.zeros(1, 1, 5, 1))
+    torch.testing.assert_close(score, torch.tensor([[1.5]]))
+
+
+def test_without_a_compiler_compiling_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ValueError, match=r"behaviour\.planner\.compile needs a C\+\+ compiler"):
+        Planner(PlannerConfig(compile=True), TORQUE)
+    with pytest.raises(ValueError, match=r"learner\.compile needs a C\+\+ compiler"):
+        Learner(lambda: (torch.zeros(()), None), [nn.Parameter(torch.zeros(1))], LearnerConfig(compile="update"))
+
+
 def test_particles_are_averaged_and_modes_are_not_random() -> None:
     model, spec = learned(TORQUE), TORQUE
     with torch.no_grad():
@@ -142,8 +167,14 @@ def test_a_compiled_search_draws_and_scores_as_it_would_without() -> None:
 
 @pytest.mark.parametrize("family", ["gaussian", "onehot"])
 def test_plans_are_refined_with_every_latent_family(family: Any) -> None:
-    """The modes of one-hot latents have no gradient: there the plan stays as it is."""
-    model = learned(TORQUE, family=family)
+    """Through z_t, or where its modes have no gradient through h_t."""
+    model = learned(TORQUE, family=family).requires_grad_(False)
+    assert model.reward is not None
+    nn.init.normal_(model.reward.last.weight)  # it begins at zero
+    score = Planner(PlannerConfig(horizon=3), TORQUE).score_of(model, model.initial(2))
+    plan = torch.zeros(2, 3, 1)
+    better = refined(score, plan, 10, 0.05)
+    assert bool((score(better.unsqueeze(1)) > score(plan.unsqueeze(1)) + 1e-3).all())
     planner = Planner(PlannerConfig(horizon=3, refine=2), TORQUE)
     decision = planner.act(model, model.initial(2), planner.initial(2), deterministic=True)
     assert bool((decision.control.abs() <= 1).all()) and bool(decision.sound.all())
