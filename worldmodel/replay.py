@@ -60,7 +60,7 @@ class SequenceReplay:
         self.reward = np.zeros(rows, np.float32)
         self.flags = {name: np.zeros(rows, bool) for name in FLAGS}
         self.online, self.served = online, np.zeros(num_envs, np.int64)  # rows that the queue has handed out
-        self.latents: np.ndarray | None = None  # (num_envs, length, D), once there are any
+        self.latents: np.ndarray | None = None  # (num_envs, L, D) of the first L slots, once there are any
         self.known = np.zeros(rows, bool)  # which of them
 
     def __len__(self) -> int:
@@ -146,10 +146,19 @@ class SequenceReplay:
 
     def remember(self, places: Places, latents: torch.Tensor) -> None:
         """Store the latent states (B, T, D) inferred at these places, until their steps are forgotten."""
-        if self.latents is None:
-            self.latents = np.zeros((*self.known.shape, latents.shape[-1]), np.float32)
+        self.latents = self._with_room(int(places.slot.max()) + 1, latents.shape[-1])
         self.latents[places.env, places.slot] = latents.detach().cpu().numpy()
         self.known[places.env, places.slot] = True
+
+    def _with_room(self, slots: int, width: int) -> np.ndarray:
+        """The array of latent states, grown to hold so many slots: a whole ring of them may exceed the memory."""
+        held = 0 if self.latents is None else self.latents.shape[1]
+        if self.latents is not None and slots <= held:
+            return self.latents
+        grown = np.zeros((len(self.written), min(max(slots, 2 * held, 1024), self.length), width), np.float16)
+        if self.latents is not None:
+            grown[:, :held] = self.latents
+        return grown
 
     def newest(self) -> Places:
         """The step last added to each environment: (num_envs, 1)."""
@@ -165,7 +174,8 @@ class SequenceReplay:
             return None
         env, slot = places.env[:, 0], (places.slot[:, 0] - 1) % self.length
         known = self.known[env, slot] & ~places.seam[:, 0]
-        return torch.from_numpy(self.latents[env, slot]).to(device), torch.from_numpy(known).to(device)
+        latents = self.latents[env, np.where(known, slot, 0)].astype(np.float32)
+        return torch.from_numpy(latents).to(device), torch.from_numpy(known).to(device)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         named = {f"obs/{key}": array for key, array in self.obs.items()}

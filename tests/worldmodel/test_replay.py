@@ -217,3 +217,15 @@ def test_a_new_step_is_not_taken_for_the_one_it_replaced() -> None:
     replay.remember(replay.newest(), torch.full((1, 1, 2), 7.0))
     assert replay.latents is not None and replay.latents[0, 0].tolist() == [7, 7]  # step 6 lies where step 0 lay
     assert replay.known.all()
+
+
+def test_latent_states_take_room_only_as_steps_are_stored() -> None:
+    """A ring of five million wide states would not fit into memory; what is stored of it does."""
+    replay = SequenceReplay(OBS, ACTION, 1, 5_000_000)
+    for count in (1, 1100, 2000):
+        add(replay, 0, count)
+        replay.remember(replay.newest(), torch.full((1, 1, 2560), float(count)))
+    assert replay.latents is not None and replay.latents.nbytes < 50e6
+    assert [float(replay.latents[0, slot, 0]) for slot in (0, 1100, 3100)] == [1, 1100, 2000]
+    latent, known = replay.context(replay._places(np.zeros((1, 1), int), np.array([[1101]])))  # type: ignore[misc]
+    assert known.all() and bool((latent == 1100).all())
