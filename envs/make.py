@@ -19,6 +19,8 @@ PLUGINS = {  # id prefix: (module that registers the ids, what pip installs it f
     "dm_control/": ("shimmy", "shimmy[dm-control]"),
 }
 
+MUJOCO = ("mujoco", "imageio")  # what Gymnasium's own robots import
+
 
 @dataclass
 class EnvConfig:
@@ -88,7 +90,8 @@ def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
         raise ValueError(_unknown(config.id, name)) from error
     except ImportError as error:
-        raise ValueError(f"environment '{config.id}' needs a package that is missing: {error}") from error
+        remedy = ": pip install 'worldmodel[mujoco]'" if error.name in MUJOCO else ""
+        raise ValueError(f"environment '{config.id}' needs a package that is missing: {error}{remedy}") from error
     except TypeError as error:
         raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
     except gym.error.Error as error:
