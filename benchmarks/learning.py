@@ -83,7 +83,7 @@ def _dream() -> list[Curve]:
     often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
     config = "configs/dream.yaml"
     pendulum = ("--training.steps", "2500", "--evaluation.every", "250", *often)
-    cartpole = ("--env.id", "CartPole-v1", "--training.steps", "8000", "--evaluation.every", "500", *often)
+    cartpole = ("--env.id", "CartPole-v1", "--training.steps", "6000", "--evaluation.every", "500", *often)
     return [
         Curve("Pendulum-v1", "dream", config, pendulum, -200, (1500, -200)),
         Curve("CartPole-v1", "dream", config, cartpole, 500, (4000, 500)),
