@@ -1,8 +1,9 @@
-"""Real and recorded environments: make them, know their spaces, record what happens in them."""
+"""Real, recorded and imagined environments: make them, know their spaces, record what happens in them."""
 
 from envs import probes
 from envs.alignment import Episode
 from envs.faults import EnvironmentFault
+from envs.imagined import ImaginedEnv, ImaginedVectorEnv, PriorStarts, ReplayedStarts
 from envs.make import EnvConfig, make, make_vector
 from envs.recorder import RecordEnvTrajectories, RecordTrajectories
 from envs.spaces import action_spec, observation_specs
@@ -13,8 +14,12 @@ __all__ = [
     "EnvConfig",
     "EnvironmentFault",
     "Episode",
+    "ImaginedEnv",
+    "ImaginedVectorEnv",
+    "PriorStarts",
     "RecordEnvTrajectories",
     "RecordTrajectories",
+    "ReplayedStarts",
     "action_spec",
     "make",
     "make_vector",

@@ -1,0 +1,183 @@
+"""The model as an environment: against true dynamics, against Gymnasium's own checks, in every autoreset mode."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
+
+from envs import RecordTrajectories, action_spec, observation_specs
+from envs.exact import ExactCartPole, ExactPendulum, ExactState
+from envs.imagined import ImaginedEnv, ImaginedVectorEnv, PriorStarts, ReplayedStarts
+from worldmodel import ModelConfig, SequenceReplay, WorldModel
+from worldmodel.spaces import ActionSpec, ObservationSpec
+
+TORQUE = spaces.Box(-2, 2, (1,), np.float32)
+PUSH = spaces.Discrete(2)
+DICT = spaces.Dict(
+    {
+        "x": spaces.Box(-1, 1, (2,), np.float64),
+        "k": spaces.Discrete(3, start=5),
+        "on": spaces.MultiBinary(2),
+    }
+)
+
+
+def hanging(count: int) -> ExactState:
+    """The pendulum at rest, at angles 0, 0.1, 0.2, ..."""
+    angle = 0.1 * torch.arange(count)
+    x = torch.stack([angle, torch.zeros(count)], -1)
+    return ExactState(x, torch.zeros(count, 1), torch.ones(count, 1))
+
+
+def upright(count: int) -> ExactState:
+    return ExactState(torch.zeros(count, 4), torch.zeros(count, 1), torch.ones(count, 1))
+
+
+def untrained() -> WorldModel:
+    torch.manual_seed(0)
+    specs = observation_specs(DICT)
+    return WorldModel.build(ModelConfig(hidden=16, continuation=False), specs, action_spec(TORQUE))
+
+
+def test_imagined_steps_are_those_of_the_world() -> None:
+    """With the true dynamics: the rewards and states of `Pendulum-v1`, for all episodes at once."""
+    envs = ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 5, horizon=30)
+    observation, _ = envs.reset(seed=0)
+    worlds = [gym.make("Pendulum-v1").unwrapped for _ in range(5)]
+    for world, angle in zip(worlds, observation[:, 0], strict=True):
+        world.reset()
+        world.state = np.array([angle, 0.0])  # type: ignore[attr-defined]
+    actions = np.random.default_rng(0).uniform(-2, 2, (20, 5, 1)).astype(np.float32)
+    for step in actions:
+        observation, reward, terminated, truncated, _ = envs.step(step)
+        for k, world in enumerate(worlds):
+            _, expected, *_ = world.step(step[k])
+            assert reward[k] == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+            np.testing.assert_allclose(observation[k, :2], world.state, rtol=1e-4, atol=1e-4)  # type: ignore[attr-defined]
+        assert not terminated.any() and not truncated.any()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_ends_are_reset_as_gymnasium_resets_them(mode: AutoresetMode) -> None:
+    """Beside `SyncVectorEnv` in the same mode: the pole falls, the horizon truncates, what follows is the same."""
+    envs = ImaginedVectorEnv(ExactCartPole(), PUSH, upright, 2, horizon=12, autoreset_mode=mode)
+
+    class Fallen(gym.Wrapper[Any, Any, Any, Any]):
+        def reset(self, **kwargs: Any) -> Any:
+            self.env.reset(**kwargs)
+            self.unwrapped.state = np.zeros(4)  # type: ignore[attr-defined]
+            return np.zeros(4, np.float32), {}
+
+    real = SyncVectorEnv(
+        [lambda: Fallen(gym.make("CartPole-v1", max_episode_steps=12)) for _ in range(2)], autoreset_mode=mode
+    )
+    first, _ = envs.reset(seed=0)
+    np.testing.assert_allclose(first[:, :4], real.reset(seed=0)[0], atol=1e-6)
+    over = 0
+    for step in range(40):
+        actions = np.array([1, step % 2])  # one falls, one does not
+        ours, truth = envs.step(actions), real.step(actions)
+        for mine, theirs in zip(ours[1:4], truth[1:4], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_allclose(ours[0][:, :4], truth[0], atol=1e-4)
+        ended = ours[2] | ours[3]
+        over += int(ended.sum())
+        if mode == AutoresetMode.SAME_STEP and ended.any():
+            np.testing.assert_array_equal(ours[4]["_final_obs"], truth[4]["_final_obs"])
+            for env in np.flatnonzero(ended):
+                np.testing.assert_allclose(ours[4]["final_obs"][env][:4], truth[4]["final_obs"][env], atol=1e-4)
+        if mode == AutoresetMode.DISABLED and ended.any():
+            with pytest.raises(RuntimeError, match="have ended"):
+                envs.step(actions)
+            for each in (envs, real):
+                each.reset(options={"reset_mask": ended.copy()})
+    assert over >= 6
+
+
+def test_the_same_seed_gives_the_same_episodes_and_leaves_torch_alone() -> None:
+    model = untrained()
+
+    def run(seed: int | list[int]) -> np.ndarray:
+        envs = ImaginedVectorEnv(model, TORQUE, PriorStarts(model, 1), 3, horizon=4)
+        seen = [envs.reset(seed=seed)[0]]
+        for _ in range(10):
+            seen.append(envs.step(np.zeros((3, 1), np.float32))[0])
+        return np.stack(seen)
+
+    torch.manual_seed(5)
+    first = run(1)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
+    np.testing.assert_array_equal(first, run(1))
+    np.testing.assert_array_equal(run([1, 2, 3]), run([1, 2, 3]))
+    assert not np.array_equal(first, run(2)) and not np.array_equal(run([1, 2, 3]), run([1, 2, 4]))
+
+
+def test_an_episode_goes_on_with_the_probability_that_the_model_says() -> None:
+    class Coin(ExactPendulum):
+        discount = 0.9  # that the continuation holds, and no chance of an end
+
+        def predict(self, feature: torch.Tensor, decode: bool = True) -> Any:
+            return super().predict(feature, decode)._replace(cont=torch.full((len(feature),), 0.9 * 0.75))
+
+    envs = ImaginedVectorEnv(Coin(), TORQUE, hanging, 4000)
+    envs.reset(seed=0)
+    *_, terminated, truncated, _ = envs.step(np.zeros((4000, 1), np.float32))
+    assert terminated.mean() == pytest.approx(0.25, abs=0.04) and not truncated.any()
+
+
+@pytest.mark.parametrize("observations", ["feature", DICT], ids=["feature", "decoded"])
+def test_gymnasium_accepts_it(observations: Any) -> None:
+    model = untrained()
+    check_env(ImaginedEnv(model, TORQUE, PriorStarts(model, 1), 20, observations), skip_render_check=True)
+    envs = ImaginedVectorEnv(model, TORQUE, PriorStarts(model, 1), 3, 5, observations)
+    counted = RecordEpisodeStatistics(envs)
+    observation, _ = counted.reset(seed=0)
+    for step in range(11):
+        assert envs.observation_space.contains(observation) and envs.single_observation_space.contains(
+            {k: v[0] for k, v in observation.items()} if isinstance(observation, dict) else observation[0]
+        )
+        observation, _, _, truncated, infos = counted.step(counted.action_space.sample())
+        assert truncated.all() == (step % 5 == 4)
+        if step % 5 == 4:
+            assert infos["episode"]["l"].tolist() == [5, 5, 5]
+
+
+def test_episodes_begin_from_recorded_states_that_something_can_follow() -> None:
+    specs, control = {"observation": ObservationSpec((4,))}, ActionSpec((), classes=(2,), start=(0,))
+    replay = SequenceReplay(specs, control, 2, 500)
+    real = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    recorded = RecordTrajectories(real, replay.add)
+    recorded.reset(seed=0)
+    recorded.action_space.seed(0)
+    for _ in range(200):
+        recorded.step(recorded.action_space.sample())
+    torch.manual_seed(0)
+    model = WorldModel.build(ModelConfig(hidden=16), specs, control)
+    model.fit_units(replay.everything())
+    begin = ReplayedStarts(model, replay, pool=300)
+    states = begin(250)
+    assert len(states[0]) == 250 and len({tuple(row) for row in states[0].tolist()}) > 100
+    assert begin.used == 250 and len(begin(100)[0]) == 100 and begin.used == 100  # a new pool
+    begin.refresh()
+    assert begin.states is None
+    replay.flags["is_terminal"][:] = True
+    with pytest.raises(ValueError, match="every recorded step is a terminal one"):
+        begin(3)
+
+
+def test_what_cannot_be_is_named() -> None:
+    model = ExactPendulum()
+    with pytest.raises(ValueError, match="at least 1: 0, 50"):
+        ImaginedVectorEnv(model, TORQUE, hanging, 0)
+    with pytest.raises(ValueError, match=r"observations \['k', 'on', 'x'\] are asked for; the model has"):
+        ImaginedVectorEnv(model, TORQUE, hanging, 1, observations=DICT)
+    with pytest.raises(RuntimeError, match="reset the environment"):
+        ImaginedVectorEnv(model, TORQUE, hanging, 1).step(np.zeros((1, 1)))
