@@ -1,0 +1,94 @@
+"""The dream behind Stable-Baselines3's contract, beside its own `DummyVecEnv`, and under its algorithms."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+from envs.exact import ExactCartPole, ExactPendulum, ExactState
+from envs.imagined import ImaginedEnv, ImaginedVectorEnv
+from envs.sb3 import ImaginedVecEnv
+
+TORQUE, PUSH = gym.spaces.Box(-2, 2, (1,), np.float32), gym.spaces.Discrete(2)
+
+
+def upright(count: int) -> ExactState:
+    return ExactState(torch.zeros(count, 4), torch.zeros(count, 1), torch.ones(count, 1))
+
+
+def hanging(count: int) -> ExactState:
+    x = torch.rand(count, 2) * torch.tensor([6.28, 2.0]) - torch.tensor([3.14, 1.0])
+    return ExactState(x, torch.zeros(count, 1), torch.ones(count, 1))
+
+
+def dream(action: Any, count: int = 4, horizon: int = 20) -> ImaginedVecEnv:
+    model, begin = (ExactPendulum(), hanging) if action is TORQUE else (ExactCartPole(), upright)
+    return ImaginedVecEnv(ImaginedVectorEnv(model, action, begin, count, horizon))
+
+
+def test_it_does_what_a_dummy_does_with_single_imagined_environments() -> None:
+    """Observations, rewards, ends, terminal observations and truncation, where the start is always the same."""
+    ours = dream(PUSH, 2, horizon=12)
+    theirs = DummyVecEnv([lambda: ImaginedEnv(ExactCartPole(), PUSH, upright, 12) for _ in range(2)])
+    np.testing.assert_allclose(ours.reset(), theirs.reset())
+    falls = truncations = 0
+    for step in range(40):
+        actions = np.array([1, step % 2])
+        one, two = ours.step(actions), theirs.step(actions)
+        for mine, other in zip(one[:3], two[:3], strict=True):
+            np.testing.assert_allclose(mine, other)
+        for mine, other in zip(one[3], two[3], strict=True):
+            assert mine["TimeLimit.truncated"] == other["TimeLimit.truncated"]
+            assert ("terminal_observation" in mine) == ("terminal_observation" in other)
+            if "terminal_observation" in mine:
+                np.testing.assert_allclose(mine["terminal_observation"], other["terminal_observation"])
+                truncations += mine["TimeLimit.truncated"]
+                falls += not mine["TimeLimit.truncated"]
+    assert falls >= 3 and truncations >= 3
+
+
+def test_both_checkers_accept_a_single_one() -> None:
+    check_env(ImaginedEnv(ExactPendulum(), TORQUE, hanging, 20), warn=False, skip_render_check=True)
+    check_env(ImaginedEnv(ExactCartPole(), PUSH, upright, 20), warn=False, skip_render_check=True)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, SAC, TD3, DQN])
+def test_algorithms_learn_inside(algorithm: Any) -> None:
+    action = PUSH if algorithm is DQN else TORQUE
+    envs = VecMonitor(dream(action))
+    short: dict[str, Any] = {"n_steps": 16} if algorithm in (PPO, A2C) else {"learning_starts": 20, "train_freq": 4}
+    model = algorithm("MlpPolicy", envs, seed=0, device="cpu", **short)
+    before = [p.clone() for p in model.policy.parameters()]
+    model.learn(200)
+    assert any(not torch.equal(p, q) for p, q in zip(before, model.policy.parameters(), strict=True))
+    assert len(model.ep_info_buffer) > 0
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        model = PPO("MlpPolicy", dream(TORQUE), seed=seed, n_steps=16, device="cpu").learn(300)
+        return torch.cat([p.detach().flatten() for p in model.policy.parameters()])
+
+    assert torch.equal(weights(3), weights(3)) and not torch.equal(weights(3), weights(4))
+
+
+def test_attributes_wrappers_and_modes() -> None:
+    envs = dream(TORQUE, 3)
+    assert envs.get_attr("horizon") == [20, 20, 20] and envs.get_attr("horizon", [0, 2]) == [20, 20]
+    envs.set_attr("horizon", 7)
+    assert envs.envs.horizon == 7
+    with pytest.raises(ValueError, match="set 'horizon' for all of them"):
+        envs.set_attr("horizon", 3, [0])
+    envs.reset()
+    assert envs.env_method("reset", indices=[1])[0][0].shape == (3, 4)
+    assert envs.env_is_wrapped(gym.Wrapper) == [False] * 3
+    normalised = VecNormalize(envs)
+    assert normalised.reset().shape == (3, 4)
+    with pytest.raises(ValueError, match="SAME_STEP"):
+        ImaginedVecEnv(ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 2, autoreset_mode=AutoresetMode.NEXT_STEP))
