@@ -26,11 +26,12 @@ from worldmodel.diagnostics.open_loop import open_loop
 from worldmodel.diagnostics.probe import probe
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig
+from worldmodel.dynamics.kvae import KVAE
 from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.objective import Annealed, ObjectiveConfig, annealed, objective
 from worldmodel.spaces import ActionSpec, ObservationSpec
-from worldmodel.types import Batch
+from worldmodel.types import Batch, Inference
 
 PIXELS, STEPS, DT, TORQUE = 16, 15, 0.1, 5.0
 SEEN = 5  # of the steps, where the rest is to be foreseen
@@ -107,10 +108,21 @@ def measure(model: WorldModel, batch: Batch, state: Tensor) -> Iterator[float]:
     elbo = model.elbo(batch, inference)
     yield float(elbo.total.mean())
     yield float(elbo.kl.mean())
-    states = inference.states
-    z = getattr(states, "latent", inference.sample)  # dvbf samples w_t, of which z_t is made
-    for feature in (z, model.feature(states)):
+    for feature in (sampled(model, inference), model.feature(inference.states)):
         yield from probe(feature, state, batch.mask).tolist()
+
+
+def sampled(model: WorldModel, inference: Inference) -> Tensor:
+    """z_t (B, T, Z) as the posterior draws it.
+
+    What is drawn is not always z_t: of `dvbf` it is w_t, of which z_t is made, and of `kvae` a_t, given which z_t has
+    the moments of the Kalman filter.
+    """
+    states, dynamics = inference.states, model.dynamics
+    if isinstance(dynamics, KVAE):
+        factor = torch.linalg.cholesky(dynamics.square(states.covariance))
+        return states.mean + (factor @ torch.randn_like(states.mean).unsqueeze(-1)).squeeze(-1)
+    return getattr(states, "latent", inference.sample)
 
 
 def foresight(model: WorldModel, batch: Batch) -> float:
@@ -135,12 +147,17 @@ def made(member: str, seed: int, restart: int, options: argparse.Namespace) -> d
     return dict(zip(COLUMNS, [*map(str, about), *numbers], strict=True))
 
 
+def foreseen(row: dict[str, str]) -> float:
+    """Its foresight; of rows made before that was measured, less than any."""
+    return float(row["foresight"] or "-inf")
+
+
 def chosen(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Of every seed's restarts, the one that foresees its training sequences best."""
     best: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("member", "seed", "size", "updates", "beta_start"))
-        if key not in best or float(row["foresight"]) > float(best[key]["foresight"]):
+        if key not in best or foreseen(row) > foreseen(best[key]):
             best[key] = row
     return list(best.values())
 
