@@ -58,10 +58,11 @@ def _read_table(file: Path, observed: list[str], controlled: list[str], mark: st
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = _rows(csv.reader(stream))
-            _, header = next(rows, (1, []))
+            first, header = next(rows, (1, []))
             if not observed:
                 raise ValueError(f"{file}: data.observations names no column. {nearest('', header)}")
-            index = {name: _column(file, header, name) for name in [*observed, *controlled, *([mark] if mark else [])]}
+            named = [*observed, *controlled, *([mark] if mark else [])]
+            index = {name: _column(file, first, header, name) for name in named}
             values, marks, lines = [], [], []
             for line, cells in rows:
                 if any(cell.strip() for cell in cells[len(header) :]):  # a decimal comma, perhaps
@@ -83,11 +84,11 @@ def _rows(reader: Any) -> Iterator[tuple[int, list[str]]]:
             yield reader.line_num, cells
 
 
-def _column(file: Path, header: list[str], name: str) -> int:
+def _column(file: Path, line: int, header: list[str], name: str) -> int:
     if header.count(name) > 1:
-        raise ValueError(f"{file}, line 1: {header.count(name)} columns are called '{name}'")
+        raise ValueError(f"{file}, line {line}: {header.count(name)} columns are called '{name}'")
     if name not in header:
-        raise ValueError(f"{file}, line 1: there is no column '{name}': {nearest(name, header)}")
+        raise ValueError(f"{file}, line {line}: there is no column '{name}': {nearest(name, header)}")
     return header.index(name)
 
 

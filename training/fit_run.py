@@ -81,7 +81,8 @@ class FitRun:
         model, fit = self.config.model, self.config.fit
         size = sum(parameter.numel() for parameter in self.model.parameters())
         what = f"{model.dynamics.name} with {model.latent.family} latents, {size:,} parameters"
-        return f"{self.config.data.file}: {what}, {fit.device}, {fit.threads} torch thread(s)"
+        inputs = f"{len(self.units.loc)} control(s)" if len(self.units.loc) else "no controls"
+        return f"{self.config.data.file}: {what}, {inputs}, {fit.device}, {fit.threads} torch thread(s)"
 
     def read(self, file: str | None = None, **source: Any) -> Dataset:
         """Sequences of another file, or other columns, in the units of this fit.

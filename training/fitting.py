@@ -61,6 +61,7 @@ def fit(
     made = FitRun(folder, resolved, parts["train"].obs_specs, units)
     made.model.fit_units(parts["train"].everything(resolved.fit.device), complete=True)
     made.begin()
+    made.save_model()  # so that the folder can be loaded from now on, whatever stops it
     with Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
         progress.note(f"{made.summary}; {described(parts)}")

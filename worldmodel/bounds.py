@@ -57,7 +57,13 @@ def iwae(model: WorldModel, batch: Batch, particles: int, beta: Tensor | float =
 
 @torch.no_grad()
 def log_likelihood(model: WorldModel, batch: Batch, samples: int, chunk: int = 50) -> Tensor:
-    """(B, T): the importance-sampled log-likelihood, IWAE of many samples taken `chunk` at a time."""
+    """(B, T): the importance-sampled log-likelihood, IWAE of many samples taken `chunk` at a time.
+
+    Raises:
+        ValueError: if either number is below 1.
+    """
+    if min(samples, chunk) < 1:
+        raise ValueError(f"samples and chunk must be at least 1: {samples}, {chunk}")
     sizes = [min(chunk, samples - done) for done in range(0, samples, chunk)]
     sums = torch.stack([_log_sums(model, batch, size) for size in sizes])
     return increments(sums.logsumexp(0), batch.is_first, samples)

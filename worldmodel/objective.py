@@ -1,5 +1,6 @@
 """What is optimised. The ELBO itself stays exact; weights, free nats and balance make an objective, not a bound."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -58,10 +59,10 @@ class ObjectiveConfig:
         }
         for name in (name for name, is_unused in unused.items() if is_unused):
             raise ValueError(f"{name} is of no effect with bound: {self.bound}: {getattr(self, name)}")
-        if self.beta_start < 0 or (self.free_nats_start or 0) < 0:
-            raise ValueError(f"beta_start and free_nats_start must not be negative: {self}")
-        if self.beta < 0 or self.free_nats < 0:
-            raise ValueError(f"beta and free_nats must not be negative: {self.beta}, {self.free_nats}")
+        numbers = {name: getattr(self, name) or 0.0 for name in ("beta", "beta_start", "free_nats", "free_nats_start")}
+        for name, value in (numbers | {f"weights.{key}": weight for key, weight in self.weights.items()}).items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must not be negative, and finite: {value}")
         if self.balance is not None and not 0 <= self.balance <= 1:
             raise ValueError(f"balance must lie in [0, 1]: {self.balance}")
 
@@ -142,9 +143,12 @@ def objective(
         now: beta and free nats of this update; those at the end of the schedule by default.
         start: the state before each window; the initial one by default.
     Raises:
-        ValueError: if `config.weights` names no emission of the model.
+        ValueError: if `config.weights` names no emission of the model, or a start is given with another bound than
+            the elbo, which begins from the initial state.
     """
     check_weights(model, config)
+    if start is not None and config.bound != "elbo":
+        raise ValueError(f"a start is for the bound elbo, not {config.bound}")
     with torch.set_grad_enabled(config.bound == "elbo" and torch.is_grad_enabled()):  # else they are only reported
         inference = model.observe(batch, start)
         elbo = model.elbo(batch, inference)

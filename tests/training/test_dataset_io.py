@@ -431,3 +431,9 @@ def test_minari_says_what_is_missing(
     for target in ("counter-v0", "minari:counter", "minari:a counter-v0"):
         assert main(["export", str(recording), target]) == 2
         assert "minari:NAME-vN" in capsys.readouterr().err
+
+
+def test_the_line_of_a_header_after_blank_ones_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "late.csv").write_text("\n\ny,u\n1,2\n")
+    with pytest.raises(ValueError, match="line 3: there is no column 'v'"):
+        read(source(tmp_path / "late.csv", observations=["v"]))

@@ -241,6 +241,22 @@ def test_whatever_ends_a_fit_leaves_the_best(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_fit_that_ends_before_its_first_score_can_be_loaded_too(
+    csv: Path, tmp_path: Path, looks: Callable[..., Any]
+) -> None:
+    looks([KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        fit(TINY, csv, run=tmp_path / "run")
+    assert FitRun.load(tmp_path / "run").model.encoder.size == TINY["model"]["hidden"]
+
+
+def test_a_fit_says_how_many_controls_it_has(csv: Path, tmp_path: Path) -> None:
+    made = fit(TINY, csv, run=tmp_path / "run", fit={"updates": 1})
+    assert "1 control(s)" in made.summary
+    bare = fit(TINY, {"file": str(csv), "controls": []}, run=tmp_path / "bare", fit={"updates": 1})
+    assert "no controls" in bare.summary
+
+
 def test_an_interrupted_command_says_where_the_run_is(
     csv: Path, tmp_path: Path, looks: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,3 +159,8 @@ def test_every_member_has_every_bound(build: Build, window: Window, member: str,
 def test_nonsense_is_refused(particles: int, resample: float) -> None:
     with pytest.raises(ValueError, match="particles >= 1"):
         importance_bound(*exact("prior"), particles, resample)
+
+
+def test_no_samples_are_refused(build: Build, window: Window) -> None:
+    with pytest.raises(ValueError, match="at least 1: 0, 50"):
+        log_likelihood(build("rssm"), window(1, 2), 0)

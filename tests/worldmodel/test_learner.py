@@ -129,6 +129,14 @@ def test_what_shapes_the_elbo_does_not_go_with_another_bound(shape: dict[str, An
         ObjectiveConfig(bound="fivo", **shape)
 
 
+def test_weights_must_be_numbers_and_a_start_is_for_the_elbo(build: Build, window: Window) -> None:
+    with pytest.raises(ValueError, match=r"weights\.x must not be negative, and finite: -2"):
+        ObjectiveConfig(weights={"x": -2.0})
+    model = build("rssm")
+    with pytest.raises(ValueError, match="start is for the bound elbo, not iwae"):
+        objective(model, window(2, 3), ObjectiveConfig(bound="iwae"), start=model.initial(2))
+
+
 def leaves(model: WorldModel, batch: Batch) -> Inference:
     """An inference whose prior and posterior parameters are leaves of the graph."""
     inference = model.observe(batch)
