@@ -120,7 +120,7 @@ def sampled(model: WorldModel, inference: Inference) -> Tensor:
     """
     states, dynamics = inference.states, model.dynamics
     if isinstance(dynamics, KVAE):
-        factor = torch.linalg.cholesky(dynamics.square(states.covariance))
+        factor = torch.linalg.cholesky(dynamics.moments(states).covariance)
         return states.mean + (factor @ torch.randn_like(states.mean).unsqueeze(-1)).squeeze(-1)
     return getattr(states, "latent", inference.sample)
 

@@ -25,10 +25,10 @@ class Dense:
     def __init__(self, member: KVAE, weights: np.ndarray, control: np.ndarray) -> None:
         A, B, C = (
             np.einsum("tm,mij->tij", weights, p.detach().numpy())
-            for p in (member.systems.A, member.systems.B, member.C)
+            for p in (member.system.A, member.system.B, member.system.C)
         )
         T, Z = len(A), A.shape[1]
-        q, r = (np.diag(np.exp(p.detach().numpy())) for p in (member.log_q, member.log_r))
+        q, r = (np.diag(np.exp(p.detach().numpy())) for p in (member.system.log_q, member.system.log_r))
         mean, covariance = np.zeros((T, Z)), np.zeros((T, Z, T, Z))
         before_mean, before = np.zeros(Z), np.eye(Z)
         for t in range(T):
@@ -113,10 +113,10 @@ def test_kvae_covariance_stays_positive_in_single_precision() -> None:
     torch.manual_seed(0)
     member = KVAE(KVAEConfig(size=8, matrices=4, hidden=8), Gaussian(4), 1, 5)
     with torch.no_grad():
-        member.log_r.fill_(-12.0)
+        member.system.log_r.fill_(-12.0)
     embed, control = torch.randn(4, 150, 5), torch.randn(4, 150, 1)
     states = member.observe(embed, control, torch.zeros(4, 150, dtype=torch.bool)).states
-    eigenvalues = torch.linalg.eigvalsh(member.square(states.covariance).double())
+    eigenvalues = torch.linalg.eigvalsh(member.moments(states).covariance.double())
     assert eigenvalues.min() > -1e-6
     assert states.mean.isfinite().all()
 

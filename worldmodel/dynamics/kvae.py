@@ -6,10 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel import kalman
 from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.dynamics.linear_mixture import LinearMixture, mixed
+from worldmodel.dynamics.linear_mixture import KalmanMixture
 from worldmodel.kalman import Moments
 from worldmodel.layers import MLP
 from worldmodel.recurrent import GRUCell
@@ -81,39 +80,26 @@ class KVAE(SequentialVAE):
         self.mixing_input = MLP(latent.size + control_size, config.hidden, layers=1)
         self.mixing_cell = GRUCell(config.hidden, config.hidden)
         self.mixing_out = nn.Linear(config.hidden, count)
-        self.systems = LinearMixture(count, size, control_size)
-        self.C = nn.Parameter(torch.randn(count, latent.size, size) / size**0.5)
-        self.log_q = nn.Parameter(torch.full((size,), -2.0))  # log variances: of the transition
-        self.log_r = nn.Parameter(torch.full((latent.size,), -2.0))  # and of the pseudo-observation
+        self.system = KalmanMixture(count, size, control_size, latent.size)
         self.posterior_net = MLP(embed_size, config.hidden, 1, latent.parameters)
 
     def initial(self, batch_size: int) -> KVAEState:
         widths = (self.latent.size, self.size, self.mixing_out.in_features)
-        latent, mean, mixing = (self.C.new_zeros(batch_size, width) for width in widths)
+        latent, mean, mixing = (self.system.C.new_zeros(batch_size, width) for width in widths)
         return KVAEState(latent, mean, torch.eye(self.size).to(mean).flatten().expand(batch_size, -1), mixing)
 
-    def square(self, flat: Tensor) -> Tensor:
-        """(..., size * size) -> (..., size, size)."""
-        return flat.unflatten(-1, (self.size, self.size))
-
-    def predicted(self, context: KVAEContext) -> Moments:
-        """p(z_t | a_{<t}, u_{<t})."""
-        return Moments(context.mean, self.square(context.covariance))
-
-    def noise(self) -> tuple[Tensor, Tensor]:
-        """Q (Z, Z) and R (A, A)."""
-        return self.log_q.exp().diag(), self.log_r.exp().diag()
+    def moments(self, of: KVAEState | KVAEContext) -> Moments:
+        """p(z_t | a_{1:t}, u_{<t}) of a state, p(z_t | a_{<t}, u_{<t}) of a context."""
+        return Moments(of.mean, of.covariance.unflatten(-1, (self.size, self.size)))
 
     def advance(self, state: KVAEState, control: Tensor) -> KVAEContext:
         mixing = self.mixing_cell(self.mixing_input(torch.cat([state.latent, control], -1)), state.mixing)
         weights = self.mixing_out(mixing).softmax(-1)
-        before, drive = Moments(state.mean, self.square(state.covariance)), self.systems.drive(weights, control)
-        mean, covariance = kalman.predict(before, mixed(weights, self.systems.A), drive, self.noise()[0])
+        mean, covariance = self.system.predict(weights, self.moments(state), control)
         return KVAEContext(mean, covariance.flatten(-2), weights, mixing)
 
     def prior(self, context: KVAEContext) -> Tensor:
-        mean, covariance = kalman.emit(self.predicted(context), mixed(context.weights, self.C), self.noise()[1])
-        return torch.cat([mean, torch.linalg.cholesky(covariance).flatten(-2)], -1)
+        return self.latent.pack(*self.system.emit(context.weights, self.moments(context)))
 
     def posterior(self, context: KVAEContext, evidence: Tensor) -> Tensor:
         mean, std = self.encoding.moments(evidence)
@@ -121,8 +107,7 @@ class KVAE(SequentialVAE):
 
     def with_latent(self, context: KVAEContext, z: Tensor) -> KVAEState:
         """The Kalman update by a_t = z."""
-        emission, noise = mixed(context.weights, self.C), self.noise()[1]
-        mean, covariance = kalman.update(self.predicted(context), emission, noise, z)
+        mean, covariance = self.system.update(context.weights, self.moments(context), z)
         return KVAEState(z, mean, covariance.flatten(-2), context.mixing)
 
     def feature(self, state: KVAEState) -> Tensor:
@@ -139,5 +124,4 @@ class KVAE(SequentialVAE):
         """
         control = control * ~is_first.unsqueeze(-1)
         ahead = self.advance(type(states)(*(field[:, :-1] for field in states)), control[:, 1:])
-        filtered = Moments(states.mean, self.square(states.covariance))
-        return kalman.smooth(filtered, self.predicted(ahead), mixed(ahead.weights, self.systems.A), is_first[:, 1:])
+        return self.system.smooth(ahead.weights, self.moments(states), self.moments(ahead), is_first[:, 1:])
