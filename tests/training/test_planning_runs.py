@@ -97,7 +97,7 @@ def test_planner_settings_that_make_no_sense_are_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for override, message in (
-        (["--behaviour.planner.cem.elites", "5000"], "1000, and 5000 are needed"),
+        (["--behaviour.planner.cem.elites", "5000"], "1000 candidates, 5000 elites"),
         (["--behaviour.planner.optimiser", "cma"], "'cma' is not one of 'cem', 'icem', 'mppi', 'random'"),
         (["--behaviour.planner.refine", "3", "--env.id", "CartPole-v1"], "discrete actions do not have"),
     ):
