@@ -158,7 +158,7 @@ def test_a_model_without_dynamics_cannot_imagine_and_names_what_can(model: World
 
 
 def test_a_kalman_filter_carries_no_discrete_latents(build: Build) -> None:
-    with pytest.raises(ValueError, match=r"kvae needs Gaussian latents.*rssm"):
+    with pytest.raises(ValueError, match=r"kvae needs model\.latent\.family gaussian.*rssm"):
         build("kvae", family="onehot")
 
 

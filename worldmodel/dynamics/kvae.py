@@ -70,17 +70,13 @@ class KVAE(SequentialVAE):
     def __init__(self, config: KVAEConfig, latent: LatentFamily, control_size: int, embed_size: int) -> None:
         super().__init__()
         if not isinstance(latent, Gaussian):
-            raise ValueError(
-                "kvae needs Gaussian latents, its filter is exact for them alone: set model.latent.family to "
-                "gaussian, or choose another member such as rssm for discrete ones"
-            )
+            raise ValueError("kvae needs model.latent.family gaussian; for discrete latents choose another, as rssm")
         self.latent, self.encoding = FullGaussian(latent.size), latent
         self.size, self.feature_size = config.size, latent.size + config.size
-        count, size = config.matrices, config.size
         self.mixing_input = MLP(latent.size + control_size, config.hidden, layers=1)
         self.mixing_cell = GRUCell(config.hidden, config.hidden)
-        self.mixing_out = nn.Linear(config.hidden, count)
-        self.system = KalmanMixture(count, size, control_size, latent.size)
+        self.mixing_out = nn.Linear(config.hidden, config.matrices)
+        self.system = KalmanMixture(config.matrices, config.size, control_size, latent.size)
         self.posterior_net = MLP(embed_size, config.hidden, 1, latent.parameters)
 
     def initial(self, batch_size: int) -> KVAEState:
@@ -117,11 +113,7 @@ class KVAE(SequentialVAE):
         return self.posterior_net(embed)
 
     def smooth(self, states: KVAEState, control: Tensor, is_first: Tensor) -> Moments:
-        """Exact moments of z_1..z_T given all of a_{1:T}.
-
-        Args:
-            states: s_1..s_T as `observe` infers them, each field (B, T, ...). control: (B, T, A). is_first: (B, T).
-        """
+        """s_1..s_T as `observe` infers them, each (B, T, ...), (B, T, A), (B, T) -> moments of z_t given a_{1:T}."""
         control = control * ~is_first.unsqueeze(-1)
         ahead = self.advance(type(states)(*(field[:, :-1] for field in states)), control[:, 1:])
         return self.system.smooth(ahead.weights, self.moments(states), self.moments(ahead), is_first[:, 1:])
