@@ -49,9 +49,7 @@ class ActorCriticConfig:
     entropy: float = 3e-3  # weight of the entropy beside normalised returns
     value_output: ScalarOutput = "normal"
     normalise: bool = True  # returns by the spread of a batch, as DreamerV3; V1 and V2 take them as they are
-    bootstrap: Literal["slow", "own"] = (
-        "slow"  # what values imagined states: the slow copy (V2), or the critic (V1, V3)
-    )
+    bootstrap: Literal["slow", "own"] = "slow"  # values imagined states: the slow copy (V2), or the critic (V1, V3)
     slow_critic_rate: float = 0.1  # share of the critic that enters its slow copy (V2: 1, V3: 0.02)
     slow_critic_every: int = 1  # updates between two such steps (V2: 100)
     slow_regulariser: float = 0.0  # weight of the slow copy's value as a second target of the critic (V3: 1)

@@ -14,9 +14,7 @@ class BehaviourConfig:
     """How actions are chosen; see the section of that name."""
 
     name: Literal["actor_critic", "planner", "plan2explore"] = "actor_critic"
-    actor_critic: ActorCriticConfig = field(
-        default_factory=ActorCriticConfig
-    )  # also of a planner's guide, of explorers
+    actor_critic: ActorCriticConfig = field(default_factory=ActorCriticConfig)  # of guides and explorers, too
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)  # of plan2explore
 

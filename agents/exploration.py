@@ -35,6 +35,8 @@ class ExplorationConfig:
             raise ValueError(f"members must be at least 2 (one agrees with itself), hidden and layers 1: {self}")
         if self.task < 0 or not (self.task or self.separate):
             raise ValueError(f"task must not be negative, and positive where no other actor learns it: {self.task}")
+        if self.steps is not None and not self.separate:
+            raise ValueError(f"steps is of no effect where one actor does both (separate: false): {self.steps}")
         if self.weight <= 0 or (self.steps is not None and self.steps < 1):
             raise ValueError(f"weight must be positive, steps at least 1 or null: {self.weight}, {self.steps}")
 

@@ -106,13 +106,13 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ValueError(f"num_envs and horizon must be at least 1: {num_envs}, {horizon}")
         self.model, self.begin, self.num_envs, self.horizon = model, begin, num_envs, horizon
         self.spec_of_action = action_spec(action_space)
-        self.decoded = None if isinstance(observations, str) else observed(observation_specs(observations))
+        self.obs_specs = None if isinstance(observations, str) else observed(observation_specs(observations))
         self.device = model.initial(1)[0].device
         with torch.no_grad():
             feature = model.feature(model.initial(1))
             known = set(model.predict(feature).obs)
-        if self.decoded is not None and set(self.decoded) != known:
-            raise ValueError(f"observations {sorted(self.decoded)} are asked for; the model has {sorted(known)}")
+        if self.obs_specs is not None and set(self.obs_specs) != known:
+            raise ValueError(f"observations {sorted(self.obs_specs)} are asked for; the model has {sorted(known)}")
         self.single_observation_space = (
             spaces.Box(-np.inf, np.inf, (feature.shape[-1],), np.float32)
             if isinstance(observations, str)
@@ -139,13 +139,10 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             seed: of everything drawn from here on, by all episodes together; of a list, all numbers count.
         """
         if seed is not None:
-            numbers = [number for number in np.atleast_1d(np.asarray(seed, object)) if number is not None]
-            entropy = [int(number) for number in numbers]
-            state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] if entropy else None
-            with torch.random.fork_rng(devices=[]):
-                if state is not None:
-                    torch.manual_seed(int(state >> np.uint64(1)))
-                    self.random = torch.random.get_rng_state()
+            entropy = [int(number) for number in np.atleast_1d(np.asarray(seed, object)) if number is not None]
+            if entropy:
+                number = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)
+                self.random = torch.Generator().manual_seed(int(number)).get_state()
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         with self._randomness():
             self._begin(np.asarray(mask, bool))
@@ -217,13 +214,13 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         return reward, ends > 0
 
     def _observation(self) -> Any:
-        if self.decoded is None:
+        if self.obs_specs is None:
             return self.model.feature(self.state).cpu().numpy().astype(np.float32)
         means = self._prediction(decode=True).obs
         single = self.single_observation_space
         if isinstance(single, spaces.Dict):
-            return {key: decoded(spec, single[key], means[key]) for key, spec in self.decoded.items()}
-        return decoded(self.decoded[OBSERVATION], single, means[OBSERVATION])
+            return {key: decoded(spec, single[key], means[key]) for key, spec in self.obs_specs.items()}
+        return decoded(self.obs_specs[OBSERVATION], single, means[OBSERVATION])
 
     def _final(self, observation: Any) -> dict[str, Any]:
         """The last observations of episodes that have ended, in the form of Gymnasium's own vector environments."""

@@ -21,9 +21,7 @@ class LearnerConfig:
     warmup: int = 0  # updates over which lr rises from 0; DreamerV3 has 1000
     eps: float = 1e-5  # DreamerV3: 1e-20
     clip: float = 100.0  # global gradient norm (Dreamer V1)
-    adaptive_clip: float | None = (
-        None  # norm of a tensor's gradient per norm of the tensor (DreamerV3: 0.3), not global
-    )
+    adaptive_clip: float | None = None  # instead, of each tensor: gradient norm per norm of the tensor (V3: 0.3)
     weight_decay: float = 0.0  # share of every weight that is taken away per update, in units of lr
     compile: Literal["off", "update"] = "off"  # torch.compile of the loss: minutes to build, pays on long runs
 

@@ -97,7 +97,7 @@ class Prediction(NamedTuple):
 
     obs: dict[str, Tensor]  # {key: (..., width)}; probabilities where discrete: of 1 where binary, else of each class
     reward: Tensor  # (...,)
-    cont: Tensor  # (...,) probability that the episode goes on after this state
+    cont: Tensor  # (...,) probability that the episode goes on after this state, times the model's `discount`
 
 
 class Rollout(NamedTuple):

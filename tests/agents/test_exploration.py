@@ -120,3 +120,17 @@ def test_all_three_learn_and_the_explorer_stops_with_exploration() -> None:
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ExplorationConfig(**wrong)  # type: ignore[arg-type]
+
+
+def test_one_actor_for_both_wants_the_reward_and_never_stops_exploring() -> None:
+    with pytest.raises(ValueError, match="positive where no other actor learns it: 0"):
+        ExplorationConfig(separate=False)
+    with pytest.raises(ValueError, match=r"steps is of no effect.*: 10"):
+        ExplorationConfig(separate=False, task=1.0, steps=10)
+    model = ExactPendulum()
+    config = ExplorationConfig(separate=False, task=2.0, weight=3.0, hidden=8)
+    behaviour = Plan2Explore(config, SMALL, model.feature_size, TORQUE)
+    assert behaviour.task is behaviour.explorer
+    trajectory = rollout(torch.randn(5, model.feature_size), torch.rand(5, 1))._replace(reward=torch.ones(5, 1))
+    expected = 3 * behaviour.disagreement.reward(trajectory) + 2
+    torch.testing.assert_close(behaviour.intrinsic(trajectory), expected)
