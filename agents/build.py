@@ -6,6 +6,7 @@ from typing import Literal
 from agents.actor_critic import ActorCritic, ActorCriticConfig
 from agents.exploration import ExplorationConfig, Plan2Explore
 from agents.planner import Planner, PlannerConfig
+from agents.sb3_config import SB3Config
 from worldmodel.spaces import ActionSpec
 
 
@@ -13,10 +14,11 @@ from worldmodel.spaces import ActionSpec
 class BehaviourConfig:
     """How actions are chosen; see the section of that name."""
 
-    name: Literal["actor_critic", "planner", "plan2explore"] = "actor_critic"
+    name: Literal["actor_critic", "planner", "plan2explore", "sb3"] = "actor_critic"
     actor_critic: ActorCriticConfig = field(default_factory=ActorCriticConfig)  # of guides and explorers, too
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)  # of plan2explore
+    sb3: SB3Config = field(default_factory=SB3Config)  # an algorithm of Stable-Baselines3
 
     def __post_init__(self) -> None:
         planned, learned = self.planner.discount, self.actor_critic.discount
@@ -28,7 +30,7 @@ Trained = ActorCritic | Planner | Plan2Explore
 
 
 def build_behaviour(config: BehaviourConfig, feature_size: int, action_spec: ActionSpec) -> Trained:
-    """For a world model of F features.
+    """For a world model of F features; where it is sb3, `training.dream` builds it, which has a dream to learn in.
 
     Raises:
         ValueError: if the config does not fit the actions.
@@ -37,5 +39,6 @@ def build_behaviour(config: BehaviourConfig, feature_size: int, action_spec: Act
         return ActorCritic(config.actor_critic, feature_size, action_spec)
     if config.name == "plan2explore":
         return Plan2Explore(config.exploration, config.actor_critic, feature_size, action_spec)
+    assert config.name == "planner", config.name
     guide = ActorCritic(config.actor_critic, feature_size, action_spec) if config.planner.guided else None
     return Planner(config.planner, action_spec, guide)

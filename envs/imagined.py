@@ -22,6 +22,9 @@ from worldmodel.types import Prediction, State
 Starts = Callable[[int], State]
 """How many -> latent states (N, ...) that imagined episodes begin from."""
 
+Penalty = Callable[[Tensor, Tensor], Tensor]
+"""Features (N, F) and the controls (N, A) chosen there -> what is taken from the reward, (N,)."""
+
 Observed = Literal["feature"] | spaces.Space[Any]
 
 
@@ -88,6 +91,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         observations: "feature", what behaviours read (F,), or the space of the real environment's observations, which
             are then decoded.
         autoreset_mode: all three of Gymnasium's.
+        penalty: against exploiting a model's mistakes, as where an ensemble disagrees.
     Raises:
         ValueError: if a number is below 1, a space is not supported, or the observations are not the model's.
     """
@@ -101,10 +105,12 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         horizon: int = 50,
         observations: Observed = "feature",
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
+        penalty: Penalty | None = None,
     ) -> None:
         if min(num_envs, horizon) < 1:
             raise ValueError(f"num_envs and horizon must be at least 1: {num_envs}, {horizon}")
         self.model, self.begin, self.num_envs, self.horizon = model, begin, num_envs, horizon
+        self.penalty = penalty
         self.spec_of_action = action_spec(action_space)
         self.obs_specs = None if isinstance(observations, str) else observed(observation_specs(observations))
         self.device = model.initial(1)[0].device
@@ -157,8 +163,9 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         control = torch.from_numpy(self.spec_of_action.encode(np.asarray(actions))).to(self.device)
         again = self.over.copy() if self.mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         with self._randomness():
+            price = None if self.penalty is None else self.penalty(self.model.feature(self.state), control)
             self.state = self.model.imagine(self.state, control)
-            reward, terminated = self._outcome()
+            reward, terminated = self._outcome(price)
             self.age += 1
             if again.any():
                 self._begin(again)
@@ -172,6 +179,11 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
                 self._begin(self.over)
                 observation = self._observation()
         return observation, reward, terminated, truncated, infos
+
+    def refresh(self) -> None:
+        """Be told that the model has learned: episodes begin from states inferred anew. Call :meth:`reset` next."""
+        if isinstance(self.begin, ReplayedStarts):
+            self.begin.refresh()
 
     def close_extras(self, **kwargs: Any) -> None:
         self.state = None
@@ -205,11 +217,12 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     def _prediction(self, decode: bool) -> Prediction:
         return self.model.predict(self.model.feature(self.state), decode=decode)
 
-    def _outcome(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards (N,), and which episodes end here (N,)."""
+    def _outcome(self, price: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards (N,) less a price (N,), and which episodes end here (N,)."""
         prediction = self._prediction(decode=False)
         goes_on = prediction.cont / self.model.discount
-        pair = torch.stack([prediction.reward, (torch.rand_like(goes_on) >= goes_on).to(prediction.reward)])
+        gain = prediction.reward if price is None else prediction.reward - price
+        pair = torch.stack([gain, (torch.rand_like(goes_on) >= goes_on).to(gain)])
         reward, ends = pair.cpu().numpy().astype(np.float64)
         return reward, ends > 0
 

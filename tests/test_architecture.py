@@ -15,6 +15,7 @@ FORBIDDEN = {
 READS_VALUES = {"item", "cpu"}
 MAY_READ_VALUES = {
     "agents/agent.py",  # hands actions to an environment, as arrays
+    "agents/sb3.py",  # asks a policy of Stable-Baselines3, which takes arrays
     "worldmodel/replay.py",  # stores latent states, as arrays
 }
 

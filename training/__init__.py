@@ -8,14 +8,21 @@ from worldmodel.shadow import ensure_ours
 ensure_ours("envs", "agents", "training")
 
 if TYPE_CHECKING:
+    from training.algorithm import WorldModelAgent
     from training.fit_run import FitRun
     from training.fitting import fit
     from training.loop import train
     from training.run import Run
 
-_HOMES = {"train": "training.loop", "Run": "training.run", "fit": "training.fitting", "FitRun": "training.fit_run"}
+_HOMES = {
+    "train": "training.loop",
+    "Run": "training.run",
+    "fit": "training.fitting",
+    "FitRun": "training.fit_run",
+    "WorldModelAgent": "training.algorithm",
+}
 
-__all__ = ["FitRun", "Run", "fit", "train"]
+__all__ = ["FitRun", "Run", "WorldModelAgent", "fit", "train"]
 
 
 def __getattr__(name: str) -> Any:

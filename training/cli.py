@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 OVERRIDES = "any key of the config can be given as --section.key value, for example --model.hidden 128"
 
@@ -115,14 +116,16 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
-    from training.loop import describe
+    from training.loop import describe, promise
     from training.run import Run
 
     run = Run.load(options.run, options.device)
     result = run.evaluate(options.episodes)
     print(f"{run.folder}: {describe(result)}, after {run.env_steps} environment steps")
+    print(promise(result))
     if options.json:
-        summary = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+        summary: dict[str, Any] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
+        summary |= {"imagined_return": result.promise}
         about = {"lengths": result.lengths, "env_steps": run.env_steps, "unsound_from_step": result.unsound}
         print(json.dumps({**summary, **about}))
 

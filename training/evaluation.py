@@ -5,16 +5,18 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from agents import Agent
+from agents import Agent, AgentState
 from envs import EnvConfig, make_vector
 
 VECTOR = 32  # episodes run side by side
+TINY = 1e-8  # instead of a division by 0
 
 
 class Evaluation(NamedTuple):
     returns: list[float]  # sum of rewards of each episode
     lengths: list[int]  # environment steps of each episode
     unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
+    imagined: list[float] | None = None  # what the model promises for the same episodes, if it was asked
 
     @property
     def mean(self) -> float:
@@ -25,6 +27,16 @@ class Evaluation(NamedTuple):
         """Population standard deviation over episodes."""
         return float(np.std(self.returns))
 
+    @property
+    def promise(self) -> float | None:
+        """Mean of the imagined returns."""
+        return None if self.imagined is None else float(np.mean(self.imagined))
+
+    @property
+    def gap(self) -> float | None:
+        """How far the imagined mean is from the real one, as a share of the latter's size."""
+        return None if self.promise is None else abs(self.promise - self.mean) / max(abs(self.mean), TINY)
+
 
 def evaluation_seeds(episodes: int, stream: int) -> list[int]:
     """Reset seeds from 2^31 up, where no training seed lies; another `stream` shares none but by chance."""
@@ -32,11 +44,15 @@ def evaluation_seeds(episodes: int, stream: int) -> list[int]:
     return [int(seed) | 2**31 for seed in seeds]
 
 
-def evaluate(agent: Agent, env: EnvConfig, episodes: int, stream: int, deterministic: bool = True) -> Evaluation:
+def evaluate(
+    agent: Agent, env: EnvConfig, episodes: int, stream: int, deterministic: bool = True, imagine: bool = False
+) -> Evaluation:
     """Run `episodes` whole episodes, each from a reset with its own seed.
 
     The random state of torch is left as it was, so that evaluating more often does not change what is learned.
 
+    Args:
+        imagine: also imagine each episode from its first observation on, for as many steps as the longest real one.
     Raises:
         ValueError: if `episodes` is below 1.
     """
@@ -46,15 +62,16 @@ def evaluate(agent: Agent, env: EnvConfig, episodes: int, stream: int, determini
     batches = [seeds[i : i + VECTOR] for i in range(0, episodes, VECTOR)]
     with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
         torch.manual_seed(stream)
-        results = [_side_by_side(agent, env, batch, deterministic) for batch in batches]
+        results = [_side_by_side(agent, env, batch, deterministic, imagine) for batch in batches]
     return Evaluation(
         [r for each in results for r in each.returns],
         [n for each in results for n in each.lengths],
         min((each.unsound for each in results if each.unsound is not None), default=None),
+        [r for each in results for r in each.imagined or []] if imagine else None,
     )
 
 
-def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool) -> Evaluation:
+def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool, imagine: bool) -> Evaluation:
     """One episode per environment. Those that end early go on into episodes that do not count."""
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
@@ -62,9 +79,10 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
     envs = make_vector(config, count)
     try:
         observation, _ = envs.reset(seed=list(seeds))
-        state, start = None, np.ones(count, bool)
+        state, start, first = None, np.ones(count, bool), None
         while running.any():
             actions, state = agent.predict(observation, state, start, deterministic)
+            first = first or state
             if unsound is None and (running & ~state.sound.cpu().numpy()).any():
                 unsound = int(length.max()) + 1
             observation, reward, terminated, truncated, _ = envs.step(actions)
@@ -74,4 +92,27 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
             running &= ~start
     finally:
         envs.close()
-    return Evaluation(total.tolist(), length.tolist(), unsound)
+    imagined = imagined_returns(agent, first, int(length.max()), deterministic) if imagine and first else None
+    return Evaluation(total.tolist(), length.tolist(), unsound, imagined)
+
+
+@torch.no_grad()
+def imagined_returns(agent: Agent, state: AgentState, steps: int, deterministic: bool = True) -> list[float]:
+    """Undiscounted returns of the agent's own behaviour in its own model.
+
+        sum_{h=1..steps} (prod_{i<h} c_i) r_h,   c_i being the predicted continuation
+
+    Args:
+        state: after the first decision of each episode.
+    """
+    model, (latent, control, memory, _) = agent.model, state
+    total = torch.zeros(len(control), device=agent.device)
+    alive = torch.ones_like(total)
+    for _ in range(steps):
+        latent = model.imagine(latent, control)
+        feature = model.feature(latent)
+        outcome = model.predict(feature, decode=False)
+        total += alive * outcome.reward
+        alive *= outcome.cont / model.discount
+        control, memory, _ = agent.behaviour.act(model, latent, memory, deterministic)
+    return total.tolist()

@@ -3,7 +3,8 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from training.evaluation import Evaluation, evaluate
 from training.logger import Averages, Logger
 from training.progress import Progress
 from training.run import Run, free_folder
-from training.trainer import Trainer, diverged
+from training.trainer import OnStep, Trainer, diverged, unbothered
 from worldmodel.memory import keep_memory
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
+TRUSTED = 0.1  # of the real return: how far the imagined one may be from it before a run warns
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
 
@@ -47,67 +49,90 @@ def train(
     made = Run.create(free_folder(name) if run is None else run, resolved)
     trainer = Trainer(made)
     made.begin()
-    with Progress(resolved.training.steps) as progress:
-        logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
+    with closing(trainer.envs), Progress(resolved.training.steps) as progress, opened(trainer, progress) as logger:
         progress.note(made.summary)
-        try:
-            Loop(trainer, logger, progress).run()
-            result = made.evaluate()
-            final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
-            logger.log(final, made.env_steps)
-            progress.note(f"final evaluation on unseen seeds: {describe(result)}")
-        except EnvironmentFault:
-            raise
-        except torch.linalg.LinAlgError as error:
-            raise diverged(made.env_steps, "a covariance") from error
-        except ValueError as error:  # no mistake in what the user gave: that was found before
-            raise RuntimeError(f"training stopped at {made.env_steps} environment steps") from error
-        finally:
-            made.save()
-            logger.close()
-            trainer.envs.close()
-            progress.note(f"run saved in {made.folder}")
+        Loop(trainer, logger, progress).run(resolved.training.steps)
+        result = made.evaluate()
+        final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
+        logger.log(final, made.env_steps)
+        progress.note(f"final evaluation on unseen seeds: {describe(result)}")
+        progress.note(promise(result))
     return made
+
+
+@contextmanager
+def opened(trainer: Trainer, progress: Progress) -> Iterator[Logger]:
+    """The logger of a run while it is trained. Whatever ends that, what was recorded and learned is saved.
+
+    Raises:
+        FloatingPointError: if the training diverged.
+        RuntimeError: from a `ValueError` that is no mistake in what the user gave, which was found before.
+    """
+    run = trainer.run
+    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note)
+    try:
+        yield logger
+    except EnvironmentFault:
+        raise
+    except torch.linalg.LinAlgError as error:
+        raise diverged(run.env_steps, "a covariance") from error
+    except ValueError as error:
+        raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
+    finally:
+        run.save()
+        logger.close()
+        progress.note(f"run saved in {run.folder}")
 
 
 class Loop:
     """When to update, log and evaluate; what a person sees of it."""
 
-    def __init__(self, trainer: Trainer, logger: Logger, progress: Progress) -> None:
-        self.trainer, self.logger, self.progress = trainer, logger, progress
+    def __init__(self, trainer: Trainer, logger: Logger, progress: Progress, evaluates: bool = True) -> None:
+        self.trainer, self.logger, self.progress, self.evaluates = trainer, logger, progress, evaluates
         self.config = trainer.config
         self.averages = Averages()
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self.shown: dict[str, float] = {}
         self.began = time.monotonic()
+        self.due = 0.0  # updates that have been paid for
 
     @property
     def steps(self) -> int:
         return self.trainer.envs.steps
 
-    def run(self) -> None:
-        """Prefill, then one environment step and the updates it pays for, until all steps are done."""
+    def run(self, until: int, on_step: OnStep = unbothered) -> bool:
+        """Prefill, then one environment step and the updates it pays for. Called again, it goes on.
+
+        Args:
+            until: environment steps in all. on_step: called after each; the loop ends when it answers False.
+        Returns:
+            Whether it never did.
+        """
         config, replay = self.config.training, self.config.replay
-        self.trainer.prefill()
-        due = float(config.pretrain)
+        goes_on = True
+        if not self.steps:
+            goes_on = self.trainer.prefill(min(config.prefill, until), on_step)
+            self.due = float(config.pretrain)
         per_step = config.replay_ratio / (replay.batch_size * replay.window)
-        while True:
-            for _ in range(int(due)):
+        while goes_on:
+            for _ in range(int(self.due)):
                 self.averages.add(self.trainer.update())
                 self.progress.update(self.steps, **self.shown)
-            due -= int(due)
+            self.due -= int(self.due)
             before = self.steps
-            if before >= config.steps:
+            if before >= until:
                 break
             unsound = self.trainer.unsound
             self.trainer.collect(self.trainer.run.behaviour)
             if self.trainer.unsound > unsound == 0:
                 self.progress.note(f"{self.steps:>7} steps: {UNSOUND}")
             self.trainer.refit_units(before)
-            due += per_step * (self.steps - before)
+            self.due += per_step * (self.steps - before)
             self.report(before)
+            goes_on = on_step()
         if self.averages.counts:  # what the last steps paid for, and all of a run that ends with its prefill
             self.log()
+        return goes_on
 
     def report(self, before: int) -> None:
         """Log and evaluate where the last step crossed a multiple of the configured interval."""
@@ -115,7 +140,7 @@ class Loop:
             self.recent.append((episode.total_reward, episode.length))
         if self.steps // self.config.training.log_every > before // self.config.training.log_every:
             self.log()
-        if self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
+        if self.evaluates and self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
             self.evaluate()
 
     def log(self) -> None:
@@ -145,14 +170,23 @@ class Loop:
 
 def evaluation_metrics(result: Evaluation) -> dict[str, float]:
     """Under the names people know from Stable-Baselines3."""
-    return {
+    metrics = {
         "eval/mean_reward": result.mean,
         "eval/std_reward": result.std,
         "eval/mean_ep_length": float(np.mean(result.lengths)),
     }
+    return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
 def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{unsound}"
+
+
+def promise(result: Evaluation) -> str:
+    """One line for a person: whether what the model promised came true."""
+    if result.promise is None or result.gap is None:
+        return ""
+    line = f"the model imagines {result.promise:.1f} for the same episodes, {result.gap:.0%} from what they are"
+    return line if result.gap <= TRUSTED else f"warning: {line}: it promises what the world does not hold"

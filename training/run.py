@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from gymnasium import Space
 
 from agents import Agent, build_behaviour
 from envs import action_spec, make, observation_specs
@@ -12,13 +13,19 @@ from training.checkpoint import load_module, save_module, write_text_atomic
 from training.config import Config, load_config
 from training.evaluation import Evaluation, evaluate
 from training.schema import dump_yaml, load_yaml, to_mapping
+from training.tree import load_tree, save_tree
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_weights
 from worldmodel.replay import SequenceReplay
 from worldmodel.spaces import observed
 
+if TYPE_CHECKING:
+    from agents.build import Trained
+    from agents.sb3 import SB3Behaviour
+
 CONFIG, CHECKPOINT, REPLAY = "config.yaml", "checkpoint", "replay/replay.npz"
 MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
+TRAINING = "training.safetensors"  # what a behaviour needs to go on learning, besides its weights
 FINAL = 2  # stream of evaluation seeds, used by the final evaluation and `worldmodel evaluate` alone
 
 
@@ -49,9 +56,6 @@ class Run:
                 f"set {own}model.dynamics.name to rssm"
             )
         check_weights(self.model, config.objective)
-        behaviour = build_behaviour(config.behaviour, self.model.feature_size, self.action_spec)
-        self.behaviour = behaviour.to(config.training.device)
-        self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.replay = SequenceReplay(
             recorded,
             self.action_spec,
@@ -60,7 +64,16 @@ class Run:
             config.seed,
             config.replay.online,
         )
+        self.behaviour = self._behaviour(env.action_space).to(config.training.device)
+        self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.env_steps = 0  # that the agent has been trained for
+
+    def _behaviour(self, action_space: Space[Any]) -> "Trained | SB3Behaviour":
+        if self.config.behaviour.name != "sb3":
+            return build_behaviour(self.config.behaviour, self.model.feature_size, self.action_spec)
+        from training.dream import dreaming  # Stable-Baselines3 takes a second to import
+
+        return dreaming(self.config, self.model, self.replay, action_space, self.action_spec)
 
     @staticmethod
     def create(folder: str | Path, config: Config) -> "Run":
@@ -80,8 +93,11 @@ class Run:
         claim(self.folder, self.config)
 
     @staticmethod
-    def load(folder: str | Path, device: str | None = None) -> "Run":
+    def load(folder: str | Path, device: str | None = None, env: str | None = None) -> "Run":
         """Open a finished or interrupted run, on the device it was trained on or on another.
+
+        Args:
+            env: the id of another environment than its own, with the same spaces.
 
         The random state of torch is left as it was.
 
@@ -91,6 +107,7 @@ class Run:
         folder = Path(folder)
         config = load_config(saved_config(folder, "train"))
         config.training.device = device or config.training.device
+        config.env.id = env or config.env.id
         with torch.random.fork_rng():
             run = Run(folder, config)
         checkpoint = folder / CHECKPOINT
@@ -102,6 +119,8 @@ class Run:
             )
         load_module(checkpoint / MODEL, run.model)
         load_module(checkpoint / BEHAVIOUR, run.behaviour)
+        if (checkpoint / TRAINING).is_file() and run.config.behaviour.name == "sb3":
+            cast("SB3Behaviour", run.behaviour).load_training_state(load_tree(checkpoint / TRAINING))
         run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
         if (folder / REPLAY).is_file():
             run.replay.load(folder / REPLAY)
@@ -122,18 +141,26 @@ class Run:
         """
         self.replay.save(self.folder / REPLAY)
         weights = [*self.model.parameters(), *self.behaviour.parameters()]
-        if not all(bool(parameter.isfinite().all()) for parameter in weights):
-            return
-        checkpoint = self.folder / CHECKPOINT
+        if all(bool(parameter.isfinite().all()) for parameter in weights):
+            self._save_checkpoint(self.folder / CHECKPOINT)
+
+    def write(self, folder: Path) -> None:
+        """A copy of this run without its replay, in an empty folder."""
+        claim(folder, self.config)
+        self._save_checkpoint(folder / CHECKPOINT)
+
+    def _save_checkpoint(self, checkpoint: Path) -> None:
         checkpoint.mkdir(parents=True, exist_ok=True)
         save_module(checkpoint / MODEL, self.model)
         save_module(checkpoint / BEHAVIOUR, self.behaviour)
+        if self.config.behaviour.name == "sb3":
+            save_tree(checkpoint / TRAINING, cast("SB3Behaviour", self.behaviour).training_state())
         write_text_atomic(checkpoint / STATE, json.dumps({"env_steps": self.env_steps}) + "\n")
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
-        """Whole episodes in new environments, on seeds never used in training: the same ones for every run."""
+        """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined."""
         count = self.config.evaluation.final_episodes if episodes is None else episodes
-        return evaluate(self.agent, self.config.env, count, FINAL, deterministic)
+        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=True)
 
 
 def unclaimed(folder: str | Path) -> Path:

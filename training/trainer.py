@@ -1,5 +1,6 @@
 """One environment step, and one update of the model and of the behaviour that imagines in it."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -15,6 +16,13 @@ from worldmodel.replay import Places
 from worldmodel.types import Batch, State, pack, restart, unpack
 
 Metrics = dict[str, Tensor]
+OnStep = Callable[[], bool]
+"""Called after each step of the environments; whether to go on."""
+
+
+def unbothered() -> bool:
+    """Go on."""
+    return True
 
 
 def model_loss(
@@ -60,10 +68,12 @@ class Trainer:
             self.learner = Learner(self.loss, trained, run.config.learner)
         else:
             self.learner = Learner(self.joint_loss, [*trained, *self.joint.trained], run.config.learner)
+        self.before = run.env_steps  # that it had been trained for
         self.updates = 0
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
         self.observation, _ = self.envs.reset(seed=run.config.seed)
+        self.reward = np.zeros(self.envs.num_envs)  # of the last step
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
 
     def collect(self, behaviour: Behaviour) -> None:
@@ -78,19 +88,31 @@ class Trainer:
         if self.config.replay.context:
             latent = type(self.acting.latent)(*(field.unsqueeze(1) for field in self.acting.latent))
             self.run.replay.remember(self.run.replay.newest(), pack(latent))
-        self.observation, _, terminated, truncated, _ = self.envs.step(actions)
+        self.observation, self.reward, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
-        self.run.env_steps = self.envs.steps
+        self.run.env_steps = self.before + self.envs.steps
 
-    def prefill(self) -> None:
-        """Record random actions, and take the units of model and behaviour from what they showed."""
-        random = RandomBehaviour(self.run.action_spec)
-        while self.envs.steps < min(self.config.training.prefill, self.config.training.steps):
-            self.collect(random)
+    def prefill(self, steps: int, on_step: OnStep = unbothered) -> bool:
+        """Record random actions, and take the units of model and behaviour from what they showed.
+
+        A run that was trained before acts as it has learned, and its weights mean what they meant.
+
+        Args:
+            on_step: called after each step; the recording ends when it answers False.
+        Returns:
+            Whether it never did.
+        """
+        trained = self.run.env_steps > 0
+        behaviour = self.run.behaviour if trained else RandomBehaviour(self.run.action_spec)
+        goes_on = True
+        while goes_on and self.envs.steps < steps:
+            self.collect(behaviour)
+            goes_on = on_step()
         recorded = self.run.replay.everything()
-        self.run.model.fit_units(recorded)
-        self.run.behaviour.fit_units(recorded)
+        self.run.model.fit_units(recorded, keep=trained)
+        self.run.behaviour.fit_units(recorded, keep=trained)
         self.acting = None  # it was filtered in other units
+        return goes_on
 
     def refit_units(self, before: int) -> None:
         """Measure in the units of everything recorded, each time that has doubled since the prefill.

@@ -1,4 +1,4 @@
-"""Disagreement where data is missing, and who acts when."""
+"""Who acts and who learns when, and what the explorer wants."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from agents import ActorCriticConfig, ExplorationConfig, Plan2Explore
-from agents.exploration import Disagreement
+from agents.ensemble import EnsembleConfig
 from envs.exact import ExactPendulum
-from worldmodel.learner import LearnerConfig
 from worldmodel.spaces import OBSERVATION, ActionSpec
 from worldmodel.types import Batch, Rollout
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))
+SMALL_ENSEMBLE = EnsembleConfig(hidden=8, members=3)
 SMALL = ActorCriticConfig(hidden=8, starts=4, horizon=2)
 
 
@@ -37,53 +37,9 @@ def rollout(feature: Tensor, control: Tensor) -> Rollout:
     return Rollout(pair, control.unsqueeze(1), zeros, zeros, zeros + 1)
 
 
-def test_members_agree_on_what_they_have_seen_and_on_noise_of_a_known_mean() -> None:
-    """f' = 0.5 f + u + noise for f in [0, 1]: the reward falls there, and stays high elsewhere."""
-    config = ExplorationConfig(members=5, hidden=16, layers=1, learner=LearnerConfig(lr=3e-3))
-    ensemble = Disagreement(config, 1, TORQUE)
-    seen, strange = torch.rand(200, 1), torch.rand(200, 1) - 4
-    control = torch.rand(200, 1) * 2 - 1
-    before = ensemble.reward(rollout(seen, control)).mean()
-    for _ in range(600):
-        first, u = torch.rand(64, 1), torch.rand(64, 1) * 2 - 1
-        then = 0.5 * first + u + 0.3 * torch.randn(64, 1)
-        feature, controls = torch.stack([first, then], 1), torch.stack([torch.zeros_like(u), u], 1)
-        _, report = ensemble.learner.update(feature, steps(feature, controls))
-    assert float(report["loss"]) == pytest.approx(0.09, rel=0.5)  # the variance of the noise
-    after = ensemble.reward(rollout(seen, control)).mean()
-    assert after < 0.1 * before and after < 0.1 * ensemble.reward(rollout(strange, control)).mean()
-    predicted = ensemble(seen, control).mean(-2)
-    torch.testing.assert_close(predicted, 0.5 * seen + control, rtol=0, atol=0.15)
-
-
-def test_nothing_is_learned_across_the_border_of_an_episode() -> None:
-    ensemble = Disagreement(ExplorationConfig(members=2, hidden=4), 1, TORQUE)
-    feature = torch.randn(3, 4, 1)
-    batch = steps(feature, torch.randn(3, 4, 1))
-    first = torch.zeros(3, 4, dtype=torch.bool)
-    first[:, 2] = True
-    other = feature.clone()
-    other[:, 1:3] += torch.tensor([[0.0], [100.0]])  # what the step to t = 2 alone could see
-    plain, _ = ensemble.loss(feature[:, :2], steps(feature[:, :2], batch.prev_action[:, :2]))
-    cut = batch._replace(is_first=torch.ones(3, 4, dtype=torch.bool))
-    cut.is_first[:, 1] = False
-    torch.testing.assert_close(ensemble.loss(other, cut)[0], plain)
-    assert float(ensemble.loss(other, batch)[0]) > 100
-
-
-def test_a_member_is_one_network_of_its_own() -> None:
-    ensemble = Disagreement(ExplorationConfig(members=3, hidden=4, layers=2), 2, TORQUE)
-    feature, control = torch.randn(5, 2), torch.randn(5, 1)
-    predicted = ensemble(feature, control)
-    assert predicted.shape == (5, 3, 2) and predicted.std(1).min() > 0
-    (gradient,) = torch.autograd.grad(predicted[:, 1].sum(), [ensemble.net[0].weight])
-    of_member = gradient.unflatten(0, (3, 4)).abs().sum((1, 2)) > 0
-    assert of_member.tolist() == [False, True, False]
-
-
 def test_the_explorer_collects_and_the_task_is_evaluated() -> None:
     model = ExactPendulum()
-    behaviour = Plan2Explore(ExplorationConfig(steps=10, hidden=8, members=3), SMALL, model.feature_size, TORQUE)
+    behaviour = Plan2Explore(ExplorationConfig(steps=10, ensemble=SMALL_ENSEMBLE), SMALL, model.feature_size, TORQUE)
     with torch.no_grad():
         for actor, mean in ((behaviour.explorer, 2.0), (behaviour.task, -2.0)):
             for net in (actor.actor, actor.slow_actor):
@@ -98,7 +54,7 @@ def test_the_explorer_collects_and_the_task_is_evaluated() -> None:
 
 def test_all_three_learn_and_the_explorer_stops_with_exploration() -> None:
     model = ExactPendulum()
-    behaviour = Plan2Explore(ExplorationConfig(steps=10, hidden=8, members=3), SMALL, model.feature_size, TORQUE)
+    behaviour = Plan2Explore(ExplorationConfig(steps=10, ensemble=SMALL_ENSEMBLE), SMALL, model.feature_size, TORQUE)
     x = torch.randn(2, 5, 2)
     states = model._at(x)
     batch = steps(x, torch.rand(2, 5, 1))
@@ -116,7 +72,7 @@ def test_all_three_learn_and_the_explorer_stops_with_exploration() -> None:
     assert moved() == [True, True, False]
 
 
-@pytest.mark.parametrize("wrong", [{"members": 1}, {"layers": 0}, {"weight": 0.0}, {"steps": 0}])
+@pytest.mark.parametrize("wrong", [{"weight": 0.0}, {"steps": 0}])
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ExplorationConfig(**wrong)  # type: ignore[arg-type]
@@ -128,9 +84,9 @@ def test_one_actor_for_both_wants_the_reward_and_never_stops_exploring() -> None
     with pytest.raises(ValueError, match=r"steps is of no effect.*: 10"):
         ExplorationConfig(separate=False, task=1.0, steps=10)
     model = ExactPendulum()
-    config = ExplorationConfig(separate=False, task=2.0, weight=3.0, hidden=8)
+    config = ExplorationConfig(separate=False, task=2.0, weight=3.0, ensemble=SMALL_ENSEMBLE)
     behaviour = Plan2Explore(config, SMALL, model.feature_size, TORQUE)
     assert behaviour.task is behaviour.explorer
     trajectory = rollout(torch.randn(5, model.feature_size), torch.rand(5, 1))._replace(reward=torch.ones(5, 1))
-    expected = 3 * behaviour.disagreement.reward(trajectory) + 2
+    expected = 3 * behaviour.disagreement.spread(trajectory.features[:, :-1], trajectory.actions) + 2
     torch.testing.assert_close(behaviour.intrinsic(trajectory), expected)

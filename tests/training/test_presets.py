@@ -49,7 +49,7 @@ def test_a_preset_trains_every_part_of_its_own(preset: str, env: str, tmp_path: 
     made = trainer(tmp_path, preset, env, **planner)
     parts = (made.run.model, made.run.behaviour)
     before = [[p.clone() for p in part.parameters()] for part in parts]
-    Loop(made, Quiet(), Quiet()).run()  # type: ignore[arg-type]
+    Loop(made, Quiet(), Quiet()).run(made.config.training.steps)  # type: ignore[arg-type]
     assert made.updates > 3
     for part, old in zip(parts, before, strict=True):
         pairs = zip(part.named_parameters(), old, strict=True)
@@ -70,7 +70,7 @@ def joint_gradients(made: Trainer, weight: float) -> dict[str, Tensor]:
 def test_the_values_of_replayed_states_shape_the_model(tmp_path: Path) -> None:
     """With the weight w of the replay loss, the model's gradient is that without plus w times another, nowhere else."""
     made = trainer(tmp_path, "dreamer_v3", replay={"online": False})
-    made.prefill()
+    made.prefill(made.config.training.prefill)
     last = made.run.behaviour.critic.last  # type: ignore[union-attr]
     torch.nn.init.normal_(last.weight)  # it begins at zero, where no gradient passes
     gradients = []
@@ -104,7 +104,7 @@ def test_what_does_not_go_together_is_named(changes: dict[str, Any], message: st
 
 def test_windows_go_on_from_the_states_that_were_stored(tmp_path: Path) -> None:
     made = trainer(tmp_path, "dreamer_v3")
-    made.prefill()
+    made.prefill(made.config.training.prefill)
     run = made.run
     places = run.replay.draw(50, 8)
     start = made.context(places, "cpu")

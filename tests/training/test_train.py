@@ -11,11 +11,13 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
 
-from agents import Decision, RandomBehaviour
+from agents import Agent, Decision, RandomBehaviour
+from envs import EnvConfig, action_spec, make, observation_specs
+from envs.exact import ExactCartPole, ExactModel, ExactPendulum
 from training import Run, train
 from training.config import load_config
-from training.evaluation import evaluate, evaluation_seeds
-from training.loop import PERIODIC, Loop
+from training.evaluation import Evaluation, evaluate, evaluation_seeds
+from training.loop import PERIODIC, Loop, promise
 from training.run import FINAL
 from training.schema import merge
 from training.trainer import Trainer
@@ -228,7 +230,7 @@ def test_updates_follow_the_replay_ratio(tmp_path: Path, ratio: float, num_envs:
     made = Run.create(tmp_path / "run", load_config(merge(TINY, changes)))
     trainer = Trainer(made)
     silent: Any = Silent()
-    Loop(trainer, silent, silent).run()
+    Loop(trainer, silent, silent).run(60)
     assert trainer.updates == expected
     assert made.env_steps == 60
 
@@ -282,7 +284,7 @@ def test_memory_restarts_with_every_episode_that_is_collected(tmp_path: Path) ->
 
 def test_imagination_starts_from_truncated_states_but_not_from_terminal_ones(tmp_path: Path) -> None:
     trainer = Trainer(Run.create(tmp_path / "run", load_config(TINY)))
-    trainer.prefill()
+    trainer.prefill(24)
     batch = trainer.run.replay.sample(4, 8)
     flags = torch.zeros(2, 4, 8, dtype=torch.bool)
     flags[0, :, 2] = flags[1, 0, 2] = flags[0, 1, 5] = flags[1, 1, 5] = True
@@ -357,3 +359,44 @@ def test_action_repeat_counts_decisions_and_frames(tmp_path: Path) -> None:
     frames = [row["time/frames"] for row in rows(made.folder) if "time/frames" in row]
     assert frames[-1] == 180
     assert made.evaluate(1).lengths == [10]
+
+
+@pytest.mark.parametrize(("model", "env"), [(ExactPendulum(), "Pendulum-v1"), (ExactCartPole(), "CartPole-v1")])
+def test_with_true_dynamics_the_imagined_return_is_the_real_one(model: ExactModel, env: str) -> None:
+    """Of the same episodes, one that ends early among them, for a behaviour that never changes its mind."""
+    config = EnvConfig(env, time_limit=50)
+    spaces_of = make(config)
+    spec = action_spec(spaces_of.action_space)
+
+    class Stubborn(RandomBehaviour):
+        def act(self, model: Any, state: Any, memory: Any, deterministic: bool = False) -> Decision:
+            count = len(state.x)
+            control = torch.ones(count, 1) * 0.3 if env == "Pendulum-v1" else torch.tensor([[0.0, 1.0]] * count)
+            return Decision(control, memory, torch.ones(count, dtype=torch.bool))
+
+    agent = Agent(model, Stubborn(spec), observation_specs(spaces_of.observation_space), spec)  # type: ignore[arg-type]
+    result = evaluate(agent, config, 5, 1, imagine=True)
+    np.testing.assert_allclose(result.imagined, result.returns, rtol=1e-3)
+    assert result.gap is not None and result.gap < 1e-3 and "warning" not in promise(result)
+    assert evaluate(agent, config, 5, 1).imagined is None
+
+
+def test_a_model_that_promises_too_much_is_warned_of() -> None:
+    said = promise(Evaluation([-100.0, -300.0], [20, 20], None, [-150.0, -190.0]))
+    assert said.startswith("warning: the model imagines -170.0 for the same episodes, 15% from what they are")
+    assert promise(Evaluation([-200.0], [20], None, [-190.0])).startswith("the model imagines -190.0")
+
+
+@pytest.mark.parametrize("algorithm", ["SAC", "PPO", "TD3"])
+def test_an_algorithm_of_sb3_trains_in_a_run_and_repeats(tmp_path: Path, algorithm: str) -> None:
+    settings = {"n_steps": 2, "batch_size": 8} if algorithm == "PPO" else {"learning_starts": 4, "buffer_size": 100}
+    sb3 = {"algorithm": algorithm, "envs": 4, "horizon": 3, "every": 2, "steps": 8, "settings": settings}
+    changes = {"behaviour": {"name": "sb3", "sb3": {**sb3, "penalty": 0.1, "noise": 0.1}}}
+    one, two = (train(merge(TINY, changes), run=tmp_path / name) for name in ("one", "two"))
+    rows = [json.loads(line) for line in (one.folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/learning_rate" in row and "dream/rollout/ep_rew_mean" in row for row in rows)
+    assert "final/imagined_reward" in rows[-1]
+    for name in ("model.safetensors", "behaviour.safetensors", "training.safetensors"):
+        assert (one.folder / "checkpoint" / name).read_bytes() == (two.folder / "checkpoint" / name).read_bytes()
+    again = Run.load(one.folder)
+    assert again.evaluate(2).returns == one.evaluate(2).returns

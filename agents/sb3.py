@@ -1,0 +1,253 @@
+"""A behaviour that an algorithm of Stable-Baselines3 learns inside the dream.
+
+The dream is a `VecEnv` whose observations are latent features; the algorithm does not know that nothing in it is real.
+Learning comes in rounds, between the updates of the world model: each begins new imagined episodes, as the model of
+today dreams them, while weights, optimisers, buffers and schedules go on from where the last round left them.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from agents.behaviour import Decision, Memory
+from agents.ensemble import Disagreement
+from agents.noise import disturbed
+from agents.sb3_config import ALGORITHMS, NOISY, SB3Config
+from worldmodel.model import LatentModel
+from worldmodel.spaces import ActionSpec
+from worldmodel.types import Batch, State
+
+LINEAR = "lin_"  # as in RL Zoo
+NUMBERS = (int, float, np.floating, np.integer)
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """The class of an algorithm.
+
+    Raises:
+        ValueError: if the package that holds it is not installed.
+    """
+    try:
+        return getattr(import_module(ALGORITHMS[name]), name)
+    except ImportError as error:
+        raise ValueError(f"{name} is not installed: pip install 'worldmodel[contrib]' ({error})") from error
+
+
+def scheduled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments in which "lin_VALUE" has become a schedule that falls from VALUE to 0."""
+
+    def parsed(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or not value.startswith(LINEAR):
+            return value
+        try:
+            return LinearSchedule(float(value.removeprefix(LINEAR)), 0.0, 1.0)
+        except ValueError as error:
+            raise ValueError(f"behaviour.sb3.settings.{name}: '{value}' is not lin_ and a number") from error
+
+    return {name: parsed(name, value) for name, value in settings.items()}
+
+
+@cache
+def in_rounds(cls: Any, lifetime: int) -> Any:
+    """The algorithm `cls` whose schedules run over `lifetime` steps of many rounds, not over each anew."""
+
+    class InRounds(cls):
+        def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+            super()._update_current_progress_remaining(min(num_timesteps, lifetime), lifetime)
+
+    InRounds.__name__ = InRounds.__qualname__ = cls.__name__
+    return InRounds
+
+
+def build_algorithm(config: SB3Config, dream: VecEnv, lifetime: int, device: str) -> BaseAlgorithm:
+    """An algorithm with new weights, which come from torch's random numbers.
+
+    Args:
+        lifetime: imagined steps of all rounds.
+    Raises:
+        ValueError: if it is not installed, does not take its settings, or cannot choose such actions.
+    """
+    settings = scheduled(copy.deepcopy(config.settings))  # the algorithms write into what they are given
+    if config.noise and config.algorithm in NOISY:
+        width = int(np.prod(dream.action_space.shape or (1,)))
+        settings["action_noise"] = NormalActionNoise(np.zeros(width), np.full(width, config.noise))
+    cls = in_rounds(algorithm_class(config.algorithm), max(lifetime, 1))
+    try:
+        return cls("MlpPolicy", dream, device=device, **settings)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ValueError(f"behaviour.sb3: {config.algorithm} cannot be made: {error}") from error
+
+
+class SB3Behaviour(nn.Module):
+    """Acts with the policy of an algorithm that learns in a dream.
+
+    Everything that a round draws depends on `seed` and on the number of the round alone: neither the rest of the run
+    nor a pause in between changes what is learned.
+
+    Args:
+        dream: observations are features of the world model, actions those of the environment. Its `refresh` is called
+            before each round.
+        lifetime: imagined steps of all rounds, over which schedules run.
+        ensemble: learns beside the algorithm; the dream takes its disagreement from the reward.
+    Raises:
+        ValueError: as :func:`build_algorithm`.
+    """
+
+    def __init__(
+        self,
+        config: SB3Config,
+        action_spec: ActionSpec,
+        dream: VecEnv,
+        lifetime: int,
+        seed: int = 0,
+        device: str = "cpu",
+        ensemble: Disagreement | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.action_spec, self.dream, self.seed = config, action_spec, dream, seed
+        self.ensemble = ensemble
+        self.algorithm = build_algorithm(config, dream, lifetime, device)
+        self.policy = self.algorithm.policy  # part of this module: saved with it
+        self.metrics: dict[str, float] = {}  # logged in the last round
+        self.algorithm.set_logger(Logger(None, [MetricsWriter(lambda metrics, _: self.metrics.update(metrics))]))
+        self.updates = self.rounds = 0
+
+    def initial(self, count: int) -> Memory:
+        return ()
+
+    @torch.no_grad()
+    def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
+        """What the policy answers, in a valid range; with `noise` unless `deterministic`."""
+        feature = model.feature(state)
+        sound = feature.isfinite().all(-1)
+        seen = torch.nan_to_num(feature).cpu().numpy()
+        actions, _ = self.policy.predict(seen, deterministic=deterministic)
+        control = torch.from_numpy(self.action_spec.encode(actions)).to(feature.device)
+        if self.config.noise and not deterministic:
+            control = disturbed(self.action_spec, control, self.config.noise)
+        return Decision(control, memory, sound)
+
+    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+        """Features have no units of the environment."""
+
+    def learn(self, model: LatentModel, states: State, batch: Batch) -> dict[str, Tensor]:
+        """The ensemble from replayed states (B, T, ...); and, with every so many of them, a round in the dream."""
+        metrics: dict[str, Tensor] = {}
+        if self.ensemble is not None:
+            metrics, _ = self.ensemble.learner.update(model.feature(states), batch)
+        self.updates += 1
+        if self.updates % self.config.every == 0:
+            self.practise()
+            metrics |= of_the_dream(self.metrics)
+        return metrics
+
+    def practise(self) -> None:
+        """One round of learning."""
+        self.rounds += 1
+        self.metrics.clear()
+        with self.randomness():
+            self.dream.env_method("refresh")
+            self.algorithm.set_env(self.dream)  # without episodes that an older model dreamt
+            self.algorithm.learn(self.config.steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            self.algorithm.dump_logs()
+
+    @contextmanager
+    def randomness(self) -> Iterator[None]:
+        """Random numbers of this round, as SB3 draws them: from NumPy's and torch's global generators."""
+        seed = int(np.random.SeedSequence([self.seed, self.rounds]).generate_state(1)[0])
+        device, before = self.algorithm.device, np.random.get_state()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            self.algorithm.action_space.seed(seed)
+            self.dream.seed(seed % 2**31)
+            try:
+                yield
+            finally:
+                np.random.set_state(before)
+
+    # What is needed to go on learning, besides the weights.
+
+    def training_state(self) -> dict[str, Any]:
+        """Optimisers, counters and the replay buffer, as nested mappings of tensors, arrays and numbers."""
+        algorithm, buffer = self.algorithm, getattr(self.algorithm, "replay_buffer", None)
+        modules, variables = algorithm._get_torch_save_params()
+        state: dict[str, Any] = {
+            "rounds": [self.updates, self.rounds],
+            "numbers": {name: value for name, value in vars(algorithm).items() if _counted(name, value)},
+            "modules": {name: _at(algorithm, name).state_dict() for name in modules if name != "policy"},
+            "variables": {name: _at(algorithm, name).detach() for name in variables},
+        }
+        if buffer is not None:
+            size = buffer.size()
+            rows = {name: array[:size] for name, array in vars(buffer).items() if isinstance(array, np.ndarray)}
+            state["buffer"] = {"at": [int(buffer.pos), int(buffer.full)], "rows": rows}
+        if self.ensemble is not None:
+            state["ensemble"] = self.ensemble.learner.optimizer.state_dict()
+        return state
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`training_state` returned."""
+        self.updates, self.rounds = state["rounds"]
+        vars(self.algorithm).update(state["numbers"])
+        for name, content in state["modules"].items():
+            _at(self.algorithm, name).load_state_dict(content)
+        for name, value in state["variables"].items():
+            _at(self.algorithm, name).data.copy_(value)
+        if "buffer" in state:
+            buffer = self.algorithm.replay_buffer  # type: ignore[attr-defined]
+            buffer.pos, buffer.full = state["buffer"]["at"][0], bool(state["buffer"]["at"][1])
+            for name, rows in state["buffer"]["rows"].items():
+                getattr(buffer, name)[: len(rows)] = rows
+        if self.ensemble is not None:
+            self.ensemble.learner.optimizer.load_state_dict(state["ensemble"])
+
+
+def _counted(name: str, value: Any) -> bool:
+    return type(value) in (int, float) and name != "start_time"  # a clock's, set anew by every round
+
+
+def _at(algorithm: BaseAlgorithm, dotted: str) -> Any:
+    """`actor.optimizer` of an algorithm."""
+    value: Any = algorithm
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+class MetricsWriter(KVWriter):
+    """Hands the numbers that Stable-Baselines3 logs to a logger of another kind, under their own names.
+
+    Args:
+        log: metrics by name, and the environment steps they belong to.
+
+    Example:
+        model.set_logger(Logger(None, [MetricsWriter(run_logger.log)]))
+    """
+
+    def __init__(self, log: Callable[[dict[str, float], int], None]) -> None:
+        self.log = log
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        self.log({name: float(value) for name, value in key_values.items() if isinstance(value, NUMBERS)}, step)
+
+    def close(self) -> None:
+        """Nothing is held open here."""
+
+
+def of_the_dream(metrics: Mapping[str, float]) -> dict[str, Tensor]:
+    """`train/*` as it is; what is said of environment and speed as `dream/*`, beside those of the world."""
+    named = {name if name.startswith("train/") else f"dream/{name}": value for name, value in metrics.items()}
+    return {name: torch.tensor(value) for name, value in named.items()}

@@ -1,0 +1,259 @@
+"""Algorithms of Stable-Baselines3 in a dream of true dynamics: in rounds, repeatable, whatever happens between."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.logger import Logger
+
+from agents.ensemble import Disagreement, EnsembleConfig
+from agents.sb3 import MetricsWriter, SB3Behaviour
+from agents.sb3_config import ALGORITHMS, CONTRIB, SB3Config
+from envs import ImaginedVectorEnv, action_spec
+from envs.exact import ExactCartPole, ExactPendulum, ExactState
+from envs.sb3 import ImaginedVecEnv
+from training.checkpoint import load_module, save_module
+from training.tree import load_tree, save_tree
+from worldmodel.spaces import OBSERVATION
+from worldmodel.types import Batch, Rollout
+
+TORQUE, PUSH = gym.spaces.Box(-2, 2, (1,), np.float32), gym.spaces.Discrete(2)
+SMALL: dict[str, Any] = {"policy_kwargs": {"net_arch": [8]}}
+OFF: dict[str, Any] = {**SMALL, "batch_size": 8, "buffer_size": 64, "learning_starts": 8}
+ON: dict[str, Any] = {**SMALL, "n_steps": 4}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "A2C": ON,
+    "PPO": {**ON, "batch_size": 8, "n_epochs": 2},
+    "TRPO": {**ON, "batch_size": 8},
+    "DQN": {**OFF, "train_freq": 1},
+    "QRDQN": {**OFF, "train_freq": 1},
+    "SAC": OFF,
+    "TD3": OFF,
+    "DDPG": OFF,
+    "TQC": OFF,
+    "CrossQ": OFF,
+}
+MODEL = ExactPendulum()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def begin(model: Any, count: int) -> ExactState:
+    return model._at(torch.rand(count, model.size) * 0.1)
+
+
+def behaviour(
+    algorithm: str = "SAC", lifetime: int = 1000, ensemble: Disagreement | None = None, **changes: Any
+) -> SB3Behaviour:
+    """With new weights, the same for every call of a test."""
+    if ALGORITHMS[algorithm] == CONTRIB:
+        pytest.importorskip(CONTRIB)
+    discrete = "DQN" in algorithm
+    model, space = (ExactCartPole(), PUSH) if discrete else (MODEL, TORQUE)
+    settings = {**SETTINGS[algorithm], **changes.pop("settings", {})}
+    config = SB3Config(algorithm, settings, envs=4, horizon=5, every=2, steps=16, **changes)
+    envs = ImaginedVectorEnv(model, space, lambda count: begin(model, count), config.envs, config.horizon)
+    torch.manual_seed(1)
+    return SB3Behaviour(config, action_spec(space), ImaginedVecEnv(envs), lifetime, 7, ensemble=ensemble)
+
+
+def weights(made: SB3Behaviour) -> list[torch.Tensor]:
+    return [tensor.clone() for tensor in made.state_dict().values()]
+
+
+def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_every_algorithm_learns_in_rounds_and_answers_with_valid_controls(algorithm: str) -> None:
+    made = behaviour(algorithm)
+    before = weights(made)
+    for _ in range(3):
+        made.practise()
+    assert made.algorithm.num_timesteps == 3 * 16 and not same(before, weights(made))
+    model = ExactCartPole() if "DQN" in algorithm else MODEL
+    state = begin(model, 6)
+    for deterministic in (True, False):
+        decision = made.act(model, state, (), deterministic)
+        assert decision.control.shape == (6, made.action_spec.width) and decision.sound.all()
+        assert decision.control.abs().max() <= 1
+    again = made.act(model, state, (), True).control
+    torch.testing.assert_close(again, made.act(model, state, (), True).control)
+
+
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_a_pause_changes_nothing(algorithm: str, tmp_path: Path) -> None:
+    """Two rounds, saved, read into another, two more there: bit for bit as four; whatever else is drawn in between."""
+    through = behaviour(algorithm)
+    for _ in range(4):
+        through.practise()
+    first = behaviour(algorithm)
+    for _ in range(2):
+        first.practise()
+        torch.rand(3), np.random.rand(3)
+    save_module(tmp_path / "weights", first)
+    save_tree(tmp_path / "rest", first.training_state())
+    second = behaviour(algorithm)
+    load_module(tmp_path / "weights", second)
+    second.load_training_state(load_tree(tmp_path / "rest"))
+    for _ in range(2):
+        second.practise()
+    assert same(weights(through), weights(second)) and not same(weights(first), weights(second))
+    assert second.algorithm.num_timesteps == through.algorithm.num_timesteps
+
+
+def test_a_round_leaves_the_random_numbers_of_everyone_else_alone() -> None:
+    made = behaviour()
+    torch.manual_seed(5), np.random.seed(5)
+    made.practise()
+    drawn = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(5), np.random.seed(5)
+    assert torch.equal(drawn[0], torch.rand(3)) and (drawn[1] == np.random.rand(3)).all()
+
+
+def test_a_schedule_runs_over_all_rounds() -> None:
+    """In the middle of its life the learning rate is half of what it was; SB3 alone has it near 0 in every round."""
+    made = behaviour("PPO", lifetime=64, settings={"learning_rate": "lin_0.01"})
+    rates = []
+    for _ in range(5):
+        made.practise()
+        rates.append(made.metrics["train/learning_rate"])
+    np.testing.assert_allclose(rates, [0.0075, 0.005, 0.0025, 0, 0], atol=1e-9)
+
+
+def test_every_round_begins_new_episodes_of_the_model_of_today() -> None:
+    made = behaviour()
+    calls: list[str] = []
+    envs = made.dream.envs  # type: ignore[attr-defined]
+    refresh, reset = envs.refresh, envs.reset
+    envs.refresh = lambda: (calls.append("refresh"), refresh())
+    envs.reset = lambda **given: (calls.append("reset"), reset(**given))[1]
+    for _ in range(2):
+        made.practise()
+    assert calls == ["refresh", "reset"] * 2
+
+
+def test_learning_comes_with_every_so_many_updates_and_says_what_sb3_says() -> None:
+    made = behaviour("PPO")
+    first = made.learn(MODEL, None, None)  # type: ignore[arg-type]
+    second = made.learn(MODEL, None, None)  # type: ignore[arg-type]
+    assert first == {} and made.rounds == 1
+    assert "train/explained_variance" in second and "dream/time/fps" in second and "time/fps" not in second
+    assert all(value.shape == () for value in second.values())
+
+
+def test_the_ensemble_learns_beside_it_and_is_saved() -> None:
+    ensemble = Disagreement(EnsembleConfig(members=2, hidden=4), MODEL.feature_size, action_spec(TORQUE))
+    made = behaviour(ensemble=ensemble, penalty=1.0)
+    zeros, flags = torch.zeros(3, 5), torch.zeros(3, 5, dtype=torch.bool)
+    states = MODEL._at(torch.randn(3, 5, 2))
+    batch = Batch({OBSERVATION: states.x}, torch.randn(3, 5, 1), zeros, flags, flags, flags, zeros + 1)
+    before = copy.deepcopy(ensemble.net)
+    metrics = made.learn(MODEL, states, batch)
+    assert float(metrics["ensemble/error"]) > 0 and "ensemble.net.0.weight" in made.state_dict()
+    assert not torch.equal(before[0].weight, ensemble.net[0].weight)
+    moments = made.training_state()["ensemble"]["state"][0]["exp_avg"]
+    assert moments.abs().sum() > 0
+
+
+def test_what_the_ensemble_disagrees_about_is_worth_less() -> None:
+    ensemble = Disagreement(EnsembleConfig(members=3, hidden=4), MODEL.feature_size, action_spec(TORQUE))
+
+    def stepped(penalty: Any) -> np.ndarray:
+        fixed = MODEL._at(torch.linspace(0, 1, 4).unsqueeze(-1).expand(4, 2))
+        envs = ImaginedVectorEnv(MODEL, TORQUE, lambda _: fixed, 4, 5, penalty=penalty)
+        envs.reset(seed=0)
+        return envs.step(np.full((4, 1), 0.5))[1]
+
+    price = stepped(None) - stepped(lambda feature, control: 2 * ensemble.spread(feature, control))
+    feature = MODEL.feature(MODEL._at(torch.linspace(0, 1, 4).unsqueeze(-1).expand(4, 2)))
+    expected = 2 * ensemble.spread(feature, torch.full((4, 1), 0.25))
+    np.testing.assert_allclose(price, expected.detach().numpy(), rtol=1e-4)
+
+
+def test_a_deterministic_policy_explores_by_noise() -> None:
+    state = begin(MODEL, 200)
+    for noise, spread in ((0.0, 0.0), (0.3, 0.2)):
+        made = behaviour("TD3", noise=noise)
+        assert (made.algorithm.action_noise is not None) == (noise > 0)  # type: ignore[attr-defined]
+        control = made.act(MODEL, state, ()).control
+        assert float((control - made.act(MODEL, state, (), True).control).std()) >= spread
+    greedy, noisy = behaviour("DQN"), behaviour("DQN", noise=0.5)
+    places = begin(ExactCartPole(), 200)
+    assert torch.equal(
+        greedy.act(ExactCartPole(), places, ()).control, greedy.act(ExactCartPole(), places, (), True).control
+    )
+    differs = noisy.act(ExactCartPole(), places, ()).control != noisy.act(ExactCartPole(), places, (), True).control
+    assert 0.1 < differs.any(-1).float().mean() < 0.4  # of half that are drawn anew, half are what they were
+
+
+def test_features_that_are_no_numbers_are_reported_and_answered_with_a_valid_control() -> None:
+    made = behaviour()
+    state = begin(MODEL, 3)
+    state.x[1] = float("nan")
+    decision = made.act(MODEL, state, ())
+    assert decision.sound.tolist() == [True, False, True]
+    assert decision.control.isfinite().all() and decision.control.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"algorithm": "SCA"}, "unknown algorithm 'SCA': known are A2C"),
+        ({"steps": 0}, "steps must be at least 1: 0"),
+        ({"penalty": -1.0}, "penalty must not be negative"),
+        ({"settings": {"seed": 3}}, "settings may not hold seed"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SB3Config(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "message"),
+    [
+        ("SAC", {"n_epochs": 3}, "SAC cannot be made: .*n_epochs"),
+        ("SAC", {"learning_rate": "lin_fast"}, "settings.learning_rate: 'lin_fast' is not lin_ and a number"),
+        ("SAC", {"learning_rate": "fast"}, "SAC cannot be made"),
+    ],
+)
+def test_what_an_algorithm_does_not_take_is_named(algorithm: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        behaviour(algorithm, settings=settings)
+
+
+def test_actions_that_an_algorithm_cannot_choose_are_refused() -> None:
+    envs = ImaginedVecEnv(ImaginedVectorEnv(ExactCartPole(), PUSH, lambda n: begin(ExactCartPole(), n), 2, 5))
+    with pytest.raises(ValueError, match="SAC cannot be made: The algorithm only supports"):
+        SB3Behaviour(SB3Config("SAC"), action_spec(PUSH), envs, 100)
+
+
+def test_a_logger_of_another_kind_gets_the_numbers_under_their_names() -> None:
+    rows: list[tuple[dict[str, float], int]] = []
+    logger = Logger(None, [MetricsWriter(lambda metrics, step: rows.append((metrics, step)))])
+    logger.record("train/loss", np.float32(0.5))
+    logger.record("rollout/ep_rew_mean", 3)
+    logger.record("name", "text")
+    logger.dump(12)
+    assert rows == [({"train/loss": 0.5, "rollout/ep_rew_mean": 3.0}, 12)]
+
+
+def test_spread_and_rollout_speak_of_the_same_steps() -> None:
+    """The penalty is what Plan2Explore rewards: of the state in which a control is chosen."""
+    ensemble = Disagreement(EnsembleConfig(members=2, hidden=4), MODEL.feature_size, action_spec(TORQUE))
+    features, zeros = torch.randn(2, 3, MODEL.feature_size), torch.zeros(2, 2)
+    trajectory = Rollout(features, torch.randn(2, 2, 1), zeros, zeros, zeros)
+    spread = ensemble.spread(trajectory.features[:, :-1], trajectory.actions)
+    torch.testing.assert_close(spread[:, 1], ensemble.spread(features[:, 1], trajectory.actions[:, 1]))

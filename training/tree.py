@@ -1,0 +1,69 @@
+"""Nested state on disk, such as an optimiser's: tensors and numbers, read back without executing anything."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from training.checkpoint import write_bytes_atomic
+
+TREE = "tree"  # the entry of the file's metadata that holds everything but tensors
+TENSOR, ARRAY, ITEMS = "__tensor__", "__array__", "__items__"  # mark what JSON has no word for
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write nested mappings and lists of tensors, arrays, numbers, strings and None, atomically.
+
+    Raises:
+        TypeError: for a leaf of another kind.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, Tensor | np.ndarray):
+            name = str(len(tensors))
+            own = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[name] = own
+            return {TENSOR if isinstance(value, Tensor) else ARRAY: name}
+        if isinstance(value, Mapping):  # as pairs: an optimiser's keys are numbers
+            return {ITEMS: [[key, kept(item)] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            return [kept(item) for item in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"cannot write a {type(value).__name__}: {value!r}")
+
+    described = json.dumps(kept(tree))
+    write_bytes_atomic(path, save(tensors, {TREE: described}))
+
+
+def load_tree(path: Path) -> Any:
+    """Read back what :func:`save_tree` wrote; tuples have become lists.
+
+    Raises:
+        ValueError: if it is another file, or cut short.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            described = json.loads((file.metadata() or {})[TREE])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a readable training state, or cut short: {error}") from error
+
+    def found(value: Any) -> Any:
+        if isinstance(value, list):
+            return [found(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        ((kind, content),) = value.items()
+        if kind == ITEMS:
+            return {key: found(item) for key, item in content}
+        return tensors[content] if kind == TENSOR else tensors[content].numpy()
+
+    return found(described)
