@@ -102,12 +102,40 @@ def _control() -> list[Curve]:
     ]
 
 
+def _sparse() -> list[Curve]:
+    """A reward that random actions do not find, and a price on every action: with curiosity, and without."""
+    often = ("--env.id", "MountainCarContinuous-v0", "--training.steps", "6000", "--logger.wandb", "disabled")
+    often = (*often, "--evaluation.every", "500", "--evaluation.episodes", "20")
+    return [
+        Curve("MountainCarContinuous-v0", "dream", "configs/dream.yaml", often, 90, (4000, 90)),
+        Curve(
+            "MountainCarContinuous-v0",
+            "without-curiosity",
+            "configs/dream.yaml",
+            ("--behaviour.name", "actor_critic", *often),
+            90,
+            (4000, 90),
+        ),
+    ]
+
+
+def _sb3() -> list[Curve]:
+    """Algorithms of Stable-Baselines3 that learn in the dream alone."""
+    often = ("--evaluation.every", "250", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    return [
+        Curve("Pendulum-v1", f"{name.upper()}-dreaming", f"configs/sb3_{name}_pendulum.yaml", often, -250, (4000, -250))
+        for name in ("sac", "ppo")
+    ]
+
+
 SUITES = {
     "classic": _classic(),
     "family": _family(),
     "planning": _planning(),
     "dream": _dream(),
     "control": _control(),
+    "sparse": _sparse(),
+    "sb3": _sb3(),
 }
 
 
