@@ -3,10 +3,11 @@
 from envs import probes
 from envs.alignment import Episode
 from envs.faults import EnvironmentFault
-from envs.imagined import ImaginedEnv, ImaginedVectorEnv, PriorStarts, ReplayedStarts
+from envs.imagined import ImaginedEnv, ImaginedVectorEnv
 from envs.make import EnvConfig, make, make_vector
 from envs.recorder import RecordEnvTrajectories, RecordTrajectories
 from envs.spaces import action_spec, observation_specs
+from envs.starts import PriorStarts, ReplayedStarts
 from envs.wrappers import ActionRepeat
 
 __all__ = [

@@ -12,68 +12,17 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from envs.charts import chart
 from envs.spaces import action_spec, observation_specs
-from worldmodel.imagination import starts
-from worldmodel.model import LatentModel, WorldModel
-from worldmodel.replay import SequenceReplay
+from envs.starts import ReplayedStarts, Starts
+from worldmodel.model import LatentModel
 from worldmodel.spaces import OBSERVATION, ObservationSpec, observed
 from worldmodel.types import Prediction, State
-
-Starts = Callable[[int], State]
-"""How many -> latent states (N, ...) that imagined episodes begin from."""
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 """Features (N, F) and the controls (N, A) chosen there -> what is taken from the reward, (N,)."""
 
 Observed = Literal["feature"] | spaces.Space[Any]
-
-
-class ReplayedStarts:
-    """Filtered states of recorded steps, drawn alike from all that something can follow.
-
-    A pool of them is inferred at once, and again when it is used up.
-
-    Args:
-        window: steps that each state is filtered from, at most. pool: states inferred at a time.
-    Raises:
-        ValueError: when called, if every recorded step is a terminal one.
-    """
-
-    def __init__(self, model: WorldModel, replay: SequenceReplay, window: int = 16, pool: int = 1024) -> None:
-        self.model, self.replay, self.window, self.pool = model, replay, window, pool
-        self.states: State | None = None
-        self.used = 0
-
-    def refresh(self) -> None:
-        """Forget the pool: the model has learned, or there is more to begin from."""
-        self.states = None
-
-    @torch.no_grad()
-    def _filled(self, count: int) -> State:
-        rows = -(-max(count, self.pool) // self.window)
-        batch = self.replay.sample(2 * rows, self.window, self.model.initial(1)[0].device)
-        begin, alive = starts(self.model.observe(batch).states, batch)
-        if not alive.any():
-            raise ValueError("every recorded step is a terminal one: there is nothing to imagine from")
-        chosen = torch.multinomial(alive, max(count, self.pool), replacement=True)
-        return type(begin)(*(field[chosen] for field in begin))
-
-    def __call__(self, count: int) -> State:
-        if self.states is None or self.used + count > len(self.states[0]):
-            self.states, self.used = self._filled(count), 0
-        self.used += count
-        return type(self.states)(*(field[self.used - count : self.used] for field in self.states))
-
-
-class PriorStarts:
-    """Samples of p(z_1 | z_0, u_0 = 0): episodes as the model imagines that they begin."""
-
-    def __init__(self, model: LatentModel, control_size: int) -> None:
-        self.model, self.control_size = model, control_size
-
-    def __call__(self, count: int) -> State:
-        state = self.model.initial(count)
-        return self.model.imagine(state, torch.zeros(count, self.control_size, device=state[0].device))
 
 
 class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
@@ -92,6 +41,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             are then decoded.
         autoreset_mode: all three of Gymnasium's.
         penalty: against exploiting a model's mistakes, as where an ensemble disagrees.
+        render_mode: "rgb_array" for :meth:`render`, which decodes every step.
     Raises:
         ValueError: if a number is below 1, a space is not supported, or the observations are not the model's.
     """
@@ -106,11 +56,14 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         observations: Observed = "feature",
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         penalty: Penalty | None = None,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is rgb_array or None: '{render_mode}'")
         if min(num_envs, horizon) < 1:
             raise ValueError(f"num_envs and horizon must be at least 1: {num_envs}, {horizon}")
         self.model, self.begin, self.num_envs, self.horizon = model, begin, num_envs, horizon
-        self.penalty = penalty
+        self.penalty, self.render_mode = penalty, render_mode
         self.spec_of_action = action_spec(action_space)
         self.obs_specs = None if isinstance(observations, str) else observed(observation_specs(observations))
         self.device = model.initial(1)[0].device
@@ -128,7 +81,8 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self.mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"autoreset_mode": self.mode, "render_modes": []}
+        self.metadata = {"autoreset_mode": self.mode, "render_modes": ["rgb_array"]}
+        self.trace: np.ndarray | None = None  # (horizon + 1, N, D) decoded since each episode began, else NaN
         self.state: State | None = None
         self.age = np.zeros(num_envs, np.int64)
         self.over = np.zeros(num_envs, bool)  # episodes that have ended and have not been reset
@@ -152,6 +106,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         with self._randomness():
             self._begin(np.asarray(mask, bool))
+            self._remember()
             return self._observation(), {}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -178,12 +133,20 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
                 infos = self._final(observation)
                 self._begin(self.over)
                 observation = self._observation()
+            self._remember()
         return observation, reward, terminated, truncated, infos
 
     def refresh(self) -> None:
         """Be told that the model has learned: episodes begin from states inferred anew. Call :meth:`reset` next."""
         if isinstance(self.begin, ReplayedStarts):
             self.begin.refresh()
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """What is imagined, decoded: for each episode a chart (160, 240, 3) of its observations from its start on."""
+        if self.trace is None:
+            return None
+        low, high = np.nanmin(self.trace, (0, 1)), np.nanmax(self.trace, (0, 1))
+        return tuple(chart(self.trace[:, env], low, high) for env in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         self.state = None
@@ -213,6 +176,17 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             self.state = type(self.state)(*(old.index_copy(0, where, new.to(old)) for old, new in fields))
         self.age[mask] = 0
         self.over = self.over & ~mask
+
+    def _remember(self) -> None:
+        """For :meth:`render`: the decoded observations of this step."""
+        if self.render_mode is None:
+            return
+        means = self._prediction(decode=True).obs
+        now = torch.cat([means[key].flatten(1) for key in sorted(means)], -1).cpu().numpy()
+        if self.trace is None or len(self.trace) != self.horizon + 1:
+            self.trace = np.full((self.horizon + 1, *now.shape), np.nan, np.float32)
+        self.trace[:, self.age == 0] = np.nan
+        self.trace[self.age, np.arange(self.num_envs)] = now
 
     def _prediction(self, decode: bool) -> Prediction:
         return self.model.predict(self.model.feature(self.state), decode=decode)
@@ -266,7 +240,7 @@ class ImaginedEnv(gym.Env[Any, Any]):
     Arguments as those of :class:`ImaginedVectorEnv`.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012 - as Gymnasium has it
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(
         self,
@@ -275,8 +249,12 @@ class ImaginedEnv(gym.Env[Any, Any]):
         begin: Starts,
         horizon: int = 50,
         observations: Observed = "feature",
+        render_mode: str | None = None,
     ) -> None:
-        self.many = ImaginedVectorEnv(model, action_space, begin, 1, horizon, observations, AutoresetMode.DISABLED)
+        self.many = ImaginedVectorEnv(
+            model, action_space, begin, 1, horizon, observations, AutoresetMode.DISABLED, render_mode=render_mode
+        )
+        self.render_mode = render_mode
         self.observation_space, self.action_space = self.many.single_observation_space, self.many.single_action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -287,6 +265,10 @@ class ImaginedEnv(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = self.many.step(np.asarray(action)[None])
         return self._first(observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), infos
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        frames = self.many.render()
+        return None if frames is None else frames[0]
 
     def _first(self, observation: Any) -> Any:
         return {key: rows[0] for key, rows in observation.items()} if isinstance(observation, dict) else observation[0]

@@ -79,4 +79,4 @@ class ImaginedVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        return [None] * self.num_envs
+        return self.envs.render() or [None] * self.num_envs

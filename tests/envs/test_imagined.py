@@ -12,8 +12,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from envs import RecordTrajectories, action_spec, observation_specs
+from envs.charts import SIZE, chart
 from envs.exact import ExactCartPole, ExactPendulum, ExactState
-from envs.imagined import ImaginedEnv, ImaginedVectorEnv, PriorStarts, ReplayedStarts
+from envs.imagined import ImaginedEnv, ImaginedVectorEnv
+from envs.starts import PriorStarts, ReplayedStarts
 from worldmodel import ModelConfig, SequenceReplay, WorldModel
 from worldmodel.spaces import ActionSpec, ObservationSpec
 
@@ -136,7 +138,7 @@ def test_an_episode_goes_on_with_the_probability_that_the_model_says() -> None:
 @pytest.mark.parametrize("observations", ["feature", DICT], ids=["feature", "decoded"])
 def test_gymnasium_accepts_it(observations: Any) -> None:
     model = untrained()
-    check_env(ImaginedEnv(model, TORQUE, PriorStarts(model, 1), 20, observations), skip_render_check=True)
+    check_env(ImaginedEnv(model, TORQUE, PriorStarts(model, 1), 20, observations))
     envs = ImaginedVectorEnv(model, TORQUE, PriorStarts(model, 1), 3, 5, observations)
     counted = RecordEpisodeStatistics(envs)
     observation, _ = counted.reset(seed=0)
@@ -181,3 +183,33 @@ def test_what_cannot_be_is_named() -> None:
         ImaginedVectorEnv(model, TORQUE, hanging, 1, observations=DICT)
     with pytest.raises(RuntimeError, match="reset the environment"):
         ImaginedVectorEnv(model, TORQUE, hanging, 1).step(np.zeros((1, 1)))
+
+
+def test_what_is_rendered_is_what_was_decoded_since_each_episode_began() -> None:
+    envs = ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3, horizon=4, render_mode="rgb_array")
+    assert envs.render() is None
+    begun, _ = envs.reset(seed=0)
+    seen = [begun]
+    for _ in range(2):
+        seen.append(envs.step(np.full((3, 1), 2.0, np.float32))[0])
+    assert envs.trace is not None
+    np.testing.assert_allclose(envs.trace[:3], np.stack(seen)[:, :, :2])
+    assert np.isnan(envs.trace[3:]).all()
+    frames = envs.render()
+    assert frames is not None and len(frames) == 3 and frames[0].shape == (*SIZE, 3) and frames[0].dtype == np.uint8
+    assert (frames[1] != frames[0]).any()
+    for _ in range(2):
+        envs.step(np.zeros((3, 1), np.float32))  # the horizon: all begin anew
+    np.testing.assert_allclose(envs.trace[0], begun[:, :2])
+    assert np.isnan(envs.trace[1:]).all()
+    assert ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3).render() is None
+    with pytest.raises(ValueError, match="render_mode is rgb_array or None: 'human'"):
+        ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3, render_mode="human")
+
+
+def test_a_line_of_a_chart_goes_from_the_lower_to_the_upper_edge() -> None:
+    trace = np.array([[0.0], [1.0], [2.0], [np.nan]])
+    frame = chart(trace, np.zeros(1), np.full(1, 2.0))
+    rows, columns = np.nonzero((frame == (31, 119, 180)).all(-1))
+    assert rows[columns.argmin()] > SIZE[0] - 20 and rows[columns.argmax()] < 20
+    assert columns.max() < SIZE[1] * 0.75  # what is not known is not drawn

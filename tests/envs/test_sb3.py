@@ -54,7 +54,7 @@ def test_it_does_what_a_dummy_does_with_single_imagined_environments() -> None:
 
 
 def test_both_checkers_accept_a_single_one() -> None:
-    check_env(ImaginedEnv(ExactPendulum(), TORQUE, hanging, 20), warn=False, skip_render_check=True)
+    check_env(ImaginedEnv(ExactPendulum(), TORQUE, hanging, 20, render_mode="rgb_array"), skip_render_check=False)
     check_env(ImaginedEnv(ExactCartPole(), PUSH, upright, 20), warn=False, skip_render_check=True)
 
 
@@ -92,3 +92,10 @@ def test_attributes_wrappers_and_modes() -> None:
     assert normalised.reset().shape == (3, 4)
     with pytest.raises(ValueError, match="SAME_STEP"):
         ImaginedVecEnv(ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 2, autoreset_mode=AutoresetMode.NEXT_STEP))
+
+
+def test_frames_are_tiled_as_of_any_other_environment() -> None:
+    envs = ImaginedVecEnv(ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 4, 20, render_mode="rgb_array"))
+    envs.reset()
+    assert len(envs.get_images()) == 4 and envs.render().shape == (320, 480, 3)
+    assert dream(TORQUE).get_images() == [None] * 4
