@@ -1,0 +1,46 @@
+"""What the documents tell a reader to type runs, shortened."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from worldmodel.shadow import HOME
+
+SHORTER = {
+    '"steps": 2000, "prefill": 2000, "pretrain": 1500': '"steps": 60, "prefill": 60, "pretrain": 3',
+    'pendulum.yaml", seed=1)  # or': 'pendulum.yaml", seed=1, training={"steps": 60, "prefill": 40})  # or',
+    "gradient_steps=8, batch_size=256": "gradient_steps=1, batch_size=16",
+    "learn(64_000)": "learn(2_000)",
+    "learn(20_000)": "learn(3_200)",
+    "learn(5_000)": "learn(2_048)",
+    "learn(2_500, ": "learn(250, ",
+    "eval_freq=500": "eval_freq=225",
+    "n_eval_episodes=20": "n_eval_episodes=1",
+    "n_eval_episodes=10": "n_eval_episodes=1",
+    "episodes=20": "episodes=1",
+    "range(200):\n    elbo": "range(3):\n    elbo",
+}
+
+
+def program(text: str) -> str:
+    """The Python of a document, from its beginning to its end."""
+    found = "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    for long, short in SHORTER.items():
+        found = found.replace(long, short)
+    return found
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/sb3.md"])
+def test_its_python_runs(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "configs").symlink_to(HOME / "configs")
+    code = program((HOME / document).read_text())
+    assert len(code) > 500
+    exec(compile(code, document, "exec"), {"__name__": document})
+
+
+def test_no_shortcut_is_left_over() -> None:
+    texts = (HOME / "README.md").read_text() + (HOME / "docs" / "sb3.md").read_text()
+    assert all(long in texts for long in SHORTER)
