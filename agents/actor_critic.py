@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
         self.pink = PinkNoise() if config.noise == "pink" and not discrete else None
         sizes, layer = (feature_size, config.hidden), config.layer
         self.actor = MLP(*sizes, config.actor_layers, self.family.parameters, 0.01, layer)
-        self.critic = Head(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)
+        self.critic = Head.of_vectors(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)
         self.slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.scale = ReturnScale(config.scale_rate)

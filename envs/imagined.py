@@ -225,6 +225,8 @@ def decoded(spec: ObservationSpec, space: spaces.Space[Any], mean: Tensor) -> np
     if not spec.classes:
         assert isinstance(space, spaces.Box)
         values = mean.cpu().numpy().reshape(count, *spec.shape)
+        if spec.image:
+            values = (values * 255).round()
         return np.clip(values, space.low, space.high).astype(space.dtype)
     if spec.binary:
         index = (mean > 0.5).long()

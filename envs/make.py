@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,9 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from envs.faults import named
+from envs.images import Images, Rendered, layout
+from envs.spaces import SMALLEST_IMAGE
 from envs.suites import dm_control
 from envs.wrappers import ActionRepeat, CheckObservation, RecordState
 
@@ -36,14 +41,20 @@ class EnvConfig:
     action_repeat: int = 1  # frames per environment step; PlaNet uses 2-8, Atari 4
     record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
+    pixels: bool = False  # observe what the environment draws, and nothing else
+    image_size: int = 64  # pixels a side of every image among the observations; the networks take 32, 64, 96 and 128
+    grey: bool = False  # whether images lose their colour: a third of the memory
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "action_repeat", "time_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
-        if "max_episode_steps" in self.kwargs:
-            raise ValueError("env.kwargs may not hold max_episode_steps: set env.time_limit")
+        if self.image_size < SMALLEST_IMAGE:
+            raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")
+        for name, instead in (("max_episode_steps", "time_limit"), ("render_mode", "pixels")):
+            if name in self.kwargs:
+                raise ValueError(f"env.kwargs may not hold {name}: set env.{instead}")
 
 
 def make(config: EnvConfig, index: int = 0) -> gym.Env[Any, Any]:
@@ -60,6 +71,10 @@ def make(config: EnvConfig, index: int = 0) -> gym.Env[Any, Any]:
         env = ActionRepeat(env, config.action_repeat)
     if config.time_limit is not None:
         env = TimeLimit(env, config.time_limit)
+    if config.pixels:
+        env = Rendered(env)
+    if any(layout(space) for space in named(env.observation_space).values()):
+        env = Images(env, config.image_size, config.grey)
     if config.record_state:
         env = RecordState(env)
     return CheckObservation(env, index)
@@ -80,11 +95,13 @@ def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv
 
 def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any, Any]:
     """`gymnasium.make`, with its many errors told as one kind; or a task of another suite."""
+    drawn: dict[str, Any] = {"render_mode": "rgb_array"} if config.pixels else {}
+    draw_without_display()
     if config.id.startswith(dm_control.PREFIX):
-        return _of_dm_control(config)
+        return _of_dm_control(config, drawn)
     name = _import_home(config.id)
     try:
-        return gym.make(name, max_episode_steps=max_episode_steps, **config.kwargs)
+        return gym.make(name, max_episode_steps=max_episode_steps, **config.kwargs, **drawn)
     except gym.error.DependencyNotInstalled as error:  # its message holds the pip command
         raise ValueError(f"environment '{config.id}' is not installed: {error}") from error
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
@@ -98,9 +115,16 @@ def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any
         raise ValueError(f"environment '{config.id}': {error}") from error
 
 
-def _of_dm_control(config: EnvConfig) -> gym.Env[Any, Any]:
+def draw_without_display() -> None:
+    """Tell pygame and MuJoCo how to draw where there is no display, before they are imported: they ask only once."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def _of_dm_control(config: EnvConfig, drawn: dict[str, Any]) -> gym.Env[Any, Any]:
     try:
-        return dm_control.DMControl(config.id.removeprefix(dm_control.PREFIX), **config.kwargs)
+        return dm_control.DMControl(config.id.removeprefix(dm_control.PREFIX), **config.kwargs, **drawn)
     except TypeError as error:
         raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
 

@@ -8,6 +8,8 @@ from gymnasium import Space, spaces
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
 
 SUPPORTED = "Box, Discrete, MultiDiscrete or MultiBinary"
+SMALLEST_IMAGE = 16  # pixels a side: what is smaller, as the symbols of MiniGrid, is taken as a vector
+CHANNELS = (1, 3, 4)  # grey, colour, and with transparency
 
 
 def observation_specs(space: Space[Any]) -> dict[str, ObservationSpec]:
@@ -43,12 +45,7 @@ def action_spec(space: Space[Any]) -> ActionSpec:
 def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     _require_entries(f"observation '{key}'", space)
     if isinstance(space, spaces.Box):
-        if space.dtype == np.uint8 and len(space.shape) >= 2:
-            raise ValueError(
-                f"observation '{key}' is an image {space.shape}, and images are not supported by this version: "
-                "wrap the environment in a gymnasium.ObservationWrapper that returns a vector"
-            )
-        return ObservationSpec(space.shape)
+        return ObservationSpec(space.shape, image=is_image(space))
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ObservationSpec(_shape(space), *_categories(space))
     raise ValueError(
@@ -56,6 +53,13 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
         f"gymnasium.wrappers.FlattenObservation, or in a gymnasium.ObservationWrapper that returns a {SUPPORTED}, "
         "or a Dict of these"
     )
+
+
+def is_image(space: Space[Any]) -> bool:
+    """Whether a space holds pixels, (H, W, C) from 0 to 255, as :class:`envs.images.Images` makes them of others."""
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
+        return False
+    return min(space.shape[:2]) >= SMALLEST_IMAGE and space.shape[2] in CHANNELS
 
 
 def _require_entries(what: str, space: Space[Any]) -> None:

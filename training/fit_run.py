@@ -140,7 +140,7 @@ def _specs(file: Path) -> tuple[ObservationSpecs, Standardise]:
     try:
         saved = json.loads(file.read_text())
         observations = {
-            key: ObservationSpec(**{name: tuple(values) for name, values in spec.items()})
+            key: ObservationSpec(tuple(spec["shape"]), tuple(spec["classes"]), tuple(spec["start"]), spec["image"])
             for key, spec in saved["observations"].items()
         }
         loc, scale = (torch.tensor(saved["control"][name], dtype=torch.float32) for name in ("loc", "scale"))

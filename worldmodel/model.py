@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
+from worldmodel.images import ImageDecoder, Pixels
 from worldmodel.layers import LayerConfig
 from worldmodel.networks import Encoder, Head
 from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, SymlogNormal, TwoHot
@@ -33,6 +34,9 @@ class ModelConfig:
     layer: LayerConfig = field(default_factory=LayerConfig)  # of encoder and heads; the dynamics have their own
     vector_input: Literal["standardised", "symlog"] = "standardised"  # how real vectors enter
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
+    image_depth: int = 16  # channels after the first convolution, doubled by each; PlaNet to Dreamer V2 have 32 and 48
+    image_std: float = 1.0  # sigma of p(x_t | z_t) for pixels in [0, 1]; where it begins, if it is learned
+    image_std_learned: bool = False
     reward_output: ScalarOutput = "normal"
     continuation: bool = True  # whether the end of an episode is predicted; PlaNet has tasks without one
     continuation_discount: float = 1.0  # of the behaviour, that the predicted continuation is to hold (V3: 1 - 1/333)
@@ -41,6 +45,10 @@ class ModelConfig:
         if min(self.hidden, self.encoder_layers) < 1 or min(self.decoder_layers, self.head_layers) < 0:
             raise ValueError(
                 f"hidden and encoder_layers must be at least 1, decoder_layers and head_layers at least 0: {self}"
+            )
+        if self.image_depth < 1 or self.image_std <= 0:
+            raise ValueError(
+                f"image_depth must be at least 1, image_std positive: {self.image_depth}, {self.image_std}"
             )
         if not 0 < self.continuation_discount <= 1:
             raise ValueError(f"continuation_discount must lie in (0, 1]: {self.continuation_discount}")
@@ -59,13 +67,15 @@ def scalar_output(name: ScalarOutput) -> Output:
     return {"normal": lambda: Normal(1), "symlog": lambda: SymlogNormal(1), "twohot": lambda: TwoHot()}[name]()
 
 
-def observation_output(spec: ObservationSpec, vector_output: str) -> Output:
+def observation_output(spec: ObservationSpec, config: ModelConfig) -> Output:
     """The output distribution of one observation key."""
+    if spec.image:
+        return Pixels(spec.width, config.image_std, config.image_std_learned)
     if spec.binary:
         return Bernoulli(spec.width)
     if spec.classes:
         return Categorical(spec.classes)
-    return SymlogNormal(spec.width) if vector_output == "symlog" else Normal(spec.width)
+    return SymlogNormal(spec.width) if config.vector_output == "symlog" else Normal(spec.width)
 
 
 class LatentModel(Protocol):
@@ -137,16 +147,23 @@ class WorldModel(nn.Module):
         config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec, heads: bool = True
     ) -> "WorldModel":
         """The model a config describes, for these observations and actions; without `heads`, of observations alone."""
-        encoder = Encoder(obs_specs, config.hidden, config.encoder_layers, config.layer, config.vector_input)
+        encoder = Encoder(
+            obs_specs, config.hidden, config.encoder_layers, config.layer, config.vector_input, config.image_depth
+        )
         name = config.dynamics.name
         sizes = getattr(config.dynamics, name)
         dynamics = DYNAMICS[name](sizes, latent_family(config.latent), action_spec.width, encoder.size)
 
         def head(output: Output, layers: int, scale: float = 1.0) -> Head:
-            return Head(dynamics.feature_size, config.hidden, layers, output, scale, config.layer)
+            return Head.of_vectors(dynamics.feature_size, config.hidden, layers, output, scale, config.layer)
 
-        outputs = {key: observation_output(spec, config.vector_output) for key, spec in obs_specs.items()}
-        decoders = {key: head(output, config.decoder_layers) for key, output in outputs.items()}
+        def decoder(spec: ObservationSpec) -> Head:
+            output = observation_output(spec, config)
+            if not spec.image:
+                return head(output, config.decoder_layers)
+            return Head(ImageDecoder(dynamics.feature_size, spec.shape, config.image_depth, config.layer), output)
+
+        decoders = {key: decoder(spec) for key, spec in obs_specs.items()}
         if not heads:
             return WorldModel(encoder, dynamics, decoders)
         reward = head(scalar_output(config.reward_output), config.head_layers, 0.0)

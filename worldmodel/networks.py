@@ -1,4 +1,4 @@
-"""The encoder of vector and discrete observations, and the heads that emit them."""
+"""The encoder of observations, and the heads that emit vectors and discrete variables."""
 
 from typing import cast
 
@@ -6,18 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel.images import ImageEncoder
 from worldmodel.layers import MLP, LayerConfig
 from worldmodel.outputs import Output, Standardise, symlog
 from worldmodel.spaces import ObservationSpec, ObservationSpecs
 
 
-def units_of(spec: ObservationSpec, vector_input: str) -> nn.Module:
-    """What an encoder does to the values of one key before anything else."""
+def entrance(spec: ObservationSpec, layer: LayerConfig, vector_input: str, image_depth: int) -> tuple[nn.Module, int]:
+    """What an encoder does to the values of one key before anything else, and how many numbers it makes of them."""
+    if spec.image:
+        images = ImageEncoder(spec.shape, image_depth, layer)
+        return images, images.size
     if spec.binary:
-        return Binary()
+        return Binary(), spec.width
     if spec.classes:
-        return nn.Identity()
-    return Symlog() if vector_input == "symlog" else Standardise(spec.width)
+        return nn.Identity(), sum(spec.classes)
+    return Symlog() if vector_input == "symlog" else Standardise(spec.width), spec.width
 
 
 class Symlog(nn.Module):
@@ -35,9 +39,10 @@ class Binary(nn.Module):
 
 
 class Encoder(nn.Module):
-    """{key: (..., width)} -> embedding (..., E): standardised vectors and discrete codes through an MLP.
+    """{key: (..., width)} -> embedding (..., E): standardised vectors, discrete codes and images through an MLP.
 
-    A binary variable is its own code; one of more classes is given by its index, or already as a one-hot code.
+    Images have been through convolutions then. A binary variable is its own code; one of more classes is given by its
+    index, or already as a one-hot code.
 
     The norm after the first layer, where there is one, bounds what an outlier can do.
     """
@@ -49,12 +54,14 @@ class Encoder(nn.Module):
         layers: int,
         layer: LayerConfig | None = None,
         vector_input: str = "standardised",
+        image_depth: int = 16,
     ) -> None:
         super().__init__()
         self.keys, self.size = list(specs), hidden
         self.classes = [() if spec.binary else spec.classes for spec in specs.values()]
-        self.units = nn.ModuleList(units_of(spec, vector_input) for spec in specs.values())
-        self.widths = [spec.width if spec.binary else sum(spec.classes) or spec.width for spec in specs.values()]
+        given = (layer or LayerConfig(), vector_input, image_depth)
+        units, self.widths = zip(*(entrance(spec, *given) for spec in specs.values()), strict=True)
+        self.units = nn.ModuleList(units)
         self.mlp = MLP(sum(self.widths), hidden, layers, layer=layer)
 
     @torch.no_grad()
@@ -65,7 +72,7 @@ class Encoder(nn.Module):
         will be recorded after these.
         """
         first = cast(nn.Linear, self.mlp[0])
-        for key, units, weight in zip(self.keys, self.units, first.weight.split(self.widths, 1), strict=True):
+        for key, units, weight in zip(self.keys, self.units, first.weight.split(list(self.widths), 1), strict=True):
             if isinstance(units, Standardise):
                 ratio, shift = units.fit(obs[key], mask, complete)
                 if keep:
@@ -84,41 +91,49 @@ class Encoder(nn.Module):
 
 
 class Head(nn.Module):
-    """An emission of the latent state: an MLP whose last layer an :class:`Output` reads as a distribution."""
+    """An emission of the latent state: a network whose result an :class:`Output` reads as a distribution.
 
-    def __init__(
-        self,
+    Args:
+        net: (..., F) -> (..., P).
+    """
+
+    def __init__(self, net: nn.Module, output: Output) -> None:
+        super().__init__()
+        self.net, self.output = net, output
+
+    @staticmethod
+    def of_vectors(
         inputs: int,
         hidden: int,
         layers: int,
         output: Output,
         output_scale: float = 1.0,
         layer: LayerConfig | None = None,
-    ) -> None:
-        super().__init__()
-        self.mlp = MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer)
-        self.output = output
+    ) -> "Head":
+        """With a multi-layer perceptron."""
+        return Head(MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer), output)
 
     def forward(self, feature: Tensor) -> Tensor:
-        return self.mlp(feature)
+        return self.net(feature)
 
     @property
     def last(self) -> nn.Linear:
-        """The layer that gives the output's parameters."""
-        return cast(nn.Linear, self.mlp[-1])
+        """The layer of a perceptron that gives the output's parameters."""
+        return cast(nn.Linear, cast(MLP, self.net)[-1])
 
     def fit(self, value: Tensor, mask: Tensor, keep: bool = False, complete: bool = False) -> None:
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
-        self.output.fit(value, mask, self.last if keep else None, complete)
+        has_units = isinstance(self.net, MLP)  # an image has none
+        self.output.fit(value, mask, self.last if keep and has_units else None, complete)
 
     def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""
-        return self.output.log_prob(self.mlp(feature), value)
+        return self.output.log_prob(self.net(feature), value)
 
     def sample(self, feature: Tensor) -> Tensor:
         """(..., F) -> a draw as an encoder takes it; see :class:`worldmodel.outputs.Output`."""
-        return self.output.sample(self.mlp(feature))
+        return self.output.sample(self.net(feature))
 
     def mean(self, feature: Tensor) -> Tensor:
         """(..., F) -> (..., width)."""
-        return self.output.mean(self.mlp(feature))
+        return self.output.mean(self.net(feature))

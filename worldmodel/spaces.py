@@ -11,21 +11,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """One observation key. Continuous when `classes` is empty, else that many categories per variable.
+    """One observation key: a real vector, discrete variables where it has `classes`, or an image.
 
     Args:
-        shape: shape of one observation as the environment returns it.
-        classes: categories of each discrete variable, flattened; empty for a real vector.
+        shape: shape of one observation as the environment returns it; of an image (H, W, C).
+        classes: categories of each discrete variable, flattened; empty for a real vector and an image.
         start: the smallest value of each discrete variable (Gymnasium's `Discrete(n, start=s)`).
+        image: whether it holds pixels from 0 to 255.
     """
 
     shape: tuple[int, ...]
     classes: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
+    image: bool = False
 
     @property
     def width(self) -> int:
-        """Numbers per stored observation: vector entries, or one index per discrete variable."""
+        """Numbers per stored observation: vector entries, pixels, or one index per discrete variable."""
         return len(self.classes) or int(np.prod(self.shape))
 
     @property
@@ -36,14 +38,14 @@ class ObservationSpec:
     @property
     def dtype(self) -> np.dtype:
         """Of a stored observation."""
-        return np.dtype(np.int64 if self.classes else np.float32)
+        return np.dtype(np.uint8 if self.image else np.int64 if self.classes else np.float32)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
         """(n, *shape) as the environment gives it -> (n, width) as the replay and the model take it."""
         flat = np.asarray(values).reshape(len(values), -1)
         if self.classes:
             return flat.astype(np.int64) - np.asarray(self.start or 0, np.int64)
-        return flat.astype(np.float32)
+        return flat.astype(self.dtype)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Tasks of the DeepMind Control Suite (Tassa et al. 2018) as Gymnasium environments. Needs the extra `dmc`."""
 
 import difflib
-import os
-import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -73,13 +71,16 @@ class DMControl(gym.Env[Any, Any]):
 
 
 def _suite() -> Any:
-    """`dm_control.suite`; without a display, it is told to render through EGL before it is imported."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    """`dm_control.suite`; see :func:`envs.make.draw_without_display`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of a display that nobody asked for
             from dm_control import suite
     except ImportError as error:
         raise ValueError(f"{PREFIX} tasks need dm_control: pip install 'worldmodel[dmc]' ({error})") from error
+    except AttributeError as error:  # of an EGL or OSMesa that is not there
+        raise ValueError(
+            f"dm_control finds nothing to draw with ({error}): install the system's package libegl1 (MUJOCO_GL=egl) or "
+            "libosmesa6 (MUJOCO_GL=osmesa), or set MUJOCO_GL=disable where nothing is drawn"
+        ) from error
     return suite

@@ -295,7 +295,7 @@ def smooth(spec: ActionSpec, **changes: Any) -> tuple[Any, ActorCritic]:
     changes = {"value_output": "normal", **changes}  # two-hot bins would make large returns of random weights
     model, learner = Smooth(spec.width), ActorCritic(settings(**changes), 3, spec)
     for head in (learner.critic, learner.slow_critic):
-        last = head.mlp[-1]
+        last = head.net[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.weight.add_(0.01 * torch.randn_like(last.weight))
