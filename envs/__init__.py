@@ -3,6 +3,7 @@
 from envs import probes
 from envs.alignment import Episode
 from envs.faults import EnvironmentFault
+from envs.images import Images, Rendered
 from envs.imagined import ImaginedEnv, ImaginedVectorEnv
 from envs.make import EnvConfig, make, make_vector
 from envs.recorder import RecordEnvTrajectories, RecordTrajectories
@@ -15,11 +16,13 @@ __all__ = [
     "EnvConfig",
     "EnvironmentFault",
     "Episode",
+    "Images",
     "ImaginedEnv",
     "ImaginedVectorEnv",
     "PriorStarts",
     "RecordEnvTrajectories",
     "RecordTrajectories",
+    "Rendered",
     "ReplayedStarts",
     "action_spec",
     "make",

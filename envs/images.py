@@ -9,7 +9,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from envs.faults import named
-from envs.spaces import CHANNELS, SMALLEST_IMAGE
+from envs.spaces import SMALLEST_IMAGE, layout
 from worldmodel.spaces import OBSERVATION
 
 REMEDY = (
@@ -18,32 +18,12 @@ REMEDY = (
 )
 
 
-def layout(space: spaces.Space[Any]) -> str | None:
-    """Where the channels of an image space are: "last", "first" or "none" of a grey one; None if it is no image.
-
-    An image is a Box of uint8, or of floats from 0 to 1, with two dimensions of at least 16 pixels.
-    """
-    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
-        return None
-    fractions = np.issubdtype(space.dtype, np.floating) and (space.low == 0).all() and (space.high == 1).all()
-    if space.dtype != np.uint8 and not fractions:
-        return None
-    if len(space.shape) == 2:
-        return "none" if min(space.shape) >= SMALLEST_IMAGE else None
-    for name, (sides, channels) in {
-        "last": (space.shape[:2], space.shape[2]),
-        "first": (space.shape[1:], space.shape[0]),
-    }.items():
-        if min(sides) >= SMALLEST_IMAGE and channels in CHANNELS:
-            return name
-    return None
-
-
 class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Makes every image of an observation (size, size, C) uint8, C being 1 if it is to be grey and 3 or 4 if not.
 
-    Images of another size are averaged over areas (OpenCV's INTER_AREA), channels moved last, fractions multiplied by
-    255. What is no image stays as it is.
+    An image is a Box of uint8, or of floats from 0 to 1, with two dimensions of at least 16 pixels and, before or
+    behind them, the channels. Those of another size are averaged over areas (OpenCV's INTER_AREA), channels moved last,
+    fractions multiplied by 255. What is no image stays as it is.
 
     Args:
         size: pixels a side.

@@ -12,8 +12,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from envs.faults import named
-from envs.images import Images, Rendered, layout
-from envs.spaces import SMALLEST_IMAGE
+from envs.images import Images, Rendered
+from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites import dm_control
 from envs.wrappers import ActionRepeat, CheckObservation, RecordState
 

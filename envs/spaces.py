@@ -45,7 +45,13 @@ def action_spec(space: Space[Any]) -> ActionSpec:
 def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     _require_entries(f"observation '{key}'", space)
     if isinstance(space, spaces.Box):
-        return ObservationSpec(space.shape, image=is_image(space))
+        kind = layout(space)
+        if kind is not None and (kind != "last" or space.dtype != np.uint8):
+            raise ValueError(
+                f"observation '{key}' is an image {space.shape} of {space.dtype}: wrap the environment in "
+                "envs.Images(env, size), which makes it (size, size, channels) of uint8"
+            )
+        return ObservationSpec(space.shape, image=kind is not None)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ObservationSpec(_shape(space), *_categories(space))
     raise ValueError(
@@ -55,11 +61,25 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     )
 
 
-def is_image(space: Space[Any]) -> bool:
-    """Whether a space holds pixels, (H, W, C) from 0 to 255, as :class:`envs.images.Images` makes them of others."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
-        return False
-    return min(space.shape[:2]) >= SMALLEST_IMAGE and space.shape[2] in CHANNELS
+def layout(space: Space[Any]) -> str | None:
+    """Where the channels of an image are: "last", "first", or "none" of a grey one; None if a space holds no images.
+
+    They are what :class:`envs.images.Images` says.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
+        return None
+    fractions = np.issubdtype(space.dtype, np.floating) and (space.low == 0).all() and (space.high == 1).all()
+    if space.dtype != np.uint8 and not fractions:
+        return None
+    if len(space.shape) == 2:
+        return "none" if min(space.shape) >= SMALLEST_IMAGE else None
+    for name, (sides, channels) in {
+        "last": (space.shape[:2], space.shape[2]),
+        "first": (space.shape[1:], space.shape[0]),
+    }.items():
+        if min(sides) >= SMALLEST_IMAGE and channels in CHANNELS:
+            return name
+    return None
 
 
 def _require_entries(what: str, space: Space[Any]) -> None:

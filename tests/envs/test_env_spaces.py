@@ -79,16 +79,29 @@ def test_dictionary_observations() -> None:
     }
 
 
+def test_images_are_carried_as_bytes_and_symbols_as_vectors() -> None:
+    space = spaces.Dict(
+        {"eye": spaces.Box(0, 255, (32, 48, 3), np.uint8), "symbols": spaces.Box(0, 255, (7, 7, 3), np.uint8)}
+    )
+    specs = observation_specs(space)
+    assert specs["eye"].image and (specs["eye"].width, specs["eye"].dtype) == (32 * 48 * 3, np.uint8)
+    assert not specs["symbols"].image and specs["symbols"].dtype == np.float32
+    values = batch_space(space, 5).sample()
+    rows = encode_observation(specs, values)
+    np.testing.assert_array_equal(rows["eye"].reshape(5, 32, 48, 3), values["eye"])
+
+
 @pytest.mark.parametrize(
     ("space", "hint"),
     [
-        (spaces.Box(0, 255, (8, 8, 3), np.uint8), "images are not supported"),
+        (spaces.Box(0, 255, (3, 32, 32), np.uint8), r"an image \(3, 32, 32\) of uint8: .*envs.Images"),
+        (spaces.Box(0, 1, (32, 32), np.float32), "an image .* of float32: .*envs.Images"),
         (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), "FlattenObservation"),
         (spaces.Text(5), "FlattenObservation"),
         (spaces.Sequence(spaces.Discrete(2)), "ObservationWrapper"),
         (spaces.Graph(spaces.Discrete(2), None), "ObservationWrapper"),
         (spaces.Dict({"inner": spaces.Dict({"x": spaces.Discrete(2)})}), "'inner' .*FlattenObservation"),
-        (spaces.Dict({"camera": spaces.Box(0, 255, (8, 8, 3), np.uint8)}), "'camera' is an image"),
+        (spaces.Dict({"camera": spaces.Box(0, 255, (64, 64), np.uint8)}), "'camera' is an image"),
         (spaces.Dict({}), "without keys"),
         (spaces.Box(0, 1, (0,)), "empty"),
     ],

@@ -1,0 +1,108 @@
+"""Pictures of any size and order become what a model takes, and what an environment draws is one of them."""
+
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from envs import EnvConfig, Images, make, make_vector, observation_specs
+from envs.wrappers import RecordState
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (40, 60, 3), np.uint8)
+
+
+class Shown(gym.Env[Any, Any]):
+    """Always the same observation."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space: spaces.Space[Any], value: Any) -> None:
+        self.observation_space, self.value = space, value
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.value, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.value, 0.0, False, False, {}
+
+
+EXPECTED = cv2.resize(PICTURE, (32, 32), interpolation=cv2.INTER_AREA)
+
+
+@pytest.mark.parametrize(
+    ("value", "space"),
+    [
+        (PICTURE, spaces.Box(0, 255, (40, 60, 3), np.uint8)),
+        (PICTURE.transpose(2, 0, 1), spaces.Box(0, 255, (3, 40, 60), np.uint8)),
+        ((PICTURE / 255).astype(np.float32), spaces.Box(0, 1, (40, 60, 3), np.float32)),
+    ],
+    ids=["channels last", "channels first", "fractions"],
+)
+def test_colours_keep_their_place_whatever_the_order(value: np.ndarray, space: spaces.Box) -> None:
+    env = Images(Shown(space, value), 32)
+    seen, _ = env.reset()
+    assert env.observation_space == spaces.Box(0, 255, (32, 32, 3), np.uint8) and env.observation_space.contains(seen)
+    np.testing.assert_array_equal(seen, EXPECTED)
+    np.testing.assert_array_equal(env.step(0)[0], EXPECTED)
+
+
+def test_grey_is_the_luminance_and_a_grey_image_has_one_channel() -> None:
+    env = Images(Shown(spaces.Box(0, 255, (40, 60, 3), np.uint8), PICTURE), 40, grey=True)
+    luminance = (PICTURE.astype(float) @ [0.299, 0.587, 0.114]).round().astype(np.uint8)
+    expected = cv2.resize(luminance, (40, 40), interpolation=cv2.INTER_AREA)[..., None]
+    np.testing.assert_allclose(env.reset()[0].astype(int), expected.astype(int), atol=1)
+    flat = Images(Shown(spaces.Box(0, 255, (40, 60), np.uint8), PICTURE[..., 0]), 20)
+    assert flat.observation_space.shape == (20, 20, 1) and flat.reset()[0].shape == (20, 20, 1)
+
+
+def test_an_area_is_averaged() -> None:
+    checks = np.indices((32, 32)).sum(0) % 2 * 200
+    env = Images(Shown(spaces.Box(0, 255, (32, 32), np.uint8), checks.astype(np.uint8)), 16)
+    np.testing.assert_array_equal(env.reset()[0], np.full((16, 16, 1), 100))
+
+
+def test_what_is_no_image_stays_as_it_is() -> None:
+    space = spaces.Dict(
+        {
+            "eye": spaces.Box(0, 255, (40, 60, 3), np.uint8),
+            "x": spaces.Box(-1, 1, (3,)),
+            "symbols": spaces.Box(0, 10, (7, 7, 3), np.uint8),
+        }
+    )
+    value = {"eye": PICTURE, "x": np.ones(3, np.float32), "symbols": np.ones((7, 7, 3), np.uint8)}
+    env = Images(Shown(space, value), 32)
+    seen, _ = env.reset()
+    assert env.observation_space.contains(seen)
+    assert seen["x"] is value["x"] and seen["symbols"] is value["symbols"]
+    np.testing.assert_array_equal(seen["eye"], EXPECTED)
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "CartPole-v1", "MountainCarContinuous-v0"])
+def test_any_environment_that_draws_can_be_seen_instead(name: str) -> None:
+    config = EnvConfig(name, num_envs=2, pixels=True, record_state=True, image_size=32)
+    envs = make_vector(config)
+    specs = observation_specs(envs.single_observation_space)
+    assert specs["observation"].image and specs["observation"].shape == (32, 32, 3)
+    first, _ = envs.reset(seed=0)
+    again, _ = envs.reset(seed=0)
+    np.testing.assert_array_equal(first["observation"], again["observation"])
+    assert first["observation"].std() > 1 and RecordState.key in first
+    for _ in range(10):
+        later, *_ = envs.step(envs.action_space.sample())
+    assert (later["observation"] != first["observation"]).any()
+    envs.close()
+
+
+def test_what_draws_nothing_is_refused_with_the_reason() -> None:
+    with pytest.raises(ValueError, match=r"env\.pixels: .*Counter.* cannot draw here .*NoneType.*libegl1"):
+        make(EnvConfig("worldmodel/Counter-v0", pixels=True))
+    with pytest.raises(ValueError, match=r"render_mode: set env\.pixels"):
+        EnvConfig(kwargs={"render_mode": "rgb_array"})
+    with pytest.raises(ValueError, match="image_size must be at least 16, got 8"):
+        EnvConfig(image_size=8)
+    with pytest.raises(ValueError, match="at least 16 pixels a side: 3"):
+        Images(Shown(spaces.Box(0, 255, (40, 60), np.uint8), PICTURE[..., 0]), 3)
