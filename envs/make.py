@@ -110,7 +110,8 @@ def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any
         remedy = ": pip install 'worldmodel[mujoco]'" if error.name in MUJOCO else ""
         raise ValueError(f"environment '{config.id}' needs a package that is missing: {error}{remedy}") from error
     except TypeError as error:
-        raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
+        given = {**config.kwargs, **drawn}
+        raise ValueError(f"environment '{config.id}' does not take kwargs {given}: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"environment '{config.id}': {error}") from error
 

@@ -97,8 +97,21 @@ def test_any_environment_that_draws_can_be_seen_instead(name: str) -> None:
     envs.close()
 
 
+class Blind(Shown):
+    """Takes a render mode, and draws nothing."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(spaces.Box(-1, 1, (2,)), np.zeros(2, np.float32))
+        self.render_mode = render_mode
+
+
 def test_what_draws_nothing_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValueError, match=r"env\.pixels: .*Counter.* cannot draw here .*NoneType.*libegl1"):
+    gym.register("worldmodel/Blind-v0", Blind, disable_env_checker=True)
+    with pytest.raises(ValueError, match=r"env\.pixels: .*Blind.* cannot draw here .*NotImplementedError.*libegl1"):
+        make(EnvConfig("worldmodel/Blind-v0", pixels=True))
+    with pytest.raises(ValueError, match=r"does not take kwargs \{'render_mode': 'rgb_array'\}"):
         make(EnvConfig("worldmodel/Counter-v0", pixels=True))
     with pytest.raises(ValueError, match=r"render_mode: set env\.pixels"):
         EnvConfig(kwargs={"render_mode": "rgb_array"})
