@@ -57,8 +57,10 @@ class EnvConfig:
                 raise ValueError(f"env.kwargs may not hold {name}: set env.{instead}")
 
 
-def make(config: EnvConfig, index: int = 0) -> gym.Env[Any, Any]:
+def make(config: EnvConfig, index: int = 0, draw: bool = False) -> gym.Env[Any, Any]:
     """One environment of `config`, named `index` in the errors about it.
+
+    With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed.
 
     A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
     so that repeating actions leaves the task as long as its author made it.
@@ -66,7 +68,7 @@ def make(config: EnvConfig, index: int = 0) -> gym.Env[Any, Any]:
     Raises:
         ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`.
     """
-    env = _registered(config, max_episode_steps=None if config.time_limit is None else -1)
+    env = _registered(config, None if config.time_limit is None else -1, draw or config.pixels)
     if config.action_repeat > 1:
         env = ActionRepeat(env, config.action_repeat)
     if config.time_limit is not None:
@@ -93,9 +95,9 @@ def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv
     return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def _registered(config: EnvConfig, max_episode_steps: int | None) -> gym.Env[Any, Any]:
+def _registered(config: EnvConfig, max_episode_steps: int | None, draw: bool) -> gym.Env[Any, Any]:
     """`gymnasium.make`, with its many errors told as one kind; or a task of another suite."""
-    drawn: dict[str, Any] = {"render_mode": "rgb_array"} if config.pixels else {}
+    drawn: dict[str, Any] = {"render_mode": "rgb_array"} if draw else {}
     draw_without_display()
     if config.id.startswith(dm_control.PREFIX):
         return _of_dm_control(config, drawn)

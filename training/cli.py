@@ -1,4 +1,4 @@
-"""The command line: `worldmodel train | fit | evaluate | diagnose | collect | export`.
+"""The command line: `worldmodel train | fit | evaluate | diagnose | imagine | collect | export`.
 
 Imports torch only after the arguments are understood.
 """
@@ -48,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
+    imagine = commands.add_parser("imagine", help="videos of what a trained model foretells, dreams and does")
+    imagine.add_argument("run", metavar="RUN", help="a run folder; videos and a strip of pictures go into RUN/media")
+    imagine.add_argument("--context", type=int, default=5, help="steps seen before a forecast; default: %(default)s")
+    imagine.add_argument("--horizon", type=int, default=45, help="steps imagined; default: %(default)s")
+    imagine.add_argument("--count", type=int, default=4, help="sequences side by side; default: %(default)s")
+    imagine.add_argument("--seed", type=int, default=0, help="which sequences; default: %(default)s")
+    imagine.add_argument("--device", help="default: the one it was trained on")
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
     collect.add_argument("config", help="YAML file, for its env section")
     collect.add_argument("--steps", type=int, required=True, help="environment steps")
@@ -64,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser().parse_known_args(given)
     overrides += rest  # top-level keys, and mistakes that the config will name
-    if overrides and options.command in ("evaluate", "diagnose", "export"):
+    if overrides and options.command in ("evaluate", "diagnose", "imagine", "export"):
         parser().error(f"unknown arguments: {' '.join(overrides)}")
     sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
     signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
@@ -141,6 +148,15 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
         print(json.dumps(found))
 
 
+def _imagine(options: argparse.Namespace, _: list[str]) -> None:
+    from training.imagine import ImagineConfig, imagine
+    from training.run import Run
+
+    config = ImagineConfig(options.context, options.horizon, options.count, options.seed)
+    for path in imagine(Run.load(options.run, options.device), config):
+        print(path)
+
+
 def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
     from training.collect import collect
     from training.config import load_config
@@ -160,6 +176,7 @@ COMMANDS = {
     "fit": _fit,
     "evaluate": _evaluate,
     "diagnose": _diagnose,
+    "imagine": _imagine,
     "collect": _collect,
     "export": _export,
 }

@@ -1,0 +1,232 @@
+"""What a model foretells, in moving pictures: beside the truth, in imagined episodes, and in real ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs import make
+from envs.charts import chart
+from training.evaluation import evaluation_seeds
+from training.run import FINAL, Run
+from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
+from worldmodel.diagnostics.open_loop import imagined
+from worldmodel.diagnostics.windows import crop, cut, each
+from worldmodel.spaces import ObservationSpec
+from worldmodel.types import Batch, State, join
+
+SIDE = 96  # pixels that a small image is enlarged to
+STRIP = 10  # moments in a strip
+MEDIA = "media"
+
+
+@dataclass
+class ImagineConfig:
+    """What to show.
+
+    Raises:
+        ValueError: if a number is below 1.
+    """
+
+    context: int = 5  # steps that the model is shown before it foretells
+    horizon: int = 45  # steps that it foretells
+    count: int = 4  # sequences side by side
+    seed: int = 0  # which sequences, and of what is imagined
+
+    def __post_init__(self) -> None:
+        if min(self.context, self.horizon, self.count) < 1:
+            raise ValueError(f"context, horizon and count must be at least 1: {self}")
+
+
+class OpenLoop(NamedTuple):
+    """A forecast beside what came: of one observation key, values (N, T, width) as recorded, images in [0, 1]."""
+
+    truth: np.ndarray
+    model: np.ndarray  # what the model makes of the context, then what it foretells
+    context: int
+
+
+@torch.no_grad()
+def open_loop(run: Run, windows: Batch, context: int) -> dict[str, OpenLoop]:
+    """Of windows (N, T, ...): from a state inferred of the first steps, a path imagined with the recorded controls."""
+    states = run.model.observe(crop(windows, 0, context)).states
+    features = torch.cat([run.model.feature(states), imagined(run.model, windows, context)], 1)
+    shown = run.model.predict(features).obs
+    return {
+        key: OpenLoop(_numbers(windows.obs[key], spec), _means(shown[key], spec), context)
+        for key, spec in run.obs_specs.items()
+    }
+
+
+def _numbers(values: Tensor, spec: ObservationSpec) -> np.ndarray:
+    return values.cpu().numpy() / (255 if spec.image else 1)
+
+
+def _means(means: Tensor, spec: ObservationSpec) -> np.ndarray:
+    """Of discrete variables the likeliest."""
+    if spec.binary:
+        return (means > 0.5).float().cpu().numpy()
+    if spec.classes:
+        return torch.stack([part.argmax(-1) for part in means.split(list(spec.classes), -1)], -1).cpu().numpy()
+    return means.cpu().numpy()
+
+
+def pictures(spec: ObservationSpec, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+    """Values (T, width) of one key -> T pictures: the images themselves, or a chart that grows.
+
+    Args:
+        low, high: (width,), the edges of a chart.
+    """
+    if spec.image:
+        return [picture(frame.reshape(spec.shape)) for frame in values]
+    known = np.tril(np.ones((len(values), len(values)), bool))[..., None]
+    return [chart(np.where(now, values, np.nan), low, high) for now in known]
+
+
+def picture(image: np.ndarray) -> np.ndarray:
+    """An image (H, W, C) in [0, 1] -> (H', W', 3) of uint8, enlarged by a whole factor where it is small."""
+    image = np.clip(image * 255, 0, 255).round().astype(np.uint8)
+    image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]
+    factor = max(SIDE // image.shape[0], 1)
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST) if factor > 1 else np.ascontiguousarray(image)
+
+
+def compared(spec: ObservationSpec, found: OpenLoop) -> list[np.ndarray]:
+    """T frames: a column for each sequence, and the rows truth, model and error; a bar says what has been seen."""
+    truth, model = found.truth, found.model
+    error = (model - truth + 1) / 2 if spec.image else model - truth
+    ends = truth.min((0, 1)), truth.max((0, 1))
+    spread = np.abs(error).max((0, 1))
+    rows = []
+    for values, edges in ((truth, ends), (model, ends), (error, (-spread, spread))):
+        rows.append([pictures(spec, sequence, *edges) for sequence in values])
+    frames = []
+    for step in range(truth.shape[1]):
+        colour = SEEN if step < found.context else IMAGINED
+        top, *rest = [[column[step] for column in row] for row in rows]
+        frames.append(
+            tiled([[marked(each, SEEN) for each in top], *([marked(each, colour) for each in row] for row in rest)])
+        )
+    return frames
+
+
+def strip(spec: ObservationSpec, found: OpenLoop, which: int = 0) -> np.ndarray:
+    """One sequence as a picture: moments from left to right, and the rows truth, model and error."""
+    one = OpenLoop(found.truth[which : which + 1], found.model[which : which + 1], found.context)
+    moments = np.linspace(0, found.truth.shape[1] - 1, min(STRIP, found.truth.shape[1])).round().astype(int)
+    frames = compared(spec, one)
+    return np.concatenate([frames[moment] for moment in moments], 1)
+
+
+@torch.no_grad()
+def dreamt(run: Run, begin: State, steps: int) -> dict[str, np.ndarray]:
+    """Episodes of the run's behaviour that the model imagines from `begin` (N, ...): (N, T + 1, width) by key."""
+    model, behaviour = run.model, run.behaviour
+    state, memory = begin, behaviour.initial(len(begin[0]))
+    features = [model.feature(state)]
+    for _ in range(steps):
+        decision = behaviour.act(model, state, memory, True)
+        state, memory = model.imagine(state, decision.control), decision.memory
+        features.append(model.feature(state))
+    shown = model.predict(torch.stack(features, 1)).obs
+    return {key: _means(shown[key], spec) for key, spec in run.obs_specs.items()}
+
+
+def lived(run: Run, seeds: Sequence[int], steps: int) -> list[list[np.ndarray]]:
+    """Real episodes of the run's agent as the environment draws them, each at most so many steps."""
+    episodes = []
+    for seed in seeds:
+        env = make(run.config.env, draw=True)
+        observation, _ = env.reset(seed=seed)
+        frames, state, over = [_drawn(env)], None, False
+        while not over and len(frames) <= steps:
+            action, state = run.agent.predict(observation, state, np.array([len(frames) == 1]), deterministic=True)
+            observation, _, terminated, truncated, _ = env.step(action)
+            over = terminated or truncated
+            frames.append(_drawn(env))
+        env.close()
+        episodes.append(frames)
+    return episodes
+
+
+def _drawn(env: gym.Env[Any, Any]) -> np.ndarray:
+    """What an environment draws, no higher than a row of images."""
+    frame = np.asarray(env.render())
+    height = 2 * SIDE
+    size = (round(frame.shape[1] * height / frame.shape[0]), height)
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+
+
+def imagine(run: Run, config: ImagineConfig) -> list[Path]:
+    """Write the videos and the strip of a run into its `media/`; returns their paths.
+
+    `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
+    `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, where the environment
+    draws. Where observations are no images, charts of them are shown.
+
+    Raises:
+        ValueError: if the replay holds no sequence as long as is asked for.
+    """
+    media, written = run.folder / MEDIA, list[Path]()
+    with torch.random.fork_rng(devices=[run.agent.device] if run.agent.device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        windows = sequences(run, config)
+        for key, found in open_loop(run, windows, config.context).items():
+            name = "open_loop" if len(run.obs_specs) == 1 else f"open_loop_{safe(key)}"
+            frames = compared(run.obs_specs[key], found)
+            write_webm(media / f"{name}.webm", frames)
+            write_gif(media / f"{name}.gif", frames)
+            write_png(media / f"{name}.png", strip(run.obs_specs[key], found))
+            written += [media / f"{name}.{kind}" for kind in ("webm", "gif", "png")]
+        states = run.model.observe(crop(windows, 0, config.context)).states
+        begin = type(states)(*(field[:, -1] for field in states))
+        for key, values in dreamt(run, begin, config.horizon).items():
+            name = "dream" if len(run.obs_specs) == 1 else f"dream_{safe(key)}"
+            spec = run.obs_specs[key]
+            columns = [pictures(spec, each, values.min((0, 1)), values.max((0, 1))) for each in values]
+            frames = [tiled([[marked(each, IMAGINED) for each in now]]) for now in zip(*columns, strict=True)]
+            write_webm(media / f"{name}.webm", frames)
+            written.append(media / f"{name}.webm")
+        if draws(run):
+            episodes = lived(run, evaluation_seeds(config.count, FINAL), config.horizon)
+            longest = max(map(len, episodes))
+            shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
+            write_webm(media / "world.webm", [tiled([list(now)]) for now in zip(*shown, strict=True)])
+            written.append(media / "world.webm")
+    return written
+
+
+def sequences(run: Run, config: ImagineConfig) -> Batch:
+    """Recorded windows (N, context + horizon, ...), each inside one episode.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    length = config.context + config.horizon
+    streams = [run.replay.stream(env) for env in range(run.config.env.num_envs)]
+    windows = join([cut(stream, length, length) for stream in streams], 0)
+    if not len(windows.reward):
+        raise ValueError(f"the replay holds no {length} steps of one episode: take a smaller context or horizon")
+    chosen = torch.randperm(len(windows.reward))[: config.count]
+    return each(windows, lambda leaf: leaf[chosen].to(run.agent.device))
+
+
+def draws(run: Run) -> bool:
+    """Whether the run's environment draws what happens in it."""
+    try:
+        make(run.config.env, draw=True).close()
+    except ValueError:
+        return False
+    return True
+
+
+def safe(key: str) -> str:
+    """An observation key as a part of a file's name."""
+    return "".join(letter if letter.isalnum() else "_" for letter in key)
