@@ -15,11 +15,51 @@ from worldmodel.outputs import Output
 
 SMALLEST = 6  # pixels a side that are not halved any further: 32, 64 and 128 end at 4, 96 at 6
 LARGEST = 255.0
+ENOUGH = 2000  # pictures to take units from
+SAME = 1e-3  # of white: pictures that differ by less are all the same
 
 
 def pixels(image: Tensor) -> Tensor:
     """A recorded image, uint8, or an imagined one, in [0, 1] already -> [0, 1]."""
     return image if image.is_floating_point() else image.float() / LARGEST
+
+
+class ImageUnits(nn.Module):
+    """(..., W) -> (x - loc) / scale: the mean picture, and one scale, the root mean square of what differs from it.
+
+    What stands still in every picture is gone then, and what moves is all that the networks see and have to say.
+    Without this a small object on a large background is not found in thousands of updates; with it, in a hundred.
+
+    They are taken from the first records and stay: no pixel can leave [0, 1], however far the world is explored.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    taken: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.full((width,), 0.5))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("taken", torch.tensor(False))
+
+    @torch.no_grad()
+    def fit(self, value: Tensor, mask: Tensor) -> None:
+        """Take them from recorded images (..., W) where mask (...) is set, unless they have been taken before."""
+        if bool(self.taken):
+            return
+        rows = value[mask > 0]
+        rows = pixels(rows[:: max(len(rows) // ENOUGH, 1)])
+        spread = rows.var(0, correction=0).mean().sqrt()
+        self.loc.copy_(rows.mean(0))
+        self.scale.copy_(torch.where(spread > SAME, spread, torch.ones_like(spread)))
+        self.taken.fill_(True)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (pixels(image) - self.loc) / self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.loc
 
 
 def stages(shape: tuple[int, ...]) -> int:
@@ -51,7 +91,7 @@ def after(channels: int, layer: LayerConfig) -> list[nn.Module]:
     return [activation] if layer.norm == "none" else [ChannelNorm(channels), activation]
 
 
-class ImageEncoder(nn.Sequential):
+class ImageEncoder(nn.Module):
     """(..., H W C) -> (..., size): convolutions of 4 x 4 pixels that halve the image while they double the channels.
 
     Args:
@@ -67,14 +107,17 @@ class ImageEncoder(nn.Sequential):
             wider = depth * 2**stage
             modules += [nn.Conv2d(channels, wider, 4, 2, 1), *after(wider, layer)]
             channels = wider
-        super().__init__(*modules)
+        super().__init__()
+        self.net = nn.Sequential(*modules)
+        self.units = ImageUnits(height * width * shape[-1])
         self.shape = shape
         self.size = channels * (height >> stages(shape)) * (width >> stages(shape))
 
     def forward(self, image: Tensor) -> Tensor:
         batch = image.shape[:-1]
-        x = pixels(image).reshape(-1, *self.shape).movedim(-1, 1) - 0.5  # channels stay last in memory: faster on a CPU
-        return super().forward(x).flatten(1).view(*batch, -1)
+        x = self.units(image).reshape(-1, *self.shape)
+        x = x.movedim(-1, 1)  # channels stay last in memory, which is faster on a CPU
+        return self.net(x).flatten(1).view(*batch, -1)
 
 
 class ImageDecoder(nn.Module):
@@ -95,14 +138,15 @@ class ImageDecoder(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         x = self.first(feature).view(-1, *self.small, self.first.out_features // (self.small[0] * self.small[1]))
-        return self.rest(x.movedim(-1, 1)).movedim(1, -1).reshape(*feature.shape[:-1], -1) + 0.5
+        return self.rest(x.movedim(-1, 1)).movedim(1, -1).reshape(*feature.shape[:-1], -1)
 
 
 class Pixels(Output):
-    """N(mu, sigma^2) for each pixel in [0, 1], sigma one number: fixed, or learned.
+    """N(mu, sigma^2) for each pixel in [0, 1], both in the image's own units, sigma one number: fixed, or learned.
 
-    Dreamer has a fixed sigma of 1, with which an image is worth few nats: half of what its pixels vary, squared. A
-    learned one is the optimum sigma^2 = E (x - mu)^2 (Rybkin et al. 2021): all that can be foreseen is worth its bits.
+    To foretell everything that varies in an image of W numbers is then worth W / (2 sigma^2) nats whatever it shows.
+    Dreamer's sigma of 1 in units of white, on a pendulum that covers little of its picture, makes that 18 nats, and
+    its models see nothing of it. A learned sigma is the optimum sigma^2 = E (x - mu)^2 (Rybkin et al. 2021).
 
     Args:
         std: sigma, or where it begins.
@@ -111,6 +155,7 @@ class Pixels(Output):
     def __init__(self, width: int, std: float = 1.0, learned: bool = False) -> None:
         super().__init__()
         self.width = self.parameters_size = width
+        self.units = ImageUnits(width)
         log_std = torch.tensor(math.log(std))
         if learned:
             self.log_std = nn.Parameter(log_std)
@@ -118,11 +163,15 @@ class Pixels(Output):
             self.register_buffer("log_std", log_std)
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        error = ((pixels(value) - params) * torch.exp(-self.log_std)).square().sum(-1)
-        return -0.5 * error - self.width * (self.log_std + 0.5 * LOG_2PI)
+        error = ((self.units(value) - params) * torch.exp(-self.log_std)).square().sum(-1)
+        return -0.5 * error - self.width * (self.log_std + self.units.scale.log() + 0.5 * LOG_2PI)
 
     def mean(self, params: Tensor) -> Tensor:
-        return params
+        return self.units.inverse(params)
 
     def sample(self, params: Tensor) -> Tensor:
-        return torch.addcmul(params, torch.randn_like(params), self.log_std.exp())
+        return self.units.inverse(torch.addcmul(params, torch.randn_like(params), self.log_std.exp()))
+
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
+        """Take the units from recorded images; once: see :class:`ImageUnits`."""
+        self.units.fit(value, mask)

@@ -35,7 +35,7 @@ class ModelConfig:
     vector_input: Literal["standardised", "symlog"] = "standardised"  # how real vectors enter
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
     image_depth: int = 16  # channels after the first convolution, doubled by each; PlaNet to Dreamer V2 have 32 and 48
-    image_std: float = 1.0  # sigma of p(x_t | z_t) for pixels in [0, 1]; where it begins, if it is learned
+    image_std: float = 3.0  # sigma of p(x_t | z_t) in an image's units, see Pixels; where it begins, if it is learned
     image_std_learned: bool = False
     reward_output: ScalarOutput = "normal"
     continuation: bool = True  # whether the end of an episode is predicted; PlaNet has tasks without one

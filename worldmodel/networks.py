@@ -66,14 +66,16 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
-        """Take the units of every vector key from recorded observations (B, T, width).
+        """Take the units of every vector and image from recorded observations (B, T, width).
 
         With `keep` the first layer is rescaled so that every observation has the embedding it had. `complete`: nothing
         will be recorded after these.
         """
         first = cast(nn.Linear, self.mlp[0])
         for key, units, weight in zip(self.keys, self.units, first.weight.split(list(self.widths), 1), strict=True):
-            if isinstance(units, Standardise):
+            if isinstance(units, ImageEncoder):
+                units.units.fit(obs[key], mask)
+            elif isinstance(units, Standardise):
                 ratio, shift = units.fit(obs[key], mask, complete)
                 if keep:
                     first.bias.add_(weight @ shift)
@@ -123,8 +125,7 @@ class Head(nn.Module):
 
     def fit(self, value: Tensor, mask: Tensor, keep: bool = False, complete: bool = False) -> None:
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
-        has_units = isinstance(self.net, MLP)  # an image has none
-        self.output.fit(value, mask, self.last if keep and has_units else None, complete)
+        self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None, complete)
 
     def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""
