@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3 import TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -24,12 +27,13 @@ from torch import Tensor, nn
 from agents.behaviour import Decision, Memory
 from agents.ensemble import Disagreement
 from agents.noise import disturbed
-from agents.sb3_config import ALGORITHMS, NOISY, SB3Config
+from agents.sb3_config import ALGORITHMS, CONTRIB, SB3Config
 from worldmodel.model import LatentModel
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, State
 
 LINEAR = "lin_"  # as in RL Zoo
+KEPT_ROUNDS = 20  # in a buffer whose size is not given: features of older models lead astray
 NUMBERS = (int, float, np.floating, np.integer)
 
 
@@ -37,57 +41,94 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     """The class of an algorithm.
 
     Raises:
-        ValueError: if the package that holds it is not installed.
+        ValueError: if it cannot be imported, or is none that can learn here.
     """
+    module, _, cls = name.rpartition(":") if ":" in name else (ALGORITHMS[name], "", name)
     try:
-        return getattr(import_module(ALGORITHMS[name]), name)
-    except ImportError as error:
-        raise ValueError(f"{name} is not installed: pip install 'worldmodel[contrib]' ({error})") from error
+        found = getattr(import_module(module), cls)
+    except (ImportError, AttributeError) as error:
+        remedy = "pip install 'worldmodel[contrib]' " if module == CONTRIB else ""
+        raise ValueError(f"behaviour.sb3.algorithm: {name} cannot be imported: {remedy}({error})") from error
+    if not (isinstance(found, type) and issubclass(found, OnPolicyAlgorithm | OffPolicyAlgorithm)):
+        raise ValueError(f"behaviour.sb3.algorithm: {name} is no on-policy or off-policy algorithm")
+    return found
 
 
-def scheduled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments in which "lin_VALUE" has become a schedule that falls from VALUE to 0."""
+def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
+    """The keyword arguments of an algorithm, from what a YAML file can say.
 
-    def parsed(name: str, value: Any) -> Any:
-        if not isinstance(value, str) or not value.startswith(LINEAR):
-            return value
-        try:
-            return LinearSchedule(float(value.removeprefix(LINEAR)), 0.0, 1.0)
-        except ValueError as error:
-            raise ValueError(f"behaviour.sb3.settings.{name}: '{value}' is not lin_ and a number") from error
+    "lin_VALUE" becomes a schedule, a list `train_freq` a tuple, and in `policy_kwargs` the names of an activation or an
+    optimiser the classes of torch. A round of an on-policy algorithm is a whole number of its rollouts; an off-policy
+    one keeps no more than some rounds.
 
-    return {name: parsed(name, value) for name, value in settings.items()}
+    Raises:
+        ValueError: for what cannot be read so.
+    """
+    settings = {name: _read(name, value) for name, value in copy.deepcopy(config.settings).items()}
+    for name, home in (("activation_fn", nn), ("optimizer_class", torch.optim)):
+        policy = settings.get("policy_kwargs", {})
+        if isinstance(policy.get(name), str):
+            if not hasattr(home, policy[name]):
+                raise ValueError(f"behaviour.sb3.settings.policy_kwargs.{name}: torch has no '{policy[name]}'")
+            policy[name] = getattr(home, policy[name])
+    if not on_policy:
+        settings.setdefault("buffer_size", KEPT_ROUNDS * config.steps)
+        return settings
+    settings.setdefault("n_steps", max(config.steps // config.envs, 1))
+    rollout = settings["n_steps"] * config.envs
+    if config.steps % rollout:
+        raise ValueError(
+            f"behaviour.sb3.steps: a round of {config.steps} steps is no whole number of rollouts of {rollout} "
+            f"(n_steps {settings['n_steps']} x envs {config.envs})"
+        )
+    return settings
+
+
+def _read(name: str, value: Any) -> Any:
+    if name == "train_freq" and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, str) or not value.startswith(LINEAR):
+        return value
+    try:
+        return LinearSchedule(float(value.removeprefix(LINEAR)), 0.0, 1.0)
+    except ValueError as error:
+        raise ValueError(f"behaviour.sb3.settings.{name}: '{value}' is not lin_ and a number") from error
 
 
 @cache
-def in_rounds(cls: Any, lifetime: int) -> Any:
-    """The algorithm `cls` whose schedules run over `lifetime` steps of many rounds, not over each anew."""
+def in_rounds(cls: Any) -> Any:
+    """The algorithm `cls` with schedules over `lifetime` steps of many rounds, from `born` on, not over each anew."""
 
     class InRounds(cls):
+        born = 0
+        lifetime = 1
+
         def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-            super()._update_current_progress_remaining(min(num_timesteps, lifetime), lifetime)
+            lived = min(num_timesteps - self.born, self.lifetime)
+            super()._update_current_progress_remaining(lived, self.lifetime)
 
     InRounds.__name__ = InRounds.__qualname__ = cls.__name__
     return InRounds
 
 
-def build_algorithm(config: SB3Config, dream: VecEnv, lifetime: int, device: str) -> BaseAlgorithm:
+def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgorithm:
     """An algorithm with new weights, which come from torch's random numbers.
 
-    Args:
-        lifetime: imagined steps of all rounds.
     Raises:
-        ValueError: if it is not installed, does not take its settings, or cannot choose such actions.
+        ValueError: if it cannot be imported, does not take its settings, or cannot choose such actions.
     """
-    settings = scheduled(copy.deepcopy(config.settings))  # the algorithms write into what they are given
-    if config.noise and config.algorithm in NOISY:
-        width = int(np.prod(dream.action_space.shape or (1,)))
-        settings["action_noise"] = NormalActionNoise(np.zeros(width), np.full(width, config.noise))
-    cls = in_rounds(algorithm_class(config.algorithm), max(lifetime, 1))
+    cls = algorithm_class(config.algorithm)
+    settings = arguments(config, issubclass(cls, OnPolicyAlgorithm))
+    if config.noise and issubclass(cls, TD3):
+        shape = dream.action_space.shape or ()
+        settings["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, config.noise))
     try:
-        return cls("MlpPolicy", dream, device=device, **settings)
-    except (TypeError, AssertionError, ValueError) as error:
+        made = in_rounds(cls)("MlpPolicy", dream, device=device, **settings)
+    except (TypeError, AssertionError, ValueError, AttributeError) as error:
         raise ValueError(f"behaviour.sb3: {config.algorithm} cannot be made: {error}") from error
+    if hasattr(made.policy, "lstm_actor"):
+        raise ValueError(f"behaviour.sb3: {config.algorithm} has a memory of its own; the latent state is one already")
+    return made
 
 
 class SB3Behaviour(nn.Module):
@@ -97,9 +138,9 @@ class SB3Behaviour(nn.Module):
     nor a pause in between changes what is learned.
 
     Args:
-        dream: observations are features of the world model, actions those of the environment. Its `refresh` is called
-            before each round.
-        lifetime: imagined steps of all rounds, over which schedules run.
+        dream: observations are features of the world model, actions those of the environment. It is reset with a seed
+            at the beginning of each round.
+        lifetime: imagined steps of all rounds, over which schedules run; see :meth:`live`.
         ensemble: learns beside the algorithm; the dream takes its disagreement from the reward.
     Raises:
         ValueError: as :func:`build_algorithm`.
@@ -118,11 +159,19 @@ class SB3Behaviour(nn.Module):
         super().__init__()
         self.config, self.action_spec, self.dream, self.seed = config, action_spec, dream, seed
         self.ensemble = ensemble
-        self.algorithm = build_algorithm(config, dream, lifetime, device)
+        self.algorithm = build_algorithm(config, dream, device)
+        self.first = np.asarray(action_spec.start).reshape(action_spec.shape) if any(action_spec.start) else None
+        self.live(lifetime)
         self.policy = self.algorithm.policy  # part of this module: saved with it
         self.metrics: dict[str, float] = {}  # logged in the last round
         self.algorithm.set_logger(Logger(None, [MetricsWriter(lambda metrics, _: self.metrics.update(metrics))]))
         self.updates = self.rounds = 0
+
+    def live(self, steps: int, again: bool = True) -> None:
+        """Let schedules run over this many imagined steps from now on: `again` from their start, or as they go on."""
+        algorithm: Any = self.algorithm
+        algorithm.born = algorithm.num_timesteps if again else algorithm.born
+        algorithm.lifetime = max(algorithm.num_timesteps - algorithm.born + steps, 1)
 
     def initial(self, count: int) -> Memory:
         return ()
@@ -134,6 +183,7 @@ class SB3Behaviour(nn.Module):
         sound = feature.isfinite().all(-1)
         seen = torch.nan_to_num(feature).cpu().numpy()
         actions, _ = self.policy.predict(seen, deterministic=deterministic)
+        actions = actions if self.first is None else actions + self.first  # SB3 counts from 0
         control = torch.from_numpy(self.action_spec.encode(actions)).to(feature.device)
         if self.config.noise and not deterministic:
             control = disturbed(self.action_spec, control, self.config.noise)
@@ -158,9 +208,16 @@ class SB3Behaviour(nn.Module):
         self.rounds += 1
         self.metrics.clear()
         with self.randomness():
-            self.dream.env_method("refresh")
             self.algorithm.set_env(self.dream)  # without episodes that an older model dreamt
-            self.algorithm.learn(self.config.steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            try:
+                self.algorithm.learn(self.config.steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            except ValueError as error:  # a distribution's, whose parameters are no numbers
+                if "invalid values" not in str(error):
+                    raise
+                raise FloatingPointError(
+                    f"round {self.rounds} in the dream diverged: what it dreams of, or the policy, is not finite. A "
+                    "lower learner.lr or behaviour.sb3.settings.learning_rate is the first thing to try"
+                ) from error
             self.algorithm.dump_logs()
 
     @contextmanager

@@ -10,15 +10,14 @@ ALGORITHMS = {
     **dict.fromkeys(("A2C", "DDPG", "DQN", "PPO", "SAC", "TD3"), OURS),
     **dict.fromkeys(("CrossQ", "QRDQN", "TQC", "TRPO"), CONTRIB),
 }
-NOISY = ("DDPG", "TD3")  # explore by noise that is added to their actions
-RESERVED = ("env", "policy", "seed", "device", "verbose", "tensorboard_log", "action_noise")
+RESERVED = ("env", "policy", "seed", "device", "verbose", "tensorboard_log", "action_noise", "_init_setup_model")
 
 
 @dataclass
 class SB3Config:
     """An algorithm of Stable-Baselines3 in the dream."""
 
-    algorithm: str = "SAC"  # of stable_baselines3 or sb3_contrib, see ALGORITHMS
+    algorithm: str = "SAC"  # of ALGORITHMS, or "module:Class" of one's own
     settings: dict[str, Any] = field(default_factory=dict)  # its keyword arguments; "lin_3e-4" falls linearly to 0
     envs: int = 64  # imagined episodes side by side
     horizon: int = 15  # imagined steps after which an episode is truncated
@@ -29,8 +28,9 @@ class SB3Config:
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
     def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"unknown algorithm '{self.algorithm}': known are {', '.join(ALGORITHMS)}")
+        if self.algorithm not in ALGORITHMS and ":" not in self.algorithm:
+            known = ", ".join(ALGORITHMS)
+            raise ValueError(f"unknown algorithm '{self.algorithm}': known are {known}, and others as module:Class")
         for name in ("envs", "horizon", "every", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")

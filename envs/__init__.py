@@ -5,7 +5,7 @@ from envs.alignment import Episode
 from envs.faults import EnvironmentFault
 from envs.images import Images, Rendered
 from envs.imagined import ImaginedEnv, ImaginedVectorEnv
-from envs.make import EnvConfig, make, make_vector
+from envs.make import EnvConfig, make, make_vector, time_limit
 from envs.recorder import RecordEnvTrajectories, RecordTrajectories
 from envs.spaces import action_spec, observation_specs
 from envs.starts import PriorStarts, ReplayedStarts
@@ -29,4 +29,5 @@ __all__ = [
     "make_vector",
     "observation_specs",
     "probes",
+    "time_limit",
 ]

@@ -5,11 +5,12 @@ import numpy as np
 
 SIZE = (160, 240)  # height and width
 MARGIN = 8
+LINES = 12  # of the first numbers, where there are more
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (23, 190, 207))  # RGB
 
 
 def chart(trace: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """A line for each of D numbers over L steps, of which those that are not yet known are NaN.
+    """A line for each of the first D numbers over L steps, of which those that are not yet known are NaN.
 
     Args:
         trace: (L, D). low, high: (D,), where each line meets the lower and the upper edge.
@@ -22,7 +23,7 @@ def chart(trace: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     across = np.linspace(MARGIN, width - MARGIN, max(len(trace), 2))[: len(trace)]
     share = (trace - low) / np.maximum(high - low, 1e-8)
     down = height - MARGIN - share * (height - 2 * MARGIN)
-    for number, column in enumerate(down.T):
+    for number, column in enumerate(down.T[:LINES]):
         known = np.isfinite(column)
         points = np.stack([across[known], np.clip(column[known], 0, height - 1)], -1).round().astype(np.int32)
         colour = COLOURS[number % len(COLOURS)]

@@ -12,16 +12,17 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from envs.charts import chart
+from envs.screen import Screen
 from envs.spaces import action_spec, observation_specs
 from envs.starts import ReplayedStarts, Starts
 from worldmodel.model import LatentModel
-from worldmodel.spaces import OBSERVATION, ObservationSpec, observed
-from worldmodel.types import Prediction, State
+from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec, ObservationSpecs, observed
+from worldmodel.types import State
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
 """Features (N, F) and the controls (N, A) chosen there -> what is taken from the reward, (N,)."""
 
+FEATURE = "feature"
 Observed = Literal["feature"] | spaces.Space[Any]
 
 
@@ -31,7 +32,8 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         s_t ~ p(s_t | s_{t-1}, u_{t-1}),   reward E[r_t | s_t],   terminated ~ Bernoulli(1 - E[continue_t | s_t])
 
     An episode is truncated after `horizon` steps: what a model imagines is worth less the longer it goes on. Everything
-    is computed for all N episodes at once, on the model's device; what crosses to NumPy does so once per step.
+    is computed for all N episodes at once, on the model's device; what crosses to NumPy does so once per step, and once
+    more where new episodes begin in the same step.
 
     Args:
         model: learned, or the true dynamics.
@@ -41,9 +43,10 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             are then decoded.
         autoreset_mode: all three of Gymnasium's.
         penalty: against exploiting a model's mistakes, as where an ensemble disagrees.
-        render_mode: "rgb_array" for :meth:`render`, which decodes every step.
+        render_mode: "rgb_array" for :meth:`render`; every step is decoded then.
+        rendered: the space of the real environment's observations, for pictures where features are observed.
     Raises:
-        ValueError: if a number is below 1, a space is not supported, or the observations are not the model's.
+        ValueError: if a number is below 1, a space is not supported, or actions or observations are not the model's.
     """
 
     def __init__(
@@ -57,36 +60,36 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         autoreset_mode: AutoresetMode = AutoresetMode.SAME_STEP,
         penalty: Penalty | None = None,
         render_mode: str | None = None,
+        rendered: spaces.Space[Any] | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is rgb_array or None: '{render_mode}'")
         if min(num_envs, horizon) < 1:
             raise ValueError(f"num_envs and horizon must be at least 1: {num_envs}, {horizon}")
+        if isinstance(observations, str) and observations != FEATURE:
+            raise ValueError(f"observations are '{FEATURE}' or a space: '{observations}'")
         self.model, self.begin, self.num_envs, self.horizon = model, begin, num_envs, horizon
         self.penalty, self.render_mode = penalty, render_mode
         self.spec_of_action = action_spec(action_space)
         self.obs_specs = None if isinstance(observations, str) else observed(observation_specs(observations))
         self.device = model.initial(1)[0].device
-        with torch.no_grad():
-            feature = model.feature(model.initial(1))
-            known = set(model.predict(feature).obs)
-        if self.obs_specs is not None and set(self.obs_specs) != known:
-            raise ValueError(f"observations {sorted(self.obs_specs)} are asked for; the model has {sorted(known)}")
+        width = check_spaces(model, self.spec_of_action, self.obs_specs)
         self.single_observation_space = (
-            spaces.Box(-np.inf, np.inf, (feature.shape[-1],), np.float32)
-            if isinstance(observations, str)
-            else observations
+            spaces.Box(-np.inf, np.inf, (width,), np.float32) if isinstance(observations, str) else observations
         )
         self.single_action_space = action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self.mode = AutoresetMode(autoreset_mode)
         self.metadata = {"autoreset_mode": self.mode, "render_modes": ["rgb_array"]}
-        self.trace: np.ndarray | None = None  # (horizon + 1, N, D) decoded since each episode began, else NaN
+        shown = self.obs_specs if rendered is None else observed(observation_specs(rendered))
+        self.screen = Screen(num_envs, shown) if render_mode else None
         self.state: State | None = None
         self.age = np.zeros(num_envs, np.int64)
         self.over = np.zeros(num_envs, bool)  # episodes that have ended and have not been reset
-        self.random = torch.random.get_rng_state()
+        generator = torch.Generator()
+        generator.seed()  # until a seed is given, no two environments dream the same
+        self.random = generator.get_state()
 
     # Gymnasium's interface.
 
@@ -103,50 +106,50 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             if entropy:
                 number = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)
                 self.random = torch.Generator().manual_seed(int(number)).get_state()
+                if isinstance(self.begin, ReplayedStarts):
+                    self.begin.refresh()  # so that it depends on the seed alone where episodes begin
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         with self._randomness():
             self._begin(np.asarray(mask, bool))
-            self._remember()
-            return self._observation(), {}
+            observation, _ = self._look()
+        self._show()
+        return observation, {}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Actions as the real environment takes them (N, ...)."""
+        """Actions as the real environment takes them (N, ...).
+
+        Raises:
+            RuntimeError: before the first reset, or where an episode has ended in the mode DISABLED.
+            ValueError: for another number of actions than episodes, or one that is no number or no choice there is.
+        """
         if self.state is None:
             raise RuntimeError("reset the environment before its first step")
         if self.mode == AutoresetMode.DISABLED and self.over.any():
             raise RuntimeError(f"episodes {np.flatnonzero(self.over).tolist()} have ended: reset them first")
-        control = torch.from_numpy(self.spec_of_action.encode(np.asarray(actions))).to(self.device)
+        control = torch.from_numpy(self._controls(np.asarray(actions))).to(self.device)
         again = self.over.copy() if self.mode == AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         with self._randomness():
             price = None if self.penalty is None else self.penalty(self.model.feature(self.state), control)
             self.state = self.model.imagine(self.state, control)
-            reward, terminated = self._outcome(price)
+            outcome = self._outcome(price)
             self.age += 1
             if again.any():
                 self._begin(again)
-            reward, terminated = np.where(again, 0, reward), terminated & ~again
+            observation, (reward, ends) = self._look(*outcome)
+            reward, terminated = np.where(again, 0, reward), (ends > 0) & ~again
             truncated = (self.age >= self.horizon) & ~again  # also where it terminates, as Gymnasium has it
             self.over = terminated | truncated
             infos: dict[str, Any] = {}
-            observation = self._observation()
             if self.mode == AutoresetMode.SAME_STEP and self.over.any():
                 infos = self._final(observation)
                 self._begin(self.over)
-                observation = self._observation()
-            self._remember()
+                observation, _ = self._look()
+        self._show()
         return observation, reward, terminated, truncated, infos
 
-    def refresh(self) -> None:
-        """Be told that the model has learned: episodes begin from states inferred anew. Call :meth:`reset` next."""
-        if isinstance(self.begin, ReplayedStarts):
-            self.begin.refresh()
-
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """What is imagined, decoded: for each episode a chart (160, 240, 3) of its observations from its start on."""
-        if self.trace is None:
-            return None
-        low, high = np.nanmin(self.trace, (0, 1)), np.nanmax(self.trace, (0, 1))
-        return tuple(chart(self.trace[:, env], low, high) for env in range(self.num_envs))
+        """What is imagined, decoded, for each episode: see :class:`envs.screen.Screen`. None without a render mode."""
+        return None if self.screen is None or self.state is None else self.screen.frames()
 
     def close_extras(self, **kwargs: Any) -> None:
         self.state = None
@@ -177,37 +180,48 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.age[mask] = 0
         self.over = self.over & ~mask
 
-    def _remember(self) -> None:
-        """For :meth:`render`: the decoded observations of this step."""
-        if self.render_mode is None:
-            return
-        means = self._prediction(decode=True).obs
-        now = torch.cat([means[key].flatten(1) for key in sorted(means)], -1).cpu().numpy()
-        if self.trace is None or len(self.trace) != self.horizon + 1:
-            self.trace = np.full((self.horizon + 1, *now.shape), np.nan, np.float32)
-        self.trace[:, self.age == 0] = np.nan
-        self.trace[self.age, np.arange(self.num_envs)] = now
+    def _controls(self, actions: np.ndarray) -> np.ndarray:
+        """(N, ...) -> (N, A)."""
+        spec = self.spec_of_action
+        if actions.shape != (self.num_envs, *spec.shape):
+            raise ValueError(f"actions have the shape {actions.shape}, not {(self.num_envs, *spec.shape)}")
+        index = actions.reshape(self.num_envs, -1) - np.asarray(spec.start or 0)
+        valid = (index >= 0) & (index < np.asarray(spec.classes)) if spec.classes else np.isfinite(actions)
+        if not valid.all():
+            raise ValueError(f"actions that are not in {self.single_action_space}: {actions.tolist()}")
+        return spec.encode(actions)
 
-    def _prediction(self, decode: bool) -> Prediction:
-        return self.model.predict(self.model.feature(self.state), decode=decode)
-
-    def _outcome(self, price: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        """Rewards (N,) less a price (N,), and which episodes end here (N,)."""
-        prediction = self._prediction(decode=False)
+    def _outcome(self, price: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rewards (N,) less a price (N,), and 1 where an episode ends here (N,)."""
+        prediction = self.model.predict(self.model.feature(self.state), decode=False)
         goes_on = prediction.cont / self.model.discount
         gain = prediction.reward if price is None else prediction.reward - price
-        pair = torch.stack([gain, (torch.rand_like(goes_on) >= goes_on).to(gain)])
-        reward, ends = pair.cpu().numpy().astype(np.float64)
-        return reward, ends > 0
+        return gain, (torch.rand_like(goes_on) >= goes_on).to(gain)
+
+    def _look(self, *more: Tensor) -> tuple[Any, np.ndarray]:
+        """The observations of the present states, and other numbers (N,) each: read from the device in one transfer."""
+        feature = self.model.feature(self.state)
+        read: dict[str, Tensor] = {} if self.obs_specs is not None else {FEATURE: feature}
+        if self.obs_specs is not None or self.screen is not None:
+            read |= self.model.predict(feature).obs
+        parts = [*(each.unsqueeze(1) for each in more), *(each.to(feature.dtype) for each in read.values())]
+        numbers = torch.cat(parts, 1).cpu().numpy()
+        ends = len(more) + np.cumsum([0, *(each.shape[1] for each in read.values())])
+        self.seen = {key: numbers[:, ends[k] : ends[k + 1]] for k, key in enumerate(read)}
+        return self._observation(), numbers[:, : len(more)].T.astype(np.float64)
 
     def _observation(self) -> Any:
+        """What was looked at last, as the space has it."""
         if self.obs_specs is None:
-            return self.model.feature(self.state).cpu().numpy().astype(np.float32)
-        means = self._prediction(decode=True).obs
+            return self.seen[FEATURE].astype(np.float32)
         single = self.single_observation_space
         if isinstance(single, spaces.Dict):
-            return {key: decoded(spec, single[key], means[key]) for key, spec in self.obs_specs.items()}
-        return decoded(self.obs_specs[OBSERVATION], single, means[OBSERVATION])
+            return {key: decoded(spec, single[key], self.seen[key]) for key, spec in self.obs_specs.items()}
+        return decoded(self.obs_specs[OBSERVATION], single, self.seen[OBSERVATION])
+
+    def _show(self) -> None:
+        if self.screen is not None:
+            self.screen.see(self.age, {key: values for key, values in self.seen.items() if key != FEATURE})
 
     def _final(self, observation: Any) -> dict[str, Any]:
         """The last observations of episodes that have ended, in the form of Gymnasium's own vector environments."""
@@ -219,20 +233,38 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         return infos
 
 
-def decoded(spec: ObservationSpec, space: spaces.Space[Any], mean: Tensor) -> np.ndarray:
+def check_spaces(model: LatentModel, control: ActionSpec, specs: ObservationSpecs | None) -> int:
+    """The width of the model's feature.
+
+    Raises:
+        ValueError: if the model does not take such controls, or does not decode such observations.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        state = model.initial(1)
+        try:
+            feature = model.feature(model.imagine(state, torch.zeros(1, control.width, device=state[0].device)))
+        except RuntimeError as error:
+            raise ValueError(f"the model does not take controls of width {control.width}: {error}") from error
+        known = {key: value.shape[-1] for key, value in model.predict(feature).obs.items()}
+    if specs is not None:
+        asked = {key: spec.width if spec.binary else sum(spec.classes) or spec.width for key, spec in specs.items()}
+        if asked != known:
+            raise ValueError(f"observations are asked for of the widths {asked}; the model has {known}")
+    return feature.shape[-1]
+
+
+def decoded(spec: ObservationSpec, space: spaces.Space[Any], mean: np.ndarray) -> np.ndarray:
     """Predicted means (N, width) -> observations (N, *shape) of a space; the likeliest where discrete."""
     count = len(mean)
     if not spec.classes:
         assert isinstance(space, spaces.Box)
-        values = mean.cpu().numpy().reshape(count, *spec.shape)
+        values = mean.reshape(count, *spec.shape)
         if spec.image:
             values = (values * 255).round()
         return np.clip(values, space.low, space.high).astype(space.dtype)
-    if spec.binary:
-        index = (mean > 0.5).long()
-    else:
-        index = torch.stack([group.argmax(-1) for group in mean.split(list(spec.classes), -1)], -1)
-    values = index.cpu().numpy() + np.asarray(spec.start or 0, np.int64)
+    groups = np.split(mean, np.cumsum(spec.classes)[:-1], -1)
+    index = mean > 0.5 if spec.binary else np.stack([group.argmax(-1) for group in groups], -1)
+    values = index.astype(np.int64) + np.asarray(spec.start or 0, np.int64)
     return values.reshape(count, *spec.shape).astype(space.dtype)
 
 
@@ -251,11 +283,12 @@ class ImaginedEnv(gym.Env[Any, Any]):
         begin: Starts,
         horizon: int = 50,
         observations: Observed = "feature",
+        penalty: Penalty | None = None,
         render_mode: str | None = None,
+        rendered: spaces.Space[Any] | None = None,
     ) -> None:
-        self.many = ImaginedVectorEnv(
-            model, action_space, begin, 1, horizon, observations, AutoresetMode.DISABLED, render_mode=render_mode
-        )
+        mode, drawn = AutoresetMode.DISABLED, (render_mode, rendered)
+        self.many = ImaginedVectorEnv(model, action_space, begin, 1, horizon, observations, mode, penalty, *drawn)
         self.render_mode = render_mode
         self.observation_space, self.action_space = self.many.single_observation_space, self.many.single_action_space
 

@@ -82,6 +82,16 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False) -> gym.Env[Any, 
     return CheckObservation(env, index)
 
 
+def time_limit(config: EnvConfig) -> int | None:
+    """Environment steps after which an episode is truncated; None where that is not known beforehand."""
+    if config.time_limit is not None:
+        return config.time_limit
+    env = make(config)
+    limit = env.spec.max_episode_steps if env.spec is not None else None
+    env.close()
+    return None if limit is None else -(-limit // config.action_repeat)
+
+
 def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv:
     """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
 

@@ -5,10 +5,24 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from envs.imagined import ImaginedVectorEnv
+
+
+def first_action(space: spaces.Space[Any]) -> Any:
+    """What discrete actions begin with; None where that is 0 anyway."""
+    first = getattr(space, "start", None)
+    return first if first is not None and np.any(first) else None
+
+
+def counted_from_0(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """The same choices, of which the first is 0."""
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    return spaces.MultiDiscrete(space.nvec) if isinstance(space, spaces.MultiDiscrete) else space
 
 
 class ImaginedVecEnv(VecEnv):
@@ -16,7 +30,8 @@ class ImaginedVecEnv(VecEnv):
 
     Episodes that end are reset in the same step; `infos` then holds `terminal_observation`, and `TimeLimit.truncated`
     says that it was the horizon, so that an algorithm bootstraps from there. All episodes share one environment:
-    attributes are those of it, the same for every index.
+    attributes are those of it, the same for every index. Discrete actions are counted from 0, as Stable-Baselines3
+    takes them to be, whatever the environment's own begin with.
 
     Args:
         envs: in Gymnasium's SAME_STEP mode.
@@ -32,7 +47,8 @@ class ImaginedVecEnv(VecEnv):
             raise ValueError(f"autoreset_mode must be SAME_STEP, as Stable-Baselines3 resets: {envs.mode}")
         self.envs = envs
         self.actions: np.ndarray | None = None
-        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.first = first_action(envs.single_action_space)
+        super().__init__(envs.num_envs, envs.single_observation_space, counted_from_0(envs.single_action_space))
 
     def reset(self) -> VecEnvObs:
         seeds = [seed for seed in self._seeds if seed is not None]
@@ -45,7 +61,8 @@ class ImaginedVecEnv(VecEnv):
         self.actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        observation, reward, terminated, truncated, ended = self.envs.step(self.actions)
+        actions = self.actions if self.first is None else np.asarray(self.actions) + self.first
+        observation, reward, terminated, truncated, ended = self.envs.step(actions)
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         done = terminated | truncated
         for env in np.flatnonzero(done):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from worldmodel.imagination import starts
@@ -16,7 +17,8 @@ Starts = Callable[[int], State]
 class ReplayedStarts:
     """Filtered states of recorded steps, drawn alike from all that something can follow.
 
-    A pool of them is inferred at once, and again when it is used up.
+    A pool of them is inferred at once, and again when it is used up. Which steps depends on torch's random numbers, and
+    so on the seed of the environment that asks; the order of the replay itself is left as it is.
 
     Args:
         window: steps that each state is filtered from, at most. pool: states inferred at a time.
@@ -36,7 +38,8 @@ class ReplayedStarts:
     @torch.no_grad()
     def _filled(self, count: int) -> State:
         rows = -(-max(count, self.pool) // self.window)
-        batch = self.replay.sample(2 * rows, self.window, self.model.initial(1)[0].device)
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        batch = self.replay.sample(2 * rows, self.window, self.model.initial(1)[0].device, rng)
         begin, alive = starts(self.model.observe(batch).states, batch)
         if not alive.any():
             raise ValueError("every recorded step is a terminal one: there is nothing to imagine from")

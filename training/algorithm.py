@@ -9,16 +9,19 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
+from gymnasium import Space
 from gymnasium.vector import SyncVectorEnv
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger as SB3Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import nn
 
-from agents.sb3 import MetricsWriter
+from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.config import load_config
+from training.dream import imagined_steps
 from training.loop import Loop, opened
 from training.progress import Progress
 from training.run import CHECKPOINT, CONFIG, Run, free_folder
@@ -56,13 +59,16 @@ class WorldModelAgent:
         run: str | Path | None = None,
         **values: Any,
     ) -> None:
-        given = [*overrides, *(() if env is None else ("--env.id", env))]
+        given = [*overrides, *(() if env is None else ("--env.id", named(env)))]
         resolved = load_config(config, given, **values)
-        name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
-        self._adopt(Run.create(free_folder(name) if run is None else run, resolved))
+        name = short(resolved.env.id) if isinstance(config, Mapping) else Path(config).stem
+        made = Run.create(free_folder(name) if run is None else run, resolved)
+        self._adopt(made, name if run is None else None)
 
-    def _adopt(self, run: Run) -> None:
-        self.run = run
+    def _adopt(self, run: Run, name: str | None) -> None:
+        """Args: name: of a free folder to be chosen when there is something to write; None: the run's own."""
+        self.run, self.name, self.claimed = run, name, False
+        self.steps_before = 0  # of the run, that `num_timesteps` does not count
         self.seed = run.config.seed
         self.num_timesteps = run.env_steps
         self.logger = SB3Logger(None, [])
@@ -85,12 +91,34 @@ class WorldModelAgent:
     def replay_buffer(self) -> SequenceReplay:
         return self.run.replay
 
+    @property
+    def n_envs(self) -> int:
+        return self.run.config.env.num_envs
+
+    @property
+    def observation_space(self) -> Space[Any]:
+        return self.get_env().observation_space
+
+    @property
+    def action_space(self) -> Space[Any]:
+        return self.get_env().action_space
+
     def get_env(self) -> VecEnv:
-        """The environments it learns from, for their attributes and methods; :meth:`learn` alone steps them."""
+        """The environments it learns from. Whoever steps them ends their episodes: :meth:`learn` begins new ones."""
         if self.env is None:
             vector = cast(SyncVectorEnv, self._started().envs.unwrapped)
-            self.env = DummyVecEnv([lambda env=env: env for env in vector.envs])  # type: ignore[misc]
+            self.env = Lent([lambda env=env: env for env in vector.envs])  # type: ignore[misc]
         return self.env
+
+    def dump_logs(self) -> None:
+        """Write what has been measured since the last row of metrics."""
+        if self.loop is not None:
+            self.loop.log()
+
+    def close(self) -> None:
+        """Close the environments it learned from; another :meth:`learn` cannot follow."""
+        if self.trainer is not None:
+            self.trainer.envs.close()
 
     def get_vec_normalize_env(self) -> None:
         """None: the model takes its units from the records itself."""
@@ -138,25 +166,37 @@ class WorldModelAgent:
         if total_timesteps < 1 or (log_interval is not None and log_interval < 1):
             raise ValueError(f"total_timesteps and log_interval must be at least 1: {total_timesteps}, {log_interval}")
         trainer = self._started()
-        if not (self.run.folder / CONFIG).exists():
-            self.run.begin()
-        if log_interval is not None:
-            self.run.config.training.log_every = log_interval
+        self._claim()
         if reset_num_timesteps:
-            self.num_timesteps = 0
+            self.num_timesteps, self.steps_before = 0, self.run.env_steps
+        if isinstance(self.env, Lent) and self.env.used:
+            trainer.begin_episodes()
+            self.env.used = False
+        if isinstance(self.run.behaviour, SB3Behaviour):
+            self.run.behaviour.live(imagined_steps(self.run.config, total_timesteps), reset_num_timesteps)
         until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
         with Progress(until, trainer.envs.steps, console) as progress, opened(trainer, progress) as logger:
-            self.logger = SB3Logger(None, [MetricsWriter(logger.log)])
+            writer = MetricsWriter(lambda metrics, step: logger.log(metrics, self.steps_before + step))
+            self.logger = SB3Logger(None, [writer])
             if self.loop is None:
                 self.loop = Loop(trainer, logger, progress, evaluates=False)
             self.loop.logger, self.loop.progress = logger, progress
+            self.loop.log_every = log_interval or self.run.config.training.log_every
             asked = self._callback(callback)
             asked.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
             asked.on_rollout_start()
             self.loop.run(until, lambda: self._on_step(asked))
             asked.on_rollout_end()
             asked.on_training_end()
+        self.logger = SB3Logger(None, [])
         return self
+
+    def _claim(self) -> None:
+        """Make the folder, the first time that there is something to write."""
+        if not self.claimed:
+            self.run.folder = self.run.folder if self.name is None else free_folder(self.name)
+            self.run.begin()
+            self.claimed = True
 
     def _callback(self, callback: MaybeCallback) -> BaseCallback:
         several = CallbackList(callback) if isinstance(callback, list) else callback
@@ -167,20 +207,28 @@ class WorldModelAgent:
     def _on_step(self, callback: BaseCallback) -> bool:
         trainer = self._started()
         self.num_timesteps += trainer.envs.num_envs
-        callback.update_locals(
-            {"self": self, "rewards": trainer.reward, "dones": trainer.start, "new_obs": trainer.observation}
-            | {"infos": [{} for _ in trainer.start]}
-        )
+        infos: list[dict[str, Any]] = [{} for _ in trainer.start]
+        for episode in trainer.ended:
+            infos[episode.env]["episode"] = {"r": episode.total_reward, "l": episode.length}
+        now = {"rewards": trainer.reward, "dones": trainer.start, "new_obs": trainer.observation, "infos": infos}
+        callback.update_locals({"self": self, **now})
         return callback.on_step()
 
     # On disk.
 
     def save(self, path: str | Path | io.BufferedIOBase) -> None:
-        """Config, weights and counters, without the replay, as one zip file; `.zip` is added where it is missing."""
+        """Config, weights and counters as one zip file; `.zip` is added where it is missing.
+
+        What was recorded is not in it, see :meth:`save_replay_buffer`; an algorithm that learns in the dream brings its
+        own memory of it. The optimiser of the world model is not: after :meth:`load` it begins anew.
+        """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             self.run.write(folder)
-            with ZipFile(_zipped(path), "w") as archive:
+            target = _zipped(path)
+            if isinstance(target, Path):
+                target.parent.mkdir(parents=True, exist_ok=True)
+            with ZipFile(target, "w") as archive:
                 for file in sorted(folder.rglob("*")):
                     if file.is_file():
                         archive.write(file, file.relative_to(folder).as_posix())
@@ -199,12 +247,13 @@ class WorldModelAgent:
                 with ZipFile(_zipped(path)) as archive:
                     names = [one for one in archive.namelist() if one == CONFIG or one.startswith(f"{CHECKPOINT}/")]
                     archive.extractall(name, names)
-            except (BadZipFile, FileNotFoundError) as error:
+            except (BadZipFile, OSError) as error:
                 raise ValueError(f"{path}: no saved agent ({error})") from error
-            run = Run.load(name, device, env)
-        run.folder = free_folder(run.config.env.id.rpartition("/")[-1])
+            if CONFIG not in names:
+                raise ValueError(f"{path}: no saved agent (there is no {CONFIG} in it)")
+            run = Run.load(name, device, None if env is None else named(env))
         agent = cls.__new__(cls)
-        agent._adopt(run)
+        agent._adopt(run, short(run.config.env.id))
         return agent
 
     def save_replay_buffer(self, path: str | Path) -> None:
@@ -216,10 +265,38 @@ class WorldModelAgent:
         self.run.replay.load(Path(path))
 
 
+class Lent(DummyVecEnv):
+    """Environments of someone else, who is told by `used` that their episodes are no longer what they were."""
+
+    used = False
+
+    def reset(self) -> VecEnvObs:
+        self.used = True
+        return super().reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.used = True
+        super().step_async(actions)
+
+
+def named(env: Any) -> str:
+    """The id of an environment.
+
+    Raises:
+        ValueError: for an environment itself: copies of it could not be made.
+    """
+    if not isinstance(env, str):
+        raise ValueError(f"env is the id of an environment, 'Pendulum-v1' or 'module:Id', not a {type(env).__name__}")
+    return env
+
+
+def short(env_id: str) -> str:
+    """An environment's id as the name of a folder."""
+    return env_id.rpartition("/")[-1]
+
+
 def _zipped(path: Any) -> Any:
     if not isinstance(path, str | Path):
         return path
     path = Path(path)
-    path = path if path.suffix == ".zip" else path.with_name(path.name + ".zip")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+    return path if path.suffix == ".zip" or not path.name else path.with_name(path.name + ".zip")

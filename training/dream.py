@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor
@@ -26,23 +25,22 @@ def dreaming(
         ValueError: if the algorithm is not installed, or does not take its settings or these actions.
     """
     chosen, device = config.behaviour.sb3, config.training.device
-    ensemble = None
-    if chosen.penalty:
-        ensemble = Disagreement(chosen.ensemble, model.feature_size, action_spec).to(device)
+    ensemble = Disagreement(chosen.ensemble, model.feature_size, action_spec).to(device) if chosen.penalty else None
 
     def penalty(feature: Tensor, control: Tensor) -> Tensor:
-        return torch.zeros(()) if ensemble is None else chosen.penalty * ensemble.spread(feature, control)
+        assert ensemble is not None
+        return chosen.penalty * ensemble.spread(feature, control)
 
     begin = ReplayedStarts(model, replay, config.replay.window)
-    envs = ImaginedVectorEnv(
-        model, action_space, begin, chosen.envs, chosen.horizon, penalty=penalty if chosen.penalty else None
+    price = None if ensemble is None else penalty
+    envs = ImaginedVectorEnv(model, action_space, begin, chosen.envs, chosen.horizon, penalty=price)
+    steps = imagined_steps(config, config.training.steps - config.training.prefill) + chosen.steps * (
+        config.training.pretrain // chosen.every
     )
-    dream = VecMonitor(ImaginedVecEnv(envs))
-    return SB3Behaviour(chosen, action_spec, dream, imagined_steps(config), config.seed, device, ensemble)
+    return SB3Behaviour(chosen, action_spec, VecMonitor(ImaginedVecEnv(envs)), steps, config.seed, device, ensemble)
 
 
-def imagined_steps(config: Config) -> int:
-    """Of all rounds of a run."""
-    training, replay = config.training, config.replay
-    paid = max(training.steps - training.prefill, 0) * training.replay_ratio / (replay.batch_size * replay.window)
-    return (training.pretrain + int(paid)) // config.behaviour.sb3.every * config.behaviour.sb3.steps
+def imagined_steps(config: Config, steps: int) -> int:
+    """Of the rounds that so many environment steps pay for."""
+    updates = max(steps, 0) * config.training.replay_ratio / (config.replay.batch_size * config.replay.window)
+    return int(updates) // config.behaviour.sb3.every * config.behaviour.sb3.steps

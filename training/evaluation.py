@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from agents import Agent, AgentState
-from envs import EnvConfig, make_vector
+from envs import EnvConfig, make_vector, time_limit
 
 VECTOR = 32  # episodes run side by side
 TINY = 1e-8  # instead of a division by 0
@@ -34,8 +34,9 @@ class Evaluation(NamedTuple):
 
     @property
     def gap(self) -> float | None:
-        """How far the imagined mean is from the real one, as a share of the latter's size."""
-        return None if self.promise is None else abs(self.promise - self.mean) / max(abs(self.mean), TINY)
+        """How far the imagined mean is from the real one, as a share of the latter's size, or its spread if larger."""
+        size = max(abs(self.mean), self.std, TINY)
+        return None if self.promise is None else abs(self.promise - self.mean) / size
 
 
 def evaluation_seeds(episodes: int, stream: int) -> list[int]:
@@ -52,7 +53,8 @@ def evaluate(
     The random state of torch is left as it was, so that evaluating more often does not change what is learned.
 
     Args:
-        imagine: also imagine each episode from its first observation on, for as many steps as the longest real one.
+        imagine: also imagine each episode from its first observation on, up to the environment's time limit; as far as
+            the longest real one where it has none.
     Raises:
         ValueError: if `episodes` is below 1.
     """
@@ -92,7 +94,8 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
             running &= ~start
     finally:
         envs.close()
-    imagined = imagined_returns(agent, first, int(length.max()), deterministic) if imagine and first else None
+    steps = time_limit(config) or int(length.max())
+    imagined = imagined_returns(agent, first, steps, deterministic) if imagine and first else None
     return Evaluation(total.tolist(), length.tolist(), unsound, imagined)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs import make
 from envs.charts import chart
+from envs.screen import SIDE, picture
 from training.evaluation import evaluation_seeds
 from training.run import FINAL, Run
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
@@ -21,7 +22,6 @@ from worldmodel.diagnostics.windows import crop, cut, each
 from worldmodel.spaces import ObservationSpec
 from worldmodel.types import Batch, State, join
 
-SIDE = 96  # pixels that a small image is enlarged to
 STRIP = 10  # moments in a strip
 MEDIA = "media"
 
@@ -87,15 +87,6 @@ def pictures(spec: ObservationSpec, values: np.ndarray, low: np.ndarray, high: n
         return [picture(frame.reshape(spec.shape)) for frame in values]
     known = np.tril(np.ones((len(values), len(values)), bool))[..., None]
     return [chart(np.where(now, values, np.nan), low, high) for now in known]
-
-
-def picture(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, C) in [0, 1] -> (H', W', 3) of uint8, enlarged by a whole factor where it is small."""
-    image = np.clip(image * 255, 0, 255).round().astype(np.uint8)
-    image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]
-    factor = max(SIDE // image.shape[0], 1)
-    size = (image.shape[1] * factor, image.shape[0] * factor)
-    return cv2.resize(image, size, interpolation=cv2.INTER_NEAREST) if factor > 1 else np.ascontiguousarray(image)
 
 
 def compared(spec: ObservationSpec, found: OpenLoop) -> list[np.ndarray]:

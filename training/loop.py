@@ -95,6 +95,7 @@ class Loop:
         self.shown: dict[str, float] = {}
         self.began = time.monotonic()
         self.due = 0.0  # updates that have been paid for
+        self.log_every = self.config.training.log_every
 
     @property
     def steps(self) -> int:
@@ -111,7 +112,7 @@ class Loop:
         config, replay = self.config.training, self.config.replay
         goes_on = True
         if not self.steps:
-            goes_on = self.trainer.prefill(min(config.prefill, until), on_step)
+            goes_on = self.trainer.prefill(min(config.prefill, until), lambda: self.stepped(on_step))
             self.due = float(config.pretrain)
         per_step = config.replay_ratio / (replay.batch_size * replay.window)
         while goes_on:
@@ -128,24 +129,27 @@ class Loop:
                 self.progress.note(f"{self.steps:>7} steps: {UNSOUND}")
             self.trainer.refit_units(before)
             self.due += per_step * (self.steps - before)
+            goes_on = self.stepped(on_step)
             self.report(before)
-            goes_on = on_step()
         if self.averages.counts:  # what the last steps paid for, and all of a run that ends with its prefill
             self.log()
         return goes_on
 
+    def stepped(self, on_step: OnStep) -> bool:
+        """After each step of the environments: whether to go on."""
+        self.recent.extend((episode.total_reward, episode.length) for episode in self.trainer.ended)
+        return on_step()
+
     def report(self, before: int) -> None:
         """Log and evaluate where the last step crossed a multiple of the configured interval."""
-        for episode in self.trainer.envs.pop_episodes():
-            self.recent.append((episode.total_reward, episode.length))
-        if self.steps // self.config.training.log_every > before // self.config.training.log_every:
+        if self.steps // self.log_every > before // self.log_every:
             self.log()
         if self.evaluates and self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
             self.evaluate()
 
     def log(self) -> None:
         metrics = self.averages.pop()
-        broken = [name for name, value in metrics.items() if name.endswith("/loss") and not math.isfinite(value)]
+        broken = [name for name, value in metrics.items() if name.endswith("loss") and not math.isfinite(value)]
         if self.recent:
             returns, lengths = zip(*self.recent, strict=True)
             metrics |= {"rollout/ep_rew_mean": float(np.mean(returns)), "rollout/ep_len_mean": float(np.mean(lengths))}
@@ -189,4 +193,7 @@ def promise(result: Evaluation) -> str:
     if result.promise is None or result.gap is None:
         return ""
     line = f"the model imagines {result.promise:.1f} for the same episodes, {result.gap:.0%} from what they are"
-    return line if result.gap <= TRUSTED else f"warning: {line}: it promises what the world does not hold"
+    if result.gap <= TRUSTED:
+        return line
+    what = "promises more than" if result.promise > result.mean else "does not know"
+    return f"warning: {line}: it {what} what the world holds"

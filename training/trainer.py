@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from agents import ActorCritic, Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
-from envs import RecordTrajectories, make_vector
+from envs import Episode, RecordTrajectories, make_vector
 from training.run import Run
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
@@ -46,7 +46,7 @@ def model_loss(
 
 
 def diverged(
-    step: int, what: str, remedy: str = "learner.lr or behaviour.actor_critic.learner.lr"
+    step: int, what: str, remedy: str = "learner.lr, or learning rate of the behaviour,"
 ) -> FloatingPointError:
     """The error of a run whose numbers have left the finite ones."""
     return FloatingPointError(
@@ -73,6 +73,7 @@ class Trainer:
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
         self.observation, _ = self.envs.reset(seed=run.config.seed)
+        self.ended: list[Episode] = []  # episodes that ended in the last step
         self.reward = np.zeros(self.envs.num_envs)  # of the last step
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
 
@@ -90,7 +91,13 @@ class Trainer:
             self.run.replay.remember(self.run.replay.newest(), pack(latent))
         self.observation, self.reward, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
+        self.ended = self.envs.pop_episodes()
         self.run.env_steps = self.before + self.envs.steps
+
+    def begin_episodes(self) -> None:
+        """Let every environment begin a new episode: someone else has stepped it."""
+        self.observation, _ = self.envs.reset()
+        self.start, self.acting = np.ones(self.envs.num_envs, bool), None
 
     def prefill(self, steps: int, on_step: OnStep = unbothered) -> bool:
         """Record random actions, and take the units of model and behaviour from what they showed.

@@ -82,21 +82,29 @@ class SequenceReplay:
         self.known[envs, slot] = False
         self.written[envs] += 1
 
-    def sample(self, batch_size: int, window: int, device: torch.device | str = "cpu") -> Batch:
+    def sample(
+        self,
+        batch_size: int,
+        window: int,
+        device: torch.device | str = "cpu",
+        rng: np.random.Generator | None = None,
+    ) -> Batch:
         """`batch_size` windows of `window` steps: (B, T, ...), uniform over stored steps.
 
+        Args:
+            rng: of someone who only looks: the replay's own order, and the queue of new windows, stay as they are.
         Raises:
             ValueError: if nothing is stored yet.
         """
-        return self.gather(self.draw(batch_size, window), device)
+        return self.gather(self.draw(batch_size, window, rng), device)
 
-    def draw(self, batch_size: int, window: int) -> Places:
+    def draw(self, batch_size: int, window: int, rng: np.random.Generator | None = None) -> Places:
         """Where the windows of a batch lie; see :meth:`sample`."""
         stored = self._stored()
         if not stored.any():
             raise ValueError("the replay is empty: collect before sampling")
-        new = self._queued(batch_size, window) if self.online else []
-        start = self.rng.integers(stored.sum(), size=batch_size - len(new))
+        new = self._queued(batch_size, window) if self.online and rng is None else []
+        start = (rng or self.rng).integers(stored.sum(), size=batch_size - len(new))
         ends = np.cumsum(stored)
         env = np.searchsorted(ends, start, side="right")
         first = start - (ends - stored)[env]  # steps after the oldest of its ring

@@ -56,11 +56,11 @@ def behaviour(
     algorithm: str = "SAC", lifetime: int = 1000, ensemble: Disagreement | None = None, **changes: Any
 ) -> SB3Behaviour:
     """With new weights, the same for every call of a test."""
-    if ALGORITHMS[algorithm] == CONTRIB:
+    if ALGORITHMS.get(algorithm) == CONTRIB:
         pytest.importorskip(CONTRIB)
     discrete = "DQN" in algorithm
     model, space = (ExactCartPole(), PUSH) if discrete else (MODEL, TORQUE)
-    settings = {**SETTINGS[algorithm], **changes.pop("settings", {})}
+    settings = {**SETTINGS.get(algorithm, OFF), **changes.pop("settings", {})}
     config = SB3Config(algorithm, settings, envs=4, horizon=5, every=2, steps=16, **changes)
     envs = ImaginedVectorEnv(model, space, lambda count: begin(model, count), config.envs, config.horizon)
     torch.manual_seed(1)
@@ -134,14 +134,83 @@ def test_a_schedule_runs_over_all_rounds() -> None:
 
 def test_every_round_begins_new_episodes_of_the_model_of_today() -> None:
     made = behaviour()
-    calls: list[str] = []
+    seeds: list[Any] = []
     envs = made.dream.envs  # type: ignore[attr-defined]
-    refresh, reset = envs.refresh, envs.reset
-    envs.refresh = lambda: (calls.append("refresh"), refresh())
-    envs.reset = lambda **given: (calls.append("reset"), reset(**given))[1]
+    reset = envs.reset
+    envs.reset = lambda **given: (seeds.append(given["seed"]), reset(**given))[1]
     for _ in range(2):
         made.practise()
-    assert calls == ["refresh", "reset"] * 2
+    assert len(seeds) == 2 and None not in seeds and seeds[0] != seeds[1]
+
+
+def test_a_schedule_can_be_given_a_life_of_another_length_or_a_second_one() -> None:
+    made = behaviour("PPO", lifetime=32, settings={"learning_rate": "lin_0.01"})
+    rates = []
+    for change in (None, None, lambda: made.live(32, again=False), None, lambda: made.live(64)):
+        if change:
+            change()
+        made.practise()
+        rates.append(made.metrics["train/learning_rate"])
+    np.testing.assert_allclose(rates, [0.005, 0, 0.01 / 4, 0, 0.0075], atol=1e-9)
+
+
+def test_yaml_can_say_what_stable_baselines3_wants_as_a_class_or_a_tuple() -> None:
+    made = behaviour(
+        "SAC", settings={"policy_kwargs": {"net_arch": [8], "activation_fn": "Tanh"}, "train_freq": [2, "step"]}
+    )
+    assert any(isinstance(module, torch.nn.Tanh) for module in made.policy.modules())
+    assert made.algorithm.train_freq.frequency == 2  # type: ignore[attr-defined]
+    assert behaviour("stable_baselines3.sac.sac:SAC").algorithm.__class__.__name__ == "SAC"
+
+
+def test_a_round_is_a_whole_number_of_rollouts() -> None:
+    with pytest.raises(
+        ValueError, match=r"a round of 16 steps is no whole number of rollouts of 12 .*n_steps 3 x envs 4"
+    ):
+        behaviour("PPO", settings={"n_steps": 3})
+    chosen = SB3Config("PPO", {"policy_kwargs": {"net_arch": [8]}}, envs=4, horizon=5, every=2, steps=16)
+    envs = ImaginedVectorEnv(MODEL, TORQUE, lambda count: begin(MODEL, count), 4, 5)
+    made = SB3Behaviour(chosen, action_spec(TORQUE), ImaginedVecEnv(envs), 100)
+    made.practise()
+    assert made.algorithm.num_timesteps == 16
+    assert behaviour("SAC", settings={"buffer_size": 1000}).algorithm.buffer_size == 1000  # type: ignore[attr-defined]
+
+
+def test_actions_that_do_not_begin_at_0_are_counted_from_0_in_the_dream() -> None:
+    """The model sees the environment's own; the policy is asked which of its choices, the first being 0."""
+    space = gym.spaces.Discrete(2, start=-3)
+    envs = ImaginedVecEnv(ImaginedVectorEnv(ExactCartPole(), space, lambda n: begin(ExactCartPole(), n), 4, 5))
+    plain = ImaginedVecEnv(ImaginedVectorEnv(ExactCartPole(), PUSH, lambda n: begin(ExactCartPole(), n), 4, 5))
+    seen = []
+    for each in (envs, plain):
+        each.seed(3)
+        each.reset()
+        seen.append(each.step(np.array([0, 1, 1, 0]))[0])
+    np.testing.assert_array_equal(*seen)
+    assert envs.action_space == PUSH
+    config = SB3Config("PPO", ON, envs=4, horizon=5, every=2, steps=16)
+    made = SB3Behaviour(config, action_spec(space), envs, 100)
+    made.practise()
+    state = begin(ExactCartPole(), 50)
+    control = made.act(ExactCartPole(), state, (), True).control
+    chosen, _ = made.policy.predict(ExactCartPole().feature(state).numpy(), deterministic=True)
+    np.testing.assert_array_equal(control.argmax(-1).numpy(), chosen)
+
+
+def test_noise_fits_actions_of_any_shape() -> None:
+    space = gym.spaces.Box(-1, 1, (1, 1), np.float32)
+    envs = ImaginedVecEnv(ImaginedVectorEnv(MODEL, space, lambda n: begin(MODEL, n), 4, 5))
+    config = SB3Config("TD3", {**OFF, "learning_starts": 0}, envs=4, horizon=5, every=2, steps=16, noise=0.1)
+    SB3Behaviour(config, action_spec(space), envs, 100).practise()
+
+
+def test_a_dream_that_is_no_number_ends_with_advice() -> None:
+    made = behaviour("SAC", settings={"learning_starts": 0})
+    with torch.no_grad():
+        for parameter in made.policy.actor.parameters():  # type: ignore[union-attr]
+            parameter.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"round 1 in the dream diverged.*sb3\.settings\.learning_rate"):
+        made.practise()
 
 
 def test_learning_comes_with_every_so_many_updates_and_says_what_sb3_says() -> None:
@@ -227,6 +296,10 @@ def test_settings_that_make_no_sense_are_named(wrong: dict[str, Any], message: s
         ("SAC", {"n_epochs": 3}, "SAC cannot be made: .*n_epochs"),
         ("SAC", {"learning_rate": "lin_fast"}, "settings.learning_rate: 'lin_fast' is not lin_ and a number"),
         ("SAC", {"learning_rate": "fast"}, "SAC cannot be made"),
+        ("SAC", {"policy_kwargs": {"activation_fn": "Relu"}}, "policy_kwargs.activation_fn: torch has no 'Relu'"),
+        ("nowhere:SAC", {}, "nowhere:SAC cannot be imported"),
+        ("gymnasium:Env", {}, "is no on-policy or off-policy algorithm"),
+        ("sb3_contrib:RecurrentPPO", {"n_steps": 4, "batch_size": 8}, "memory of its own|cannot be"),
     ],
 )
 def test_what_an_algorithm_does_not_take_is_named(algorithm: str, settings: dict[str, Any], message: str) -> None:

@@ -47,6 +47,22 @@ def untrained() -> WorldModel:
     return WorldModel.build(ModelConfig(hidden=16, continuation=False), specs, action_spec(TORQUE))
 
 
+def untrained_with_replay() -> tuple[WorldModel, SequenceReplay]:
+    """Random steps of CartPole."""
+    specs, control = {"observation": ObservationSpec((4,))}, ActionSpec((), classes=(2,), start=(0,))
+    replay = SequenceReplay(specs, control, 2, 500)
+    real = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    recorded = RecordTrajectories(real, replay.add)
+    recorded.reset(seed=0)
+    recorded.action_space.seed(0)
+    for _ in range(200):
+        recorded.step(recorded.action_space.sample())
+    torch.manual_seed(0)
+    model = WorldModel.build(ModelConfig(hidden=16), specs, control)
+    model.fit_units(replay.everything())
+    return model, replay
+
+
 def test_imagined_steps_are_those_of_the_world() -> None:
     """With the true dynamics: the rewards and states of `Pendulum-v1`, for all episodes at once."""
     envs = ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 5, horizon=30)
@@ -153,17 +169,7 @@ def test_gymnasium_accepts_it(observations: Any) -> None:
 
 
 def test_episodes_begin_from_recorded_states_that_something_can_follow() -> None:
-    specs, control = {"observation": ObservationSpec((4,))}, ActionSpec((), classes=(2,), start=(0,))
-    replay = SequenceReplay(specs, control, 2, 500)
-    real = SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
-    recorded = RecordTrajectories(real, replay.add)
-    recorded.reset(seed=0)
-    recorded.action_space.seed(0)
-    for _ in range(200):
-        recorded.step(recorded.action_space.sample())
-    torch.manual_seed(0)
-    model = WorldModel.build(ModelConfig(hidden=16), specs, control)
-    model.fit_units(replay.everything())
+    model, replay = untrained_with_replay()
     begin = ReplayedStarts(model, replay, pool=300)
     states = begin(250)
     assert len(states[0]) == 250 and len({tuple(row) for row in states[0].tolist()}) > 100
@@ -179,7 +185,9 @@ def test_what_cannot_be_is_named() -> None:
     model = ExactPendulum()
     with pytest.raises(ValueError, match="at least 1: 0, 50"):
         ImaginedVectorEnv(model, TORQUE, hanging, 0)
-    with pytest.raises(ValueError, match=r"observations \['k', 'on', 'x'\] are asked for; the model has"):
+    with pytest.raises(
+        ValueError, match=r"asked for of the widths {'k': 3, 'on': 2, 'x': 2}; the model has {'observation': 2}"
+    ):
         ImaginedVectorEnv(model, TORQUE, hanging, 1, observations=DICT)
     with pytest.raises(RuntimeError, match="reset the environment"):
         ImaginedVectorEnv(model, TORQUE, hanging, 1).step(np.zeros((1, 1)))
@@ -192,16 +200,14 @@ def test_what_is_rendered_is_what_was_decoded_since_each_episode_began() -> None
     seen = [begun]
     for _ in range(2):
         seen.append(envs.step(np.full((3, 1), 2.0, np.float32))[0])
-    assert envs.trace is not None
-    np.testing.assert_allclose(envs.trace[:3], np.stack(seen)[:, :, :2])
-    assert np.isnan(envs.trace[3:]).all()
+    assert envs.screen is not None
+    np.testing.assert_allclose(np.stack(envs.screen.trace), np.stack(seen)[:, :, :2])
     frames = envs.render()
     assert frames is not None and len(frames) == 3 and frames[0].shape == (*SIZE, 3) and frames[0].dtype == np.uint8
     assert (frames[1] != frames[0]).any()
     for _ in range(2):
         envs.step(np.zeros((3, 1), np.float32))  # the horizon: all begin anew
-    np.testing.assert_allclose(envs.trace[0], begun[:, :2])
-    assert np.isnan(envs.trace[1:]).all()
+    np.testing.assert_allclose(envs.screen.trace, [begun[:, :2]])
     assert ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3).render() is None
     with pytest.raises(ValueError, match="render_mode is rgb_array or None: 'human'"):
         ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3, render_mode="human")
@@ -213,3 +219,67 @@ def test_a_line_of_a_chart_goes_from_the_lower_to_the_upper_edge() -> None:
     rows, columns = np.nonzero((frame == (31, 119, 180)).all(-1))
     assert rows[columns.argmin()] > SIZE[0] - 20 and rows[columns.argmax()] < 20
     assert columns.max() < SIZE[1] * 0.75  # what is not known is not drawn
+
+
+def test_a_decoded_image_is_rendered_as_it_is_seen() -> None:
+    eye = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    torch.manual_seed(0)
+    model = WorldModel.build(ModelConfig(hidden=8, image_depth=2), observation_specs(eye), action_spec(TORQUE))
+    for observations in (eye, "feature"):
+        envs = ImaginedVectorEnv(
+            model, TORQUE, PriorStarts(model, 1), 2, 5, observations, render_mode="rgb_array", rendered=eye
+        )
+        first, _ = envs.reset(seed=0)
+        frames = envs.render()
+        assert frames is not None and frames[0].shape == (96, 96, 3)
+        if observations is eye:
+            np.testing.assert_array_equal(frames[1][::6, ::6], first[1])
+
+
+def test_recorded_starts_depend_on_the_seed_alone_and_leave_the_replay_as_it_is() -> None:
+    model, replay = untrained_with_replay()
+    before = replay.rng.bit_generator.state
+    check_env(ImaginedEnv(model, PUSH, ReplayedStarts(model, replay), 20), skip_render_check=True)
+    envs = [ImaginedVectorEnv(model, PUSH, ReplayedStarts(model, replay, pool=20), 4, 3) for _ in range(2)]
+
+    def walk(env: ImaginedVectorEnv) -> list[np.ndarray]:
+        return [env.reset(seed=3)[0], *(env.step(np.array([0, 1, 1, 0]))[0] for _ in range(20))]
+
+    one, again, other = walk(envs[0]), walk(envs[0]), walk(envs[1])
+    np.testing.assert_array_equal(one, again)
+    np.testing.assert_array_equal(one, other)
+    assert replay.rng.bit_generator.state == before
+
+
+def test_without_a_seed_no_two_dreams_are_the_same() -> None:
+    model = untrained()
+    one, two = (ImaginedVectorEnv(model, TORQUE, PriorStarts(model, 1), 3).reset()[0] for _ in range(2))
+    assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": "decoded"}, "observations are 'feature' or a space: 'decoded'"),
+        ({"observations": spaces.Box(-1, 1, (5,))}, "asked for of the widths .*5.*; the model has"),
+        ({"action_space": spaces.Box(-1, 1, (2,))}, "does not take controls of width 2"),
+        ({"num_envs": 0}, "num_envs and horizon must be at least 1"),
+    ],
+)
+def test_what_is_not_the_models_is_refused(changes: dict[str, Any], message: str) -> None:
+    model = untrained()
+    given = {"model": model, "action_space": TORQUE, "begin": PriorStarts(model, 1), "num_envs": 2, **changes}
+    with pytest.raises(ValueError, match=message):
+        ImaginedVectorEnv(**given)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((3, 1)), np.full((2, 1), np.nan)])
+def test_actions_that_are_none_are_refused(wrong: np.ndarray) -> None:
+    envs = ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 2)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="actions"):
+        envs.step(wrong)
+    poles = ImaginedVectorEnv(ExactCartPole(), PUSH, upright, 2)
+    poles.reset(seed=0)
+    with pytest.raises(ValueError, match="not in Discrete"):
+        poles.step(np.array([0, -1]))

@@ -150,3 +150,104 @@ def test_mistakes_are_named() -> None:
     agent.save("agent")
     with pytest.raises(ValueError, match="was saved from another"):
         WorldModelAgent.load("agent", env="MountainCarContinuous-v0")
+
+
+def test_two_agents_never_share_a_folder_and_nothing_is_written_before_they_learn() -> None:
+    one, two = WorldModelAgent(TINY, seed=1), WorldModelAgent(TINY, seed=2)
+    assert not Path("runs").exists()
+    one.learn(25)
+    two.learn(25)
+    assert (one.run.folder, two.run.folder) == (Path("runs/Pendulum-v1"), Path("runs/Pendulum-v1-2"))
+    assert "seed: 2" in (two.run.folder / "config.yaml").read_text()
+    one.save("agent")
+    loaded = [WorldModelAgent.load("agent") for _ in range(2)]
+    for each in loaded:
+        each.learn(5)
+    assert len({each.run.folder for each in loaded}) == 2
+    three = WorldModelAgent(TINY, run="taken")
+    WorldModelAgent(TINY, run="taken").learn(5)
+    with pytest.raises(ValueError, match="taken already holds a run"):
+        three.learn(5)
+
+
+def test_its_own_environments_may_be_used_for_an_evaluation_between() -> None:
+    """What was done in between is no part of the recording: new episodes begin."""
+    agent = WorldModelAgent(TINY, run="run").learn(25)
+    rows_before = len(agent.replay_buffer)
+    evaluate_policy(agent, agent.get_env(), 1, warn=False)
+    assert len(agent.replay_buffer) == rows_before
+    agent.learn(3, reset_num_timesteps=False)
+    batch = agent.replay_buffer.stream(0)
+    assert bool(batch.is_first[0, rows_before]) and len(agent.replay_buffer) == rows_before + 4
+    agent.close()
+
+
+def test_schedules_run_over_the_steps_of_a_call() -> None:
+    sb3 = {"algorithm": "PPO", "envs": 2, "every": 1, "steps": 8}
+    sb3["settings"] = {"n_steps": 4, "batch_size": 8, "learning_rate": "lin_0.01"}
+    agent = WorldModelAgent({**TINY, "behaviour": {"name": "sb3", "sb3": sb3}}, run="run")
+
+    def rates() -> list[float]:
+        return [row["train/learning_rate"] for row in rows(agent) if "train/learning_rate" in row]
+
+    agent.learn(100, log_interval=10)
+    first = rates()
+    assert first[0] > 0.008 and first[-1] < 0.002 and first == sorted(first, reverse=True)
+    agent.learn(50, log_interval=10)
+    assert rates()[len(first)] > 0.007 and rates()[-1] < 0.002
+
+
+def test_one_axis_of_steps_and_the_episodes_that_callbacks_read() -> None:
+    class Listener(Watcher):
+        def _on_step(self) -> bool:
+            self.heard += [info["episode"] for info in self.locals["infos"] if "episode" in info]
+            return super()._on_step()
+
+    agent, listener = WorldModelAgent(TINY, run="run"), Listener()
+    agent.learn(25)
+    agent.learn(40, callback=[listener, EvalCallback(world(), eval_freq=15, n_eval_episodes=1, verbose=0)])
+    steps = [row["global_step"] for row in rows(agent)]
+    assert steps == sorted(steps) and agent.n_envs == 1 and agent.action_space.shape == (1,)
+    episodes = [each for each in listener.heard if isinstance(each, dict)]
+    assert len(episodes) == 2 and all(each["l"] == 20 and each["r"] < 0 for each in episodes)
+
+
+def test_the_callback_of_weights_and_biases_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+    from wandb.integration.sb3 import WandbCallback
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with wandb.init(mode="offline", project="test"):
+        agent = WorldModelAgent(TINY, run="run")
+        agent.learn(25, callback=WandbCallback(gradient_save_freq=10, model_save_path="models", model_save_freq=10))
+    assert Path("models/model.zip").is_file()
+    assert WorldModelAgent.load("models/model").num_timesteps == 25
+
+
+def test_a_dream_goes_on_as_it_would_have_with_its_recordings(tmp_path: Path) -> None:
+    """With a replay that is saved and read, a round after loading is bit for bit the round without."""
+    sb3 = {"algorithm": "SAC", "envs": 2, "every": 1, "steps": 8, "settings": {"batch_size": 4, "learning_starts": 4}}
+    agent = WorldModelAgent({**TINY, "behaviour": {"name": "sb3", "sb3": sb3}}, run="run").learn(30)
+    agent.save("agent")
+    agent.save_replay_buffer("buffer")
+    again = WorldModelAgent.load("agent")
+    again.load_replay_buffer("buffer")
+    for each in (agent, again):
+        each.policy.practise()  # type: ignore[operator]
+    states = [each.policy.state_dict() for each in (agent, again)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_what_cannot_be_loaded_leaves_no_trace_and_names_the_users_file(tmp_path: Path) -> None:
+    from stable_baselines3 import PPO
+
+    with pytest.raises(ValueError, match="made/by/load/agent: no saved agent"):
+        WorldModelAgent.load("made/by/load/agent")
+    assert not Path("made").exists()
+    PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save("theirs")
+    with pytest.raises(ValueError, match=r"theirs: no saved agent \(there is no config.yaml in it\)"):
+        WorldModelAgent.load("theirs")
+    with pytest.raises(ValueError, match="no saved agent"):
+        WorldModelAgent.load(".")
+    with pytest.raises(ValueError, match=r"env is the id of an environment.* not a Monitor"):
+        WorldModelAgent(TINY, env=world())  # type: ignore[arg-type]

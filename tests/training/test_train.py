@@ -384,6 +384,11 @@ def test_with_true_dynamics_the_imagined_return_is_the_real_one(model: ExactMode
 def test_a_model_that_promises_too_much_is_warned_of() -> None:
     said = promise(Evaluation([-100.0, -300.0], [20, 20], None, [-150.0, -190.0]))
     assert said.startswith("warning: the model imagines -170.0 for the same episodes, 15% from what they are")
+    assert said.endswith("it promises more than what the world holds")
+    assert "does not know what the world holds" in promise(Evaluation([-100.0], [20], None, [-150.0]))
+    assert "warning" not in promise(
+        Evaluation([0.0, 3.0], [20, 20], None, [0.0, 3.1])
+    )  # about 0 its spread is the size
     assert promise(Evaluation([-200.0], [20], None, [-190.0])).startswith("the model imagines -190.0")
 
 
@@ -400,3 +405,24 @@ def test_an_algorithm_of_sb3_trains_in_a_run_and_repeats(tmp_path: Path, algorit
         assert (one.folder / "checkpoint" / name).read_bytes() == (two.folder / "checkpoint" / name).read_bytes()
     again = Run.load(one.folder)
     assert again.evaluate(2).returns == one.evaluate(2).returns
+
+
+def test_a_model_that_denies_the_end_is_found_out(tmp_path: Path) -> None:
+    """Imagined up to the time limit, not only as far as real episodes went."""
+
+    class Endless(ExactCartPole):
+        def transition(self, x: torch.Tensor, control: torch.Tensor) -> Any:
+            x, reward, ended = super().transition(x, control)
+            return x, reward, torch.zeros_like(ended)
+
+    class Push(RandomBehaviour):
+        def act(self, model: Any, state: Any, memory: Any, deterministic: bool = False) -> Decision:
+            count = len(state.x)
+            return Decision(torch.tensor([[0.0, 1.0]] * count), memory, torch.ones(count, dtype=torch.bool))
+
+    config = EnvConfig("CartPole-v1")
+    env = make(config)
+    spec = action_spec(env.action_space)
+    agent = Agent(Endless(), Push(spec), observation_specs(env.observation_space), spec)  # type: ignore[arg-type]
+    result = evaluate(agent, config, 3, 1, imagine=True)
+    assert result.imagined == [500.0] * 3 and max(result.returns) < 15 and "promises more" in promise(result)
