@@ -128,6 +128,13 @@ def _sb3() -> list[Curve]:
     ]
 
 
+def _pixels() -> list[Curve]:
+    """From pictures alone, one at a time."""
+    often = ("--evaluation.every", "1000", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    often = (*often, "--env.record_state", "true")  # for `worldmodel diagnose`
+    return [Curve("Pendulum-v1-pixels", "rssm", "configs/pendulum_pixels.yaml", often, -250, (15000, -250))]
+
+
 SUITES = {
     "classic": _classic(),
     "family": _family(),
@@ -136,6 +143,7 @@ SUITES = {
     "control": _control(),
     "sparse": _sparse(),
     "sb3": _sb3(),
+    "pixels": _pixels(),
 }
 
 
