@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import TD3
+from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -33,6 +34,8 @@ from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, State
 
 LINEAR = "lin_"  # as in RL Zoo
+SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
+NOISE = 0.1  # of deterministic policies, if none is given
 KEPT_ROUNDS = 20  # in a buffer whose size is not given: features of older models lead astray
 NUMBERS = (int, float, np.floating, np.integer)
 
@@ -87,12 +90,16 @@ def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
 def _read(name: str, value: Any) -> Any:
     if name == "train_freq" and isinstance(value, list):
         return tuple(value)
-    if not isinstance(value, str) or not value.startswith(LINEAR):
+    if isinstance(value, str) and value.startswith(LINEAR) and name not in SCHEDULED:
+        raise ValueError(f"behaviour.sb3.settings.{name}: only {', '.join(SCHEDULED)} can fall, not '{value}'")
+    if not isinstance(value, str) or name not in SCHEDULED:
         return value
     try:
+        if not value.startswith(LINEAR):
+            raise ValueError(value)
         return LinearSchedule(float(value.removeprefix(LINEAR)), 0.0, 1.0)
     except ValueError as error:
-        raise ValueError(f"behaviour.sb3.settings.{name}: '{value}' is not lin_ and a number") from error
+        raise ValueError(f"behaviour.sb3.settings.{name}: '{value}' is no number, nor lin_ and one") from error
 
 
 @cache
@@ -111,6 +118,14 @@ def in_rounds(cls: Any) -> Any:
     return InRounds
 
 
+def exploration_noise(config: SB3Config) -> float:
+    """See :class:`SB3Config`."""
+    if config.noise is not None:
+        return config.noise
+    cls = algorithm_class(config.algorithm)
+    return NOISE if issubclass(cls, TD3 | DQN) or cls.__name__ == "QRDQN" else 0.0
+
+
 def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgorithm:
     """An algorithm with new weights, which come from torch's random numbers.
 
@@ -119,9 +134,10 @@ def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgori
     """
     cls = algorithm_class(config.algorithm)
     settings = arguments(config, issubclass(cls, OnPolicyAlgorithm))
-    if config.noise and issubclass(cls, TD3):
+    noise = exploration_noise(config)
+    if noise and issubclass(cls, TD3):
         shape = dream.action_space.shape or ()
-        settings["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, config.noise))
+        settings["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, noise))
     try:
         made = in_rounds(cls)("MlpPolicy", dream, device=device, **settings)
     except (TypeError, AssertionError, ValueError, AttributeError) as error:
@@ -159,7 +175,7 @@ class SB3Behaviour(nn.Module):
         super().__init__()
         self.config, self.action_spec, self.dream, self.seed = config, action_spec, dream, seed
         self.ensemble = ensemble
-        self.algorithm = build_algorithm(config, dream, device)
+        self.algorithm, self.noise = build_algorithm(config, dream, device), exploration_noise(config)
         self.first = np.asarray(action_spec.start).reshape(action_spec.shape) if any(action_spec.start) else None
         self.live(lifetime)
         self.policy = self.algorithm.policy  # part of this module: saved with it
@@ -178,15 +194,15 @@ class SB3Behaviour(nn.Module):
 
     @torch.no_grad()
     def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
-        """What the policy answers, in a valid range; with `noise` unless `deterministic`."""
+        """What the policy answers, in a valid range; with noise unless `deterministic`."""
         feature = model.feature(state)
         sound = feature.isfinite().all(-1)
         seen = torch.nan_to_num(feature).cpu().numpy()
         actions, _ = self.policy.predict(seen, deterministic=deterministic)
         actions = actions if self.first is None else actions + self.first  # SB3 counts from 0
         control = torch.from_numpy(self.action_spec.encode(actions)).to(feature.device)
-        if self.config.noise and not deterministic:
-            control = disturbed(self.action_spec, control, self.config.noise)
+        if self.noise and not deterministic:
+            control = disturbed(self.action_spec, control, self.noise)
         return Decision(control, memory, sound)
 
     def fit_units(self, batch: Batch, keep: bool = False) -> None:
@@ -219,6 +235,16 @@ class SB3Behaviour(nn.Module):
                     "lower learner.lr or behaviour.sb3.settings.learning_rate is the first thing to try"
                 ) from error
             self.algorithm.dump_logs()
+        self.cut_episodes()
+
+    def cut_episodes(self) -> None:
+        """Mark the newest steps of a replay buffer as the last of their episodes: the next round begins others."""
+        buffer = getattr(self.algorithm, "replay_buffer", None)
+        if isinstance(buffer, ReplayBuffer) and buffer.handle_timeout_termination and buffer.size():
+            newest = (buffer.pos - 1) % buffer.buffer_size
+            buffer.timeouts[newest] = (
+                1.0  # beside a `done`, one says that a value follows; alone, only that it ends here
+            )
 
     @contextmanager
     def randomness(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ class SB3Config:
     horizon: int = 15  # imagined steps after which an episode is truncated
     every: int = 10  # updates of the world model between two rounds
     steps: int = 2048  # imagined steps of a round, those of all episodes counted
-    noise: float = 0.0  # of deterministic policies while exploring: see agents/noise.py; in the dream, of DDPG and TD3
+    noise: float | None = None  # while exploring, see agents/noise.py; null: 0.1 of deterministic policies, else none
     penalty: float = 0.0  # weight of the ensemble's disagreement, taken from the imagined reward
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
 
@@ -34,7 +34,7 @@ class SB3Config:
         for name in ("envs", "horizon", "every", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
-        if min(self.noise, self.penalty) < 0:
+        if min(self.noise or 0.0, self.penalty) < 0:
             raise ValueError(f"noise and penalty must not be negative: {self.noise}, {self.penalty}")
         for name in RESERVED:
             if name in self.settings:

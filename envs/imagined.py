@@ -74,14 +74,16 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.obs_specs = None if isinstance(observations, str) else observed(observation_specs(observations))
         self.device = model.initial(1)[0].device
         width = check_spaces(model, self.spec_of_action, self.obs_specs)
-        self.single_observation_space = (
-            spaces.Box(-np.inf, np.inf, (width,), np.float32) if isinstance(observations, str) else observations
-        )
+        if isinstance(observations, str):
+            observations = spaces.Box(-np.inf, np.inf, (width,), np.float32)
+        elif isinstance(observations, spaces.Dict):
+            observations = spaces.Dict(observed(observations.spaces))  # without what no model sees
+        self.single_observation_space = observations
         self.single_action_space = action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
         self.mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"autoreset_mode": self.mode, "render_modes": ["rgb_array"]}
+        self.metadata = {"autoreset_mode": self.mode, "render_modes": ["rgb_array"], "render_fps": 20}
         shown = self.obs_specs if rendered is None else observed(observation_specs(rendered))
         self.screen = Screen(num_envs, shown) if render_mode else None
         self.state: State | None = None

@@ -239,6 +239,7 @@ class WorldModelAgent:
 
         Args:
             env: the id of another environment with the same spaces.
+            device: another than the one it was trained on; "auto" is that one.
         Raises:
             ValueError: if it is another file, or does not fit the environment.
         """
@@ -251,7 +252,7 @@ class WorldModelAgent:
                 raise ValueError(f"{path}: no saved agent ({error})") from error
             if CONFIG not in names:
                 raise ValueError(f"{path}: no saved agent (there is no {CONFIG} in it)")
-            run = Run.load(name, device, None if env is None else named(env))
+            run = Run.load(name, None if device == "auto" else device, None if env is None else named(env))
         agent = cls.__new__(cls)
         agent._adopt(run, short(run.config.env.id))
         return agent

@@ -122,6 +122,17 @@ def test_a_round_leaves_the_random_numbers_of_everyone_else_alone() -> None:
     assert torch.equal(drawn[0], torch.rand(3)) and (drawn[1] == np.random.rand(3)).all()
 
 
+def test_returns_of_several_steps_do_not_reach_into_the_next_round() -> None:
+    made = behaviour("SAC", settings={"n_steps": 3, "buffer_size": 400})
+    for _ in range(3):
+        made.practise()
+    buffer = made.algorithm.replay_buffer  # type: ignore[attr-defined]
+    ends = (buffer.dones + buffer.timeouts)[: buffer.pos].astype(bool)
+    assert buffer.pos == 12 and ends[3::4].all() and not ends[[0, 1, 2]].any()
+    free = (buffer.dones * (1 - buffer.timeouts))[: buffer.pos]
+    assert (free == 0).all()  # a pendulum never ends: a value follows everywhere
+
+
 def test_a_schedule_runs_over_all_rounds() -> None:
     """In the middle of its life the learning rate is half of what it was; SB3 alone has it near 0 in every round."""
     made = behaviour("PPO", lifetime=64, settings={"learning_rate": "lin_0.01"})
@@ -258,7 +269,8 @@ def test_a_deterministic_policy_explores_by_noise() -> None:
         assert (made.algorithm.action_noise is not None) == (noise > 0)  # type: ignore[attr-defined]
         control = made.act(MODEL, state, ()).control
         assert float((control - made.act(MODEL, state, (), True).control).std()) >= spread
-    greedy, noisy = behaviour("DQN"), behaviour("DQN", noise=0.5)
+    assert (behaviour("DQN").noise, behaviour("TD3").noise, behaviour("SAC").noise) == (0.1, 0.1, 0.0)
+    greedy, noisy = behaviour("DQN", noise=0.0), behaviour("DQN", noise=0.5)
     places = begin(ExactCartPole(), 200)
     assert torch.equal(
         greedy.act(ExactCartPole(), places, ()).control, greedy.act(ExactCartPole(), places, (), True).control
@@ -294,8 +306,9 @@ def test_settings_that_make_no_sense_are_named(wrong: dict[str, Any], message: s
     ("algorithm", "settings", "message"),
     [
         ("SAC", {"n_epochs": 3}, "SAC cannot be made: .*n_epochs"),
-        ("SAC", {"learning_rate": "lin_fast"}, "settings.learning_rate: 'lin_fast' is not lin_ and a number"),
-        ("SAC", {"learning_rate": "fast"}, "SAC cannot be made"),
+        ("SAC", {"learning_rate": "lin_fast"}, "settings.learning_rate: 'lin_fast' is no number, nor lin_ and one"),
+        ("SAC", {"learning_rate": "fast"}, "'fast' is no number, nor lin_ and one"),
+        ("SAC", {"gamma": "lin_0.9"}, "settings.gamma: only learning_rate, .* can fall, not 'lin_0.9'"),
         ("SAC", {"policy_kwargs": {"activation_fn": "Relu"}}, "policy_kwargs.activation_fn: torch has no 'Relu'"),
         ("nowhere:SAC", {}, "nowhere:SAC cannot be imported"),
         ("gymnasium:Env", {}, "is no on-policy or off-policy algorithm"),

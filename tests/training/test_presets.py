@@ -30,8 +30,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-def trainer(folder: Path, preset: str, env: str = "Pendulum-v1", **changes: Any) -> Trainer:
-    small = merge(merge(SMALL, {"env": {"id": env, "time_limit": 20}}), changes)
+def trainer(folder: Path, preset: str, name: str = "Pendulum-v1", **changes: Any) -> Trainer:
+    small = merge(merge(SMALL, {"env": {"id": name, "time_limit": 20}}), changes)
     return Trainer(Run.create(folder / "run", load_config(HOME / f"{preset}.yaml", **small)))
 
 
@@ -55,6 +55,20 @@ def test_a_preset_trains_every_part_of_its_own(preset: str, env: str, tmp_path: 
         pairs = zip(part.named_parameters(), old, strict=True)
         still = [name for (name, p), q in pairs if p.requires_grad and torch.equal(p, q)]
         assert not still and all(p.isfinite().all() for p in part.parameters())
+
+
+@pytest.mark.parametrize("preset", ["dreamer_v1", "dreamer_v2", "dreamer_v3", "planet", "dream"])
+def test_a_preset_learns_from_pixels(preset: str, tmp_path: Path) -> None:
+    pixels = {"id": "Pendulum-v1", "time_limit": 20, "pixels": True, "image_size": 32}
+    changes: dict[str, Any] = {"env": pixels, "model": {"image_depth": 2}}
+    if preset == "planet":
+        changes["behaviour"] = {"planner": {"cem": {"candidates": 20, "elites": 4}}}
+    made = trainer(tmp_path, preset, **changes)
+    before = [parameter.clone() for parameter in made.run.model.parameters()]
+    Loop(made, Quiet(), Quiet()).run(60)  # type: ignore[arg-type]
+    pairs = list(zip(made.run.model.named_parameters(), before, strict=True))
+    assert any("encoder.units.0.net" in name for (name, _), _ in pairs)
+    assert all(p.isfinite().all() for (_, p), _ in pairs) and not any(torch.equal(p, q) for (_, p), q in pairs)
 
 
 def joint_gradients(made: Trainer, weight: float) -> dict[str, Tensor]:
