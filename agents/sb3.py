@@ -227,8 +227,8 @@ class SB3Behaviour(nn.Module):
             self.algorithm.set_env(self.dream)  # without episodes that an older model dreamt
             try:
                 self.algorithm.learn(self.config.steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-            except ValueError as error:  # a distribution's, whose parameters are no numbers
-                if "invalid values" not in str(error):
+            except ValueError as error:  # a distribution's, whose parameters are no numbers, or the dream's of actions
+                if not any(sign in str(error) for sign in ("invalid values", "nan")):
                     raise
                 raise FloatingPointError(
                     f"round {self.rounds} in the dream diverged: what it dreams of, or the policy, is not finite. A "

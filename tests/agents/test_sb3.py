@@ -215,7 +215,10 @@ def test_noise_fits_actions_of_any_shape() -> None:
     SB3Behaviour(config, action_spec(space), envs, 100).practise()
 
 
-def test_a_dream_that_is_no_number_ends_with_advice() -> None:
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_dream_that_is_no_number_ends_with_advice(validated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether torch's distributions look at their parameters or not."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", validated)
     made = behaviour("SAC", settings={"learning_starts": 0})
     with torch.no_grad():
         for parameter in made.policy.actor.parameters():  # type: ignore[union-attr]
