@@ -134,6 +134,11 @@ def diagnose(
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device)
+    images = [key for key, spec in subject.obs_specs.items() if spec.image]
+    if images:
+        raise ValueError(
+            f"{run} observes images {images}, which are no numbers to compare: see `worldmodel imagine {run}`"
+        )
     torch.set_num_threads(subject.threads)
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)

@@ -145,3 +145,11 @@ def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
     assert torch.equal(drawn, torch.rand(2))
     with pytest.raises(ValueError, match="must be at least 1"):
         ImagineConfig(count=0)
+
+
+def test_a_diagnosis_of_images_is_refused_with_what_to_do_instead(run: Any, capsys: Any) -> None:
+    assert main(["diagnose", str(run.folder)]) == 2
+    assert (
+        f"observes images ['observation'], which are no numbers to compare: see `worldmodel imagine {run.folder}`"
+        in (capsys.readouterr().err)
+    )
