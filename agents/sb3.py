@@ -242,9 +242,8 @@ class SB3Behaviour(nn.Module):
         buffer = getattr(self.algorithm, "replay_buffer", None)
         if isinstance(buffer, ReplayBuffer) and buffer.handle_timeout_termination and buffer.size():
             newest = (buffer.pos - 1) % buffer.buffer_size
-            buffer.timeouts[newest] = (
-                1.0  # beside a `done`, one says that a value follows; alone, only that it ends here
-            )
+            # Where an episode was over anyway, what is known of its end stays: no value follows a termination.
+            buffer.timeouts[newest] = np.maximum(buffer.timeouts[newest], 1 - buffer.dones[newest])
 
     @contextmanager
     def randomness(self) -> Iterator[None]:

@@ -131,6 +131,9 @@ def test_returns_of_several_steps_do_not_reach_into_the_next_round() -> None:
     assert buffer.pos == 12 and ends[3::4].all() and not ends[[0, 1, 2]].any()
     free = (buffer.dones * (1 - buffer.timeouts))[: buffer.pos]
     assert (free == 0).all()  # a pendulum never ends: a value follows everywhere
+    buffer.dones[buffer.pos - 1], buffer.timeouts[buffer.pos - 1] = 1, 0  # as if all had terminated there
+    made.cut_episodes()
+    assert (buffer.timeouts[buffer.pos - 1] == 0).all()
 
 
 def test_a_schedule_runs_over_all_rounds() -> None:
@@ -212,7 +215,9 @@ def test_noise_fits_actions_of_any_shape() -> None:
     space = gym.spaces.Box(-1, 1, (1, 1), np.float32)
     envs = ImaginedVecEnv(ImaginedVectorEnv(MODEL, space, lambda n: begin(MODEL, n), 4, 5))
     config = SB3Config("TD3", {**OFF, "learning_starts": 0}, envs=4, horizon=5, every=2, steps=16, noise=0.1)
-    SB3Behaviour(config, action_spec(space), envs, 100).practise()
+    made = SB3Behaviour(config, action_spec(space), envs, 100)
+    made.practise()
+    assert made.algorithm.replay_buffer.actions[:4].std() > 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("validated", [True, False])
