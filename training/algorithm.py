@@ -66,7 +66,7 @@ class WorldModelAgent:
         self._adopt(made, name if run is None else None)
 
     def _adopt(self, run: Run, name: str | None) -> None:
-        """Args: name: of a free folder to be chosen when there is something to write; None: the run's own."""
+        """Be the agent of this run; of a free folder called `name`, once there is something to write, or of its own."""
         self.run, self.name, self.claimed = run, name, False
         self.steps_before = 0  # of the run, that `num_timesteps` does not count
         self.seed = run.config.seed

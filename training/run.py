@@ -96,11 +96,10 @@ class Run:
     def load(folder: str | Path, device: str | None = None, env: str | None = None) -> "Run":
         """Open a finished or interrupted run, on the device it was trained on or on another.
 
-        Args:
-            env: the id of another environment than its own, with the same spaces.
-
         The random state of torch is left as it was.
 
+        Args:
+            env: the id of another environment than its own, with the same spaces.
         Raises:
             ValueError: if the folder holds no run, or a file in it does not fit its config.
         """
