@@ -90,6 +90,16 @@ def _dream() -> list[Curve]:
     ]
 
 
+def _papers() -> list[Curve]:
+    """The three Dreamers in small, on Gymnasium's classics."""
+    often = ("--logger.wandb", "disabled")
+    return [
+        Curve(task, preset, f"configs/laptop/{preset}.yaml", ("--env.id", task, *often), solved, stays)
+        for task, solved, stays in (("Pendulum-v1", -200, (8000, -250)), ("CartPole-v1", 500, (8000, 475)))
+        for preset in ("dreamer_v1", "dreamer_v2", "dreamer_v3")
+    ]
+
+
 def _control() -> list[Curve]:
     """The same preset on the DeepMind Control Suite, from state, two frames to a step."""
     tasks = {"cartpole_swingup": 800, "pendulum_swingup": 800, "reacher_easy": 940}
@@ -140,6 +150,7 @@ SUITES = {
     "family": _family(),
     "planning": _planning(),
     "dream": _dream(),
+    "papers": _papers(),
     "control": _control(),
     "sparse": _sparse(),
     "sb3": _sb3(),

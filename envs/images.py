@@ -10,7 +10,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from envs.faults import named
 from envs.spaces import SMALLEST_IMAGE, layout
-from worldmodel.spaces import OBSERVATION
+from worldmodel.spaces import OBSERVATION, STATE
 
 REMEDY = (
     "choose an environment that draws; where there is no display, MuJoCo draws with the system's package libegl1 "
@@ -76,19 +76,24 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
 
     Args:
         env: made with `render_mode="rgb_array"`.
+        keep: whether the vectors that it says are recorded beside, as state/KEY, for diagnosis: no model sees them.
     Raises:
         ValueError: if it draws nothing.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        RecordConstructorArgs.__init__(self)
+    def __init__(self, env: gym.Env[Any, Any], keep: bool = False) -> None:
+        RecordConstructorArgs.__init__(self, keep=keep)
         gym.ObservationWrapper.__init__(self, env)
         env.reset()
         try:
             frame = self._frame()
         except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
             raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {REMEDY}") from error
-        self.observation_space = spaces.Box(0, 255, frame.shape, np.uint8)
+        said = named(env.observation_space) if keep else {}
+        self.kept = {key: space for key, space in said.items() if isinstance(space, spaces.Box) and not layout(space)}
+        drawn = spaces.Box(0, 255, frame.shape, np.uint8)
+        states = {STATE + key: space for key, space in self.kept.items()}
+        self.observation_space = spaces.Dict({OBSERVATION: drawn, **states}) if states else drawn
 
     def _frame(self) -> np.ndarray:
         frame: Any = self.env.render()
@@ -98,5 +103,8 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
             )
         return frame
 
-    def observation(self, observation: Any) -> np.ndarray:
-        return self._frame()
+    def observation(self, observation: Any) -> Any:
+        if not self.kept:
+            return self._frame()
+        said = named(observation)
+        return {OBSERVATION: self._frame(), **{STATE + key: said[key] for key in self.kept}}

@@ -74,7 +74,7 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False) -> gym.Env[Any, 
     if config.time_limit is not None:
         env = TimeLimit(env, config.time_limit)
     if config.pixels:
-        env = Rendered(env)
+        env = Rendered(env, config.record_state)
     if any(layout(space) for space in named(env.observation_space).values()):
         env = Images(env, config.image_size, config.grey)
     if config.record_state:

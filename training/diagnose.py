@@ -12,7 +12,7 @@ from training.subject import Recording, Subject, open_subject
 from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
-from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete
+from worldmodel.diagnostics.emissions import emissions, has_density, images, is_discrete, without_images
 from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
@@ -24,6 +24,8 @@ from worldmodel.spaces import STATE
 from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
+MAX_PICTURED = 64  # of either, where each step is an image: decoding them takes most of the time
+FEW_SAMPLES = 8  # of the posterior then, in the tests of the controls
 CHUNK = 64  # windows imagined at a time, for memory
 TESTED = 8  # imagined steps of the sequences that tests compare
 GAP_SAMPLES = 100  # of the importance-sampled log-likelihood
@@ -106,7 +108,7 @@ class Diagnosis(NamedTuple):
     outlooks: dict[str, Outlook]
     collapse: Collapse
     actions: ActionTest
-    gap: Paired  # log-likelihood less ELBO in nats per step: what an inexact posterior costs
+    gap: Paired | None  # log-likelihood less ELBO in nats per step: what an inexact posterior costs; None with images
     probed: dict[str, Tensor]  # {quantity: (W,)} R^2 of a linear map from the latent state; empty with few sequences
     against: Against | None
 
@@ -122,6 +124,9 @@ def diagnose(
 ) -> Diagnosis:
     """Measure the model of a run on its own replay, or on a recording. The same every time it is called.
 
+    Forecasts are of the reward and of what is observed beside images; of images it says how much of their variance is
+    reconstructed, and which known states a linear map reads off the latent one: see `env.record_state`.
+
     Args:
         run: the folder of a `train` or of a `fit`.
         data: a recording. By default that of the run itself: the replay, which the model has been trained on, or
@@ -134,19 +139,15 @@ def diagnose(
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device)
-    images = [key for key, spec in subject.obs_specs.items() if spec.image]
-    if images:
-        raise ValueError(
-            f"{run} observes images {images}, which are no numbers to compare: see `worldmodel imagine {run}`"
-        )
     torch.set_num_threads(subject.threads)
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
-    disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), MAX_WINDOWS)
+    most, samples = (MAX_PICTURED, FEW_SAMPLES) if images(subject.model) else (MAX_WINDOWS, config.samples)
+    disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ahead = thinned(windows(recording.held, config.window, stride), MAX_WINDOWS)
+        ahead = thinned(windows(recording.held, config.window, stride), most)
         return Diagnosis(
             subject,
             config,
@@ -154,8 +155,8 @@ def diagnose(
             crop(ahead, 0, config.context),
             outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
             collapse(subject.model, disjoint),
-            action_test(subject.model, disjoint, config.context, config.samples),
-            posterior_gap(subject.model, disjoint, GAP_SAMPLES),
+            action_test(subject.model, disjoint, config.context, samples),
+            None if images(subject.model) else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             probed(subject.model, disjoint, recording.states, bool(states)),
             None if against is None else _compare(subject, against, disjoint, device),
         )
@@ -163,8 +164,9 @@ def diagnose(
 
 def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: DiagnoseConfig) -> dict[str, Outlook]:
     """Forecasts of the windows `ahead` (B, C + K) by the model and by baselines fitted to the training part."""
-    sample = thinned(windows(recording.train, config.window, max(config.window // OVERLAP, 1)), 4 * MAX_WINDOWS)
-    train = _one_stream(recording.train)
+    small = [without_images(model, stream) for stream in recording.train]
+    sample = thinned(windows(small, config.window, max(config.window // OVERLAP, 1)), 4 * MAX_WINDOWS)
+    train = _one_stream(small)
     baselines = fit_baselines(model, train, sample, config.context)
     data = series(model, ahead)
     means = {name: by_name(model, ahead, each.predict(data, config.context)) for name, each in baselines.items()}

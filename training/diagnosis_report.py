@@ -166,7 +166,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "elbo_loss": {name: _paired_json(actions.loss(name)) for name in (SHUFFLED, LATE, EARLY) if actions.elbo},
             "open_loop_nats_per_step": {name: plain(value.mean()) for name, value in actions.log_likelihood.items()},
         },
-        "posterior_gap_nats_per_step": _paired_json(diagnosis.gap),
+        "posterior_gap_nats_per_step": _paired_json(diagnosis.gap) if diagnosis.gap else None,
         "against": _paired_json(diagnosis.against.difference) if diagnosis.against else None,
     }
 
@@ -279,8 +279,9 @@ def latent_table(diagnosis: Diagnosis) -> Table:
     table.add_row("KL, nats per step", f"{float(found.kl.sum()):.2f}")
     table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
     table.add_row("units whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
-    gap = f"{float(diagnosis.gap.mean):.3f} ± {float(diagnosis.gap.error):.3f}"
-    table.add_row("log-likelihood less ELBO, nats per step", gap)
+    if diagnosis.gap:
+        gap = f"{float(diagnosis.gap.mean):.3f} ± {float(diagnosis.gap.error):.3f}"
+        table.add_row("log-likelihood less ELBO, nats per step", gap)
     return table
 
 

@@ -198,9 +198,14 @@ class WorldModel(nn.Module):
         """The state before the first observation, each field (B, ...)."""
         return self.dynamics.initial(batch_size)
 
-    def observe(self, batch: Batch, state: State | None = None) -> Inference:
-        """Sample the posterior over a batch of windows, from `state` or from the initial one."""
-        return self.dynamics.observe(self.encoder(batch.obs), batch.prev_action, batch.is_first, state)
+    def observe(self, batch: Batch, state: State | None = None, embedding: Tensor | None = None) -> Inference:
+        """Sample the posterior over a batch of windows, from `state` or from the initial one.
+
+        Args:
+            embedding: (B, T, E), the encoder's of these observations, where that is known already.
+        """
+        embedding = self.encoder(batch.obs) if embedding is None else embedding
+        return self.dynamics.observe(embedding, batch.prev_action, batch.is_first, state)
 
     def filter(
         self, state: State, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor, sample: bool = True

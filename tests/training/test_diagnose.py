@@ -51,6 +51,7 @@ def test_diagnose_writes_numbers_that_agree_with_what_it_prints(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "training.diagnosis_plots", raising=False)  # nor has been imported
     assert main(["diagnose", str(finished), *SMALL, "--json"]) == 0
     *shown, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)

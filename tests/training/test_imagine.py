@@ -10,17 +10,23 @@ import torch
 
 from training import train
 from training.cli import main
+from training.diagnose import DiagnoseConfig, diagnose
 from training.imagine import ImagineConfig, OpenLoop, compared, dreamt, imagine, open_loop, pictures, sequences, strip
 from training.video import BAR, IMAGINED, SEEN, tiled, write_gif, write_webm
+from worldmodel.bounds import repeated
+from worldmodel.diagnostics.collapse import r2, r2_of_images
+from worldmodel.diagnostics.emissions import images, without_images
+from worldmodel.diagnostics.open_loop import imagined
 from worldmodel.diagnostics.windows import crop
+from worldmodel.images import pixels
 from worldmodel.spaces import ObservationSpec
 
 TINY: dict[str, Any] = {
-    "env": {"id": "Pendulum-v1", "time_limit": 30, "pixels": True, "image_size": 32},
+    "env": {"id": "Pendulum-v1", "time_limit": 30, "pixels": True, "image_size": 32, "record_state": True},
     "model": {"hidden": 8, "image_depth": 2, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
     "behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2}},
     "replay": {"batch_size": 2, "window": 4},
-    "training": {"steps": 100, "prefill": 70, "pretrain": 1, "replay_ratio": 1},
+    "training": {"steps": 300, "prefill": 270, "pretrain": 1, "replay_ratio": 1},
     "evaluation": {"every": 1000, "final_episodes": 1},
     "logger": {"wandb": "disabled"},
 }
@@ -147,9 +153,29 @@ def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
         ImagineConfig(count=0)
 
 
-def test_a_diagnosis_of_images_is_refused_with_what_to_do_instead(run: Any, capsys: Any) -> None:
-    assert main(["diagnose", str(run.folder)]) == 2
-    assert (
-        f"observes images ['observation'], which are no numbers to compare: see `worldmodel imagine {run.folder}`"
-        in (capsys.readouterr().err)
-    )
+def test_images_are_diagnosed_by_what_can_be_said_of_them(run: Any, capsys: Any) -> None:
+    """Their share of explained variance, the reward, and what a linear map reads of the vectors they replace."""
+    assert main(["diagnose", str(run.folder), "--context", "2", "--horizon", "3", "--samples", "4"]) == 0
+    assert "simulator[1]" in capsys.readouterr().out
+    found = diagnose(run.folder, config=DiagnoseConfig(2, 3, 4))
+    assert list(found.outlooks) == ["reward"] and found.gap is None
+    assert found.collapse.explained["observation"].shape == (1,)
+    assert found.probed["observation"].shape == (3,) and found.probed["simulator"].shape == (2,)
+
+
+def test_copies_for_samples_leave_images_out_and_change_nothing(run: Any) -> None:
+    windows = sequences(run, ImagineConfig(3, 4, 2))
+    embedding = run.model.encoder(crop(windows, 0, 3).obs)
+    torch.manual_seed(0)
+    whole = imagined(run.model, repeated(windows, 2), 3)
+    torch.manual_seed(0)
+    bare = imagined(run.model, repeated(without_images(run.model, windows), 2), 3, embedding.repeat_interleave(2, 0))
+    torch.testing.assert_close(bare, whole)
+
+
+def test_explained_variance_of_images_is_that_of_all_pixels_together(run: Any) -> None:
+    image = torch.randint(0, 256, (7, 32 * 32 * 3), dtype=torch.uint8)
+    (head,) = images(run.model).values()
+    feature = torch.randn(7, run.model.feature_size)
+    whole = r2(pixels(image), head.mean(feature), pooled=True)
+    torch.testing.assert_close(r2_of_images(head, feature, image, chunk=3), whole)

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.diagnostics.emissions import emissions, is_discrete
+from worldmodel.diagnostics.emissions import emissions, images, is_discrete
+from worldmodel.images import pixels
 from worldmodel.model import WorldModel
+from worldmodel.networks import Head
 from worldmodel.types import Batch
 
 ACTIVE_VARIANCE = 0.01
@@ -31,7 +33,7 @@ class Collapse(NamedTuple):
 
     kl: Tensor  # (U,) nats per step by latent dimension or one-hot group
     variance: Tensor  # (U,) of the posterior mean over the data, by latent dimension or group
-    explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) where it is categorical
+    explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) of classes and of images
 
     @property
     def active_by_kl(self) -> Tensor:
@@ -71,7 +73,20 @@ def collapse(model: WorldModel, batch: Batch) -> Collapse:
         rows = emission.recorded
         value, guess = emission.numbers[rows], emission.head.mean(feature[rows])
         explained[name] = r2(value, guess, pooled=is_discrete(emission.head))
+    for name, head in images(model).items():
+        explained[name] = r2_of_images(head, feature[recorded], batch.obs[name][recorded])
     return Collapse(kl, mean.var(0, correction=0).sum(-1), explained)
+
+
+def r2_of_images(head: Head, feature: Tensor, image: Tensor, chunk: int = 256) -> Tensor:
+    """(n, F), (n, W) -> (1,): explained share of the variance of all pixels together, a few images at a time."""
+    mean = torch.stack([pixels(part).mean(0) * len(part) for part in image.split(chunk)]).sum(0) / len(image)
+    left = whole = torch.zeros((), device=feature.device)
+    for features, recorded in zip(feature.split(chunk), image.split(chunk), strict=True):
+        shown = pixels(recorded)
+        left = left + (shown - head.mean(features)).square().sum()
+        whole = whole + (shown - mean).square().sum()
+    return torch.where(whole > 0, 1 - left / whole, torch.nan).unsqueeze(0)
 
 
 def r2(value: Tensor, guess: Tensor, pooled: bool = False) -> Tensor:

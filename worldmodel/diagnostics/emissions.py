@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.images import Pixels
 from worldmodel.model import REWARD, WorldModel
 from worldmodel.networks import Head
 from worldmodel.outputs import Bernoulli, Categorical, TwoHot
@@ -20,11 +21,24 @@ class Emission(NamedTuple):
     recorded: Tensor  # (B, T) bool: where there is a value; a reset brings no reward
 
 
+def images(model: WorldModel) -> dict[str, Head]:
+    """The heads of pictures, by observation key."""
+    heads = zip(model.keys, cast(Iterable[Head], model.decoders), strict=True)
+    return {key: head for key, head in heads if isinstance(head.output, Pixels)}
+
+
+def without_images(model: WorldModel, batch: Batch) -> Batch:
+    """What is left to copy and to compare, a thousandth of a batch that holds pictures."""
+    return batch._replace(obs={key: value for key, value in batch.obs.items() if key not in images(model)})
+
+
 def emissions(model: WorldModel, batch: Batch) -> dict[str, Emission]:
-    """Every observation key, and the reward."""
+    """Every observation key but those of images, of which no number means anything by itself, and the reward."""
     recorded = batch.mask > 0
     found = {}
     for key, head in zip(model.keys, cast(Iterable[Head], model.decoders), strict=True):
+        if isinstance(head.output, Pixels):
+            continue
         found[key] = Emission(head, batch.obs[key], numbers(head, batch.obs[key]), recorded)
     if model.reward is not None:
         reward = batch.reward.unsqueeze(-1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.bounds import repeated
-from worldmodel.diagnostics.emissions import emissions
+from worldmodel.diagnostics.emissions import emissions, without_images
 from worldmodel.diagnostics.scores import Scores, crps, root_mean_square
 from worldmodel.diagnostics.windows import crop, unbroken
 from worldmodel.imagination import unroll
@@ -32,7 +32,7 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
     sees nothing later than the context either. Windows in which an episode begins after the context are left out.
 
     Returns:
-        A forecast of every observation key and of the reward.
+        A forecast of every observation key but those of images, and of the reward.
     Raises:
         ValueError: if nothing is left to see or to imagine, no window is whole, or the model cannot imagine.
     """
@@ -42,8 +42,9 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
     if samples < 1:
         raise ValueError(f"samples must be at least 1: {samples}")
     batch = unbroken(batch, context)
-    many = repeated(batch, samples)
-    features = imagined(model, many, context)
+    embedding = model.encoder(crop(batch, 0, context).obs).repeat_interleave(samples, 0)
+    many = repeated(without_images(model, batch), samples)
+    features = imagined(model, many, context, embedding)
     ahead, many_ahead = (emissions(model, crop(each, context)) for each in (batch, many))
 
     def by_sample(values: Tensor) -> Tensor:
@@ -59,9 +60,13 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
     return forecasts
 
 
-def imagined(model: WorldModel, batch: Batch, context: int) -> Tensor:
-    """(B, K, F): features of the K steps after the context, sampled with the recorded controls."""
-    states = model.observe(crop(batch, 0, context)).states
+def imagined(model: WorldModel, batch: Batch, context: int, embedding: Tensor | None = None) -> Tensor:
+    """(B, K, F): features of the K steps after the context, sampled with the recorded controls.
+
+    Args:
+        embedding: (B, context, E) of the context, where that is known already.
+    """
+    states = model.observe(crop(batch, 0, context), embedding=embedding).states
     start = type(states)(*(field[:, -1] for field in states))
     return unroll(model, start, batch.prev_action[:, context:])[1]
 
