@@ -1,4 +1,4 @@
-"""The command line: `worldmodel train | fit | evaluate | diagnose | imagine | collect | export`.
+"""The command line: `worldmodel train | fit | evaluate | diagnose | imagine | play | collect | export`.
 
 Imports torch only after the arguments are understood.
 """
@@ -55,6 +55,10 @@ def parser() -> argparse.ArgumentParser:
     imagine.add_argument("--count", type=int, default=4, help="sequences side by side; default: %(default)s")
     imagine.add_argument("--seed", type=int, default=0, help="which sequences; default: %(default)s")
     imagine.add_argument("--device", help="default: the one it was trained on")
+    play = commands.add_parser("play", help="step inside a trained model's dream, one action for every key")
+    play.add_argument("run", metavar="RUN", help="a run folder; the film of it goes into RUN/media")
+    play.add_argument("--seed", type=int, default=0, help="where it begins, and of all chance; default: %(default)s")
+    play.add_argument("--device", help="default: the one it was trained on")
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
     collect.add_argument("config", help="YAML file, for its env section")
     collect.add_argument("--steps", type=int, required=True, help="environment steps")
@@ -71,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser().parse_known_args(given)
     overrides += rest  # top-level keys, and mistakes that the config will name
-    if overrides and options.command in ("evaluate", "diagnose", "imagine", "export"):
+    if overrides and options.command in ("evaluate", "diagnose", "imagine", "play", "export"):
         parser().error(f"unknown arguments: {' '.join(overrides)}")
     sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
     signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
@@ -157,6 +161,16 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
         print(path)
 
 
+def _play(options: argparse.Namespace, _: list[str]) -> None:
+    from training.keyboard import typed
+    from training.play import play
+    from training.run import Run
+
+    run = Run.load(options.run, options.device)
+    with typed() as keys:
+        print(play(run, keys, options.seed))
+
+
 def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
     from training.collect import collect
     from training.config import load_config
@@ -177,6 +191,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "diagnose": _diagnose,
     "imagine": _imagine,
+    "play": _play,
     "collect": _collect,
     "export": _export,
 }

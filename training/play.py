@@ -1,0 +1,108 @@
+"""`worldmodel play`: step inside a model's dream, one action for every key."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from agents.behaviour import Memory
+from envs import ImaginedEnv, ReplayedStarts, make
+from training.imagine import MEDIA
+from training.keyboard import AGENT, NEW, QUIT, Keyboard, blocks
+from training.run import Run
+from training.video import IMAGINED, SEEN, marked, write_webm
+
+CLEAR = "\x1b[H\x1b[2J"
+STATUS = "step {step:>4}  reward {reward:+8.3f}  return {total:+9.2f}"
+
+
+class Dream:
+    """One imagined episode after the other, each from a state inferred of what was recorded.
+
+    Raises:
+        ValueError: if nothing is recorded that something could follow.
+    """
+
+    def __init__(self, run: Run, seed: int) -> None:
+        real = make(run.config.env)
+        begin = ReplayedStarts(run.model, run.replay, run.config.replay.window, pool=1)
+        self.run = run
+        self.env = ImaginedEnv(
+            run.model, real.action_space, begin, sys.maxsize, render_mode="rgb_array", rendered=real.observation_space
+        )
+        real.close()
+        self.env.reset(seed=seed)
+        self.frames = list[np.ndarray]()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.step, self.reward, self.total, self.over = 0, 0.0, 0.0, False
+        self.memory: Memory = self.run.behaviour.initial(1)
+        self._film(SEEN)
+
+    def _film(self, colour: tuple[int, int, int]) -> None:
+        picture = self.env.render()
+        assert picture is not None
+        self.frames.append(marked(picture, colour))
+
+    def anew(self) -> None:
+        """Another episode."""
+        self.env.reset()
+        self._begin()
+
+    def agent(self) -> np.ndarray:
+        """What the run's own behaviour would do here."""
+        state = self.env.many.state
+        assert state is not None
+        decision = self.run.behaviour.act(self.run.model, state, self.memory, True)
+        self.memory = decision.memory
+        return self.run.action_spec.decode(decision.control.cpu().numpy())[0]
+
+    def act(self, action: np.ndarray) -> None:
+        """One imagined step."""
+        _, self.reward, self.over, _, _ = self.env.step(action)
+        self.step, self.total = self.step + 1, self.total + self.reward
+        self._film(IMAGINED)
+
+    @property
+    def status(self) -> str:
+        """One line for the player."""
+        line = STATUS.format(step=self.step, reward=self.reward, total=self.total)
+        return f"{line}  the episode has ended" if self.over else line
+
+
+def play(run: Run, keys: Iterable[str], seed: int = 0, show: Callable[[Dream, str], None] | None = None) -> Path:
+    """Play a model until the keys end or quit; returns the film of it, RUN/media/play.webm.
+
+    Args:
+        keys: see :class:`training.keyboard.Keyboard`; those without a meaning are passed over.
+        show: is called at the start and after every step, with a line that says what the keys do.
+    """
+    keyboard, dream = Keyboard(run.action_spec), Dream(run, seed)
+    show = show or draw
+    show(dream, keyboard.help())
+    for key in keys:
+        if key == QUIT:
+            break
+        if key == NEW or (dream.over and (key == AGENT or keyboard.action(key) is not None)):
+            dream.anew()
+        elif key == AGENT:
+            dream.act(dream.agent())
+        else:
+            action = keyboard.action(key)
+            if action is None:
+                continue
+            dream.act(action)
+        show(dream, keyboard.help())
+    path = run.folder / MEDIA / "play.webm"
+    write_webm(path, dream.frames)
+    return path
+
+
+def draw(dream: Dream, keys: str) -> None:
+    """The picture and what it is worth, on a terminal; elsewhere a line per step."""
+    if sys.stdout.isatty():
+        print(f"{CLEAR}{blocks(dream.frames[-1])}\n{dream.status}\n{keys}", flush=True)
+    else:
+        print(dream.status if dream.step else keys, flush=True)
