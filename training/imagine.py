@@ -155,8 +155,8 @@ def _drawn(env: gym.Env[Any, Any]) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
-def imagine(run: Run, config: ImagineConfig) -> list[Path]:
-    """Write the videos and the strip of a run into its `media/`; returns their paths.
+def imagine(run: Run, config: ImagineConfig, media: Path | None = None) -> list[Path]:
+    """Write the videos and the strip of a run into a folder, by default its `media/`; returns their paths.
 
     `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
     `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, where the environment
@@ -165,7 +165,7 @@ def imagine(run: Run, config: ImagineConfig) -> list[Path]:
     Raises:
         ValueError: if the replay holds no sequence as long as is asked for.
     """
-    media, written = run.folder / MEDIA, list[Path]()
+    media, written = media or run.folder / MEDIA, list[Path]()
     with torch.random.fork_rng(devices=[run.agent.device] if run.agent.device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         windows = sequences(run, config)

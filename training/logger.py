@@ -9,7 +9,7 @@ import math
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -108,6 +108,15 @@ class Logger:
         self.file.flush()
         if self.run is not None:
             self.run.log(row)
+
+    def films(self, paths: Iterable[Path], step: int) -> None:
+        """Show WebM films on Weights & Biases, from where they lie; as `media/NAME`, at `step` environment steps."""
+        if self.run is None:
+            return
+        import wandb
+
+        shown = {f"media/{path.stem}": wandb.Video(str(path), format="webm") for path in paths}
+        self.run.log({**shown, "global_step": step})
 
     def close(self) -> None:
         """Finish both records; further calls of :meth:`log` are errors."""

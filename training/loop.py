@@ -14,6 +14,7 @@ import torch
 from envs import EnvironmentFault
 from training.config import load_config, to_mapping
 from training.evaluation import Evaluation, evaluate
+from training.imagine import MEDIA, ImagineConfig, imagine
 from training.logger import Averages, Logger
 from training.progress import Progress
 from training.run import Run, free_folder
@@ -170,6 +171,18 @@ class Loop:
         self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
         self.trainer.run.save()
+        if config.videos:
+            film(self.trainer.run, self.logger, self.progress, self.steps)
+
+
+def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
+    """What the model foretells now, in moving pictures."""
+    try:
+        made = imagine(run, ImagineConfig(), run.folder / MEDIA / f"{steps:07d}")
+    except ValueError as error:  # of episodes that are still too short
+        progress.note(f"{steps:>7} steps: no videos, {error}")
+        return
+    logger.films([path for path in made if path.suffix == ".webm"], steps)
 
 
 def evaluation_metrics(result: Evaluation) -> dict[str, float]:

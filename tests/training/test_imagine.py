@@ -153,6 +153,23 @@ def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
         ImagineConfig(count=0)
 
 
+def test_evaluations_are_filmed_and_the_films_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the run's folder, and by their paths into the folder that Weights & Biases will upload."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = {
+        **TINY,
+        "env": {"id": "Pendulum-v1", "time_limit": 60},
+        "training": {"steps": 130, "prefill": 120, "pretrain": 1, "replay_ratio": 1},
+        "evaluation": {"every": 130, "episodes": 1, "final_episodes": 1, "videos": True},
+        "logger": {"wandb": "offline"},
+    }
+    run = train(config, run=tmp_path / "run")
+    names = ["dream.webm", "open_loop.gif", "open_loop.png", "open_loop.webm", "world.webm"]
+    assert sorted(file.name for file in (run.folder / "media/0000130").iterdir()) == names
+    logged = [file.name for file in run.folder.glob("wandb/offline-run-*/files/media/videos/media/*.webm")]
+    assert sorted({name.split("_0")[0].split("_1")[0] for name in logged}) == ["dream", "open_loop", "world"]
+
+
 def test_images_are_diagnosed_by_what_can_be_said_of_them(run: Any, capsys: Any) -> None:
     """Their share of explained variance, the reward, and what a linear map reads of the vectors they replace."""
     assert main(["diagnose", str(run.folder), "--context", "2", "--horizon", "3", "--samples", "4"]) == 0
