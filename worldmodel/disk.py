@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ except ImportError:  # not on Windows, where nobody is kept from writing twice
 
 MANIFEST, COUNTERS, LOCK = "replay.json", "counters", "lock"
 VERSION = 1
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would change line ends
 BEFORE = 2**16  # bytes that the system maps around each place that is read
 MAPPED = 2**27  # bytes of a file that may stay mapped, and count as memory of the process
 
@@ -53,12 +55,12 @@ class Disk(Storage):
         self.maps: dict[str, mmap.mmap] = {}
         self.arrays: dict[str, np.ndarray] = {}
         self.touched: dict[str, int] = {}  # bytes of each map that may be in memory now
-        self.files: dict[str, int] = {}  # descriptors to write with
+        self.reading: dict[str, int] = {}  # descriptors of the files
+        self.files: dict[str, int] = {}  # those to write with
         self.counters: mmap.mmap | None = None  # where rows are counted, once there are any to write
-        self._closing = weakref.finalize(self, _close, self.files)
+        self._closing = weakref.finalize(self, _close, self.reading, self.files)
         for name, column in columns.items():
-            with (folder / file_name(name)).open("rb") as file:
-                self._map(name, column, file.fileno())
+            self._map(name, column, os.open(folder / file_name(name), os.O_RDONLY | BINARY))
 
     @staticmethod
     def create(folder: Path, columns: Columns, num_envs: int, length: int) -> "Disk":
@@ -93,7 +95,8 @@ class Disk(Storage):
         return Disk(folder, columns, num_envs, length)
 
     def _map(self, name: str, column: Column, descriptor: int) -> None:
-        """Show the content of an open file as the array of a column."""
+        """Show the content of an open file as the array of a column; the descriptor is kept."""
+        self.reading[name] = descriptor
         self.maps[name] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
         shape = (self.num_envs, self.length, *column.shape)
         flat = np.frombuffer(self.maps[name], column.dtype, math.prod(shape))
@@ -103,12 +106,33 @@ class Disk(Storage):
         return self.arrays[name]
 
     def take(self, name: str, env: np.ndarray, slot: np.ndarray) -> np.ndarray:
-        rows = super().take(name, env, slot)
-        self.touched[name] += slot.size * (self._column(name).nbytes + BEFORE)
-        if self.touched[name] > MAPPED and len(self.maps[name]) > MAPPED and hasattr(mmap, "MADV_DONTNEED"):
-            self.maps[name].madvise(mmap.MADV_DONTNEED)  # they stay in the cache of the system, while it has room
+        """See :meth:`worldmodel.storage.Storage.take`; a part at a time, so that no more than `MAPPED` stays mapped."""
+        column, place = self._column(name), (env * self.length + slot).ravel()
+        held = self.arrays[name].reshape(-1, *column.shape)
+        rows = np.empty((len(place), *column.shape), column.dtype)
+        step = max(MAPPED // (column.nbytes + BEFORE), 1)
+        for start in range(0, len(place), step):
+            part = place[start : start + step]
+            self._expect(name, part, column.nbytes)
+            np.take(held, part, 0, rows[start : start + step], "clip")  # none lies outside; to raise needs a copy
+            self._count(name, len(part) * (column.nbytes + BEFORE))
+        return rows.reshape(*slot.shape, *column.shape)
+
+    def _expect(self, name: str, place: np.ndarray, nbytes: int) -> None:
+        """Have all that is about to be read fetched at once, not page by page: six times as fast from a cold disk."""
+        if len(place) * nbytes < BEFORE or not hasattr(os, "posix_fadvise"):
+            return
+        for start, stop in _runs(place):
+            if (stop - start) * nbytes >= BEFORE:
+                where = int(place[start]) * nbytes, (stop - start) * nbytes
+                os.posix_fadvise(self.reading[name], *where, os.POSIX_FADV_WILLNEED)
+
+    def _count(self, name: str, touched: int) -> None:
+        """Unmap what has been read of a file, where that may have become too much."""
+        self.touched[name] += touched
+        if self.touched[name] >= MAPPED and len(self.maps[name]) > MAPPED and hasattr(mmap, "MADV_DONTNEED"):
+            self.maps[name].madvise(mmap.MADV_DONTNEED)  # it stays in the cache of the system, while that has room
             self.touched[name] = 0
-        return rows
 
     # Writing.
 
@@ -122,7 +146,7 @@ class Disk(Storage):
             return
         self.files[LOCK] = _locked(self.folder / LOCK)
         for name in self.columns:
-            self.files[name] = os.open(self.folder / file_name(name), os.O_RDWR | getattr(os, "O_BINARY", 0))
+            self.files[name] = os.open(self.folder / file_name(name), os.O_RDWR | BINARY)
         with (self.folder / COUNTERS).open("r+b") as file:
             self.counters = mmap.mmap(file.fileno(), 0)
         self.begun, self.written = np.frombuffer(self.counters, np.int64).reshape(2, -1)
@@ -138,11 +162,9 @@ class Disk(Storage):
         rows = np.empty((*slot.shape, *column.shape), column.dtype)
         rows[...] = values  # as an assignment to an array: the same conversions, the same errors
         content = rows.reshape(-1).view(np.uint8).data
-        borders = [0, *(np.flatnonzero(np.diff(place) != 1) + 1).tolist(), len(place)]
-        for start, stop in pairwise(borders):
-            if start < stop:
-                part = content[start * column.nbytes : stop * column.nbytes]
-                self._write(name, int(place[start]) * column.nbytes, part)
+        for start, stop in _runs(place):
+            part = content[start * column.nbytes : stop * column.nbytes]
+            self._write(name, int(place[start]) * column.nbytes, part)
 
     def _write(self, name: str, offset: int, content: memoryview) -> None:
         try:
@@ -157,7 +179,7 @@ class Disk(Storage):
         self.beside[name] = column
         with tempfile.TemporaryFile(dir=self.folder) as file:
             file.truncate(_file_size(column, self.num_envs, self.length))
-            self._map(name, column, file.fileno())
+            self._map(name, column, os.dup(file.fileno()))
             self.files[name] = os.dup(file.fileno())
 
     def flush(self) -> None:
@@ -194,6 +216,12 @@ def check_room(folder: Path, needed: int) -> None:
             f"a full replay takes {needed / 1e9:.1f} GB, and the disk of {there} has {free / 1e9:.1f} GB free: lower "
             "replay.capacity, or set replay.capacity_bytes to less"
         )
+
+
+def _runs(place: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Where in `place` numbers follow each other: [start, stop) of each run."""
+    borders = [0, *(np.flatnonzero(np.diff(place) != 1) + 1).tolist(), len(place)]
+    return ((start, stop) for start, stop in pairwise(borders) if start < stop)
 
 
 def _file_size(column: Column, num_envs: int, length: int) -> int:
@@ -265,6 +293,6 @@ def _locked(file: Path) -> int:
     return descriptor
 
 
-def _close(files: dict[str, int]) -> None:
-    for descriptor in files.values():
+def _close(*files: dict[str, int]) -> None:
+    for descriptor in (descriptor for some in files for descriptor in some.values()):
         os.close(descriptor)
