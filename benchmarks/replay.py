@@ -91,7 +91,6 @@ def measured(name: str, steps: int, folder: Path | None = None) -> Iterator[Row]
     replay = SequenceReplay({"observation": SPECS[name]}, ACTION, ENVS[name], steps)
     if folder is not None:
         replay.move(folder)
-    row_bytes = sum(column.nbytes for column in replay.storage.columns.values())
     rows, envs = arrivals(name), np.arange(ENVS[name])
     marks = [10**power for power in range(4, 12) if 10**power < steps] + [steps]
     before, begun = 0, time.perf_counter()
@@ -105,7 +104,7 @@ def measured(name: str, steps: int, folder: Path | None = None) -> Iterator[Row]
         warm = round(speed(replay, WARM), 1)
         at_last = folder is not None and mark == steps
         cold = round(speed(replay, COLD, folder), 1) if at_last else ""
-        yield Row(name, len(replay), row_bytes, round(added), warm, cold, resident(), peak())
+        yield Row(name, len(replay), replay.row_bytes, round(added), warm, cold, resident(), peak())
         before, begun = len(replay), time.perf_counter()
 
 

@@ -41,6 +41,20 @@ def _write_column(member: IO[bytes], storage: Storage, name: str) -> None:
             member.write(bytes(column.nbytes))
 
 
+def all_rows(storage: Storage) -> dict[str, np.ndarray]:
+    """What :func:`write_archive` writes, as arrays in memory."""
+    stored = storage.stored
+    arrays = {STORED: stored}
+    for name, column in storage.columns.items():
+        arrays[name] = np.zeros((len(stored), int(stored.max(initial=0)), *column.shape), column.dtype)
+        for env in range(len(stored)):
+            at = 0
+            for _, rows in storage.chunks(name, env):
+                arrays[name][env, at : at + len(rows)] = rows
+                at += len(rows)
+    return arrays
+
+
 def read_archive(file: Path, columns: Columns, num_envs: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Rows of each environment that count (num_envs,), and every column (num_envs, L, ...): what was written.
 

@@ -91,6 +91,22 @@ class SequenceReplay:
         return self.storage.written
 
     @property
+    def row_bytes(self) -> int:
+        """Of one step."""
+        return row_bytes(self.storage.columns)
+
+    @property
+    def max_bytes(self) -> int:
+        """Of all steps, once the rings are full."""
+        return self.storage.num_envs * self.length * self.row_bytes
+
+    def nbytes(self, keys: Iterable[str]) -> int:
+        """Bytes of everything stored, with these observations alone."""
+        left_out = {OBS + key for key in self.keys} - {OBS + key for key in keys}
+        columns = {name: column for name, column in self.storage.columns.items() if name not in left_out}
+        return len(self) * row_bytes(columns)
+
+    @property
     def obs(self) -> dict[str, np.ndarray]:
         """{key: (num_envs, L, width)}: the slots of every ring, at least those that hold something."""
         return {key: self.storage.array(OBS + key) for key in self.keys}
