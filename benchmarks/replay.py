@@ -5,7 +5,7 @@
 `disk` is a replay of 64 x 64 pictures in three colours in files, 12 GB for a million of them, `memory` one of a
 walker's vectors (17 numbers, 6 controls) in memory. At every power of ten steps, and at the end, batches of 16 windows
 of 64 steps are sampled: `warm` again and again; at the end `cold`, each after the system was told to forget what it
-holds of the files. Wall time. `resident_mb` and `peak_mb` are the memory of the whole process, torch included.
+holds of the files. `resident_mb` and `peak_mb` are the memory of the whole process, torch included.
 """
 
 import argparse
@@ -38,6 +38,7 @@ class Row(NamedTuple):
     row_bytes: int  # of one step
     added_per_second: int  # steps, since the row above
     warm_batches_per_second: float
+    warm_batches_per_cpu_second: float
     cold_batches_per_second: float | str
     resident_mb: int  # after sampling
     peak_mb: int  # at any time until then
@@ -66,16 +67,16 @@ def arrivals(name: str) -> Iterator[Arrival]:
         step += 1
 
 
-def speed(replay: SequenceReplay, batches: int, folder: Path | None = None) -> float:
-    """Batches per second; of a cold cache where the files are in `folder`."""
-    spent = 0.0
+def speed(replay: SequenceReplay, batches: int, folder: Path | None = None) -> tuple[float, float]:
+    """Batches per second, and per second of CPU time; of a cold cache where the files are in `folder`."""
+    spent, computed = 0.0, 0.0
     for _ in range(batches):
         if folder is not None:
             forget(folder)
-        begun = time.perf_counter()
+        begun, began = time.perf_counter(), time.process_time()
         replay.sample(BATCH, WINDOW)
-        spent += time.perf_counter() - begun
-    return batches / spent
+        spent, computed = spent + time.perf_counter() - begun, computed + time.process_time() - began
+    return round(batches / spent, 1), round(batches / computed, 1)
 
 
 def forget(folder: Path) -> None:
@@ -101,10 +102,10 @@ def measured(name: str, steps: int, folder: Path | None = None) -> Iterator[Row]
         added = (len(replay) - before) / (time.perf_counter() - begun)
         replay.flush()  # what is dirty cannot be forgotten
         speed(replay, WARM)
-        warm = round(speed(replay, WARM), 1)
+        warm = speed(replay, WARM)
         at_last = folder is not None and mark == steps
-        cold = round(speed(replay, COLD, folder), 1) if at_last else ""
-        yield Row(name, len(replay), replay.row_bytes, round(added), warm, cold, resident(), peak())
+        cold = speed(replay, COLD, folder)[0] if at_last else ""
+        yield Row(name, len(replay), replay.row_bytes, round(added), *warm, cold, resident(), peak())
         before, begun = len(replay), time.perf_counter()
 
 

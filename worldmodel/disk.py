@@ -108,7 +108,7 @@ class Disk(Storage):
     def take(self, name: str, env: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """See :meth:`worldmodel.storage.Storage.take`; a part at a time, so that no more than `MAPPED` stays mapped."""
         column, place = self._column(name), (env * self.length + slot).ravel()
-        held = self.arrays[name].reshape(-1, *column.shape)
+        held = self.arrays[name].reshape(self.num_envs * self.length, *column.shape)
         rows = np.empty((len(place), *column.shape), column.dtype)
         step = max(MAPPED // (column.nbytes + BEFORE), 1)
         for start in range(0, len(place), step):

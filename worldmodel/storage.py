@@ -89,7 +89,9 @@ class Storage(ABC):
 
     def take(self, name: str, env: np.ndarray, slot: np.ndarray) -> np.ndarray:
         """A copy of what a column holds at these places: (...) -> (..., *shape)."""
-        return self.array(name)[env, slot]
+        array = self.array(name)
+        slots = array.shape[1]
+        return array.reshape(self.num_envs * slots, *array.shape[2:]).take(env * slots + slot, 0)
 
     # What follows from it.
 
