@@ -1,5 +1,6 @@
 """Everything a run can be told. Each default stands beside the class it belongs to; a YAML file lists differences."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,31 @@ from worldmodel.objective import ObjectiveConfig
 
 T = TypeVar("T")
 
+UNITS = {"": 1} | {f"{letter}B": 1000**power for power, letter in enumerate("kMGT", 1)}
+UNITS |= {f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)}
+SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:e[0-9]+)?) ?(|[kMGT]B|[KMGT]iB)")
+
+
+def byte_count(size: int | str) -> int:
+    """8000, "8GB" or "500 MiB" -> a number of bytes.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    found = SIZE.fullmatch(str(size))
+    if found is None:
+        units = ", ".join(filter(None, UNITS))
+        raise ValueError(f"{size!r} is no number of bytes: write 8000, or a number and one of {units}")
+    return int(float(found[1]) * UNITS[found[2]])
+
 
 @dataclass
 class ReplayConfig:
     """What is stored and how it is replayed."""
 
     capacity: int = 100_000  # arrivals: environment steps, and one more per episode for its reset
+    capacity_bytes: int | str | None = None  # of arrivals, or as "8GB", "500MiB"; the lesser of the two counts
+    disk: bool = False  # kept in files in the run folder instead of in memory
     batch_size: int = 64  # windows per update
     window: int = 16  # steps per window
     online: bool = False  # new steps are replayed once before others (DreamerV3's queue)
@@ -29,6 +49,13 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         if min(self.capacity, self.batch_size, self.window) < 1:
             raise ValueError("capacity, batch_size and window must be at least 1")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise ValueError(f"capacity_bytes must be at least 1: {self.capacity_bytes}")
+
+    @property
+    def max_bytes(self) -> int | None:
+        """`capacity_bytes` as a number."""
+        return None if self.capacity_bytes is None else byte_count(self.capacity_bytes)
 
 
 @dataclass

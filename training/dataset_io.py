@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from training.data_config import PARTS, DataConfig
 from training.dataset import Dataset, matching
+from training.recordings import read_recording
 from training.split import split
+from worldmodel.archive import all_rows
+from worldmodel.disk import MANIFEST, Disk, read_manifest
 
-REPLAY = Path("replay/replay.npz")  # in a run folder
+ROWS, REPLAY = Path("replay"), Path("replay/replay.npz")  # in a run folder: a replay on the disk, or one in memory
 MINARI = "minari:"
 
 
@@ -25,6 +30,8 @@ def read(source: DataConfig) -> Dataset:
 
         return read_minari(source.file.removeprefix(MINARI), source)
     file = Path(source.file)
+    if (file / ROWS / MANIFEST).is_file():
+        return read_recording(file / ROWS, read_rows(file / ROWS), source)
     if file.is_dir():
         if not (file / REPLAY).is_file():
             raise ValueError(f"{file}: a folder without {REPLAY}: give a run folder, or a file in it")
@@ -40,6 +47,16 @@ def read(source: DataConfig) -> Dataset:
 
         return read_csv(file, source)
     raise ValueError(f"{file}: sequences are read from .csv, .npz, a run folder or {MINARI}DATASET_ID")
+
+
+def read_rows(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a replay on the disk, as an archive of it would hold them.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    columns, num_envs, _ = read_manifest(folder)
+    return all_rows(Disk.open(folder, columns, num_envs))
 
 
 def read_parts(config: DataConfig) -> dict[str, Dataset]:

@@ -18,9 +18,10 @@ from training.evaluation import evaluation_seeds
 from training.run import FINAL, Run
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
 from worldmodel.diagnostics.open_loop import imagined
-from worldmodel.diagnostics.windows import crop, cut, each
+from worldmodel.diagnostics.windows import crop
+from worldmodel.replay import Places
 from worldmodel.spaces import ObservationSpec
-from worldmodel.types import Batch, State, join
+from worldmodel.types import Batch, State
 
 STRIP = 10  # moments in a strip
 MEDIA = "media"
@@ -201,12 +202,11 @@ def sequences(run: Run, config: ImagineConfig) -> Batch:
         ValueError: if there is none.
     """
     length = config.context + config.horizon
-    streams = [run.replay.stream(env) for env in range(run.config.env.num_envs)]
-    windows = join([cut(stream, length, length) for stream in streams], 0)
-    if not len(windows.reward):
+    windows = run.replay.within_episodes(length)
+    if not len(windows.env):
         raise ValueError(f"the replay holds no {length} steps of one episode: take a smaller context or horizon")
-    chosen = torch.randperm(len(windows.reward))[: config.count]
-    return each(windows, lambda leaf: leaf[chosen].to(run.agent.device))
+    chosen = torch.randperm(len(windows.env))[: config.count].numpy()
+    return run.replay.gather(Places(*(field[chosen] for field in windows)), run.agent.device)
 
 
 def draws(run: Run) -> bool:

@@ -1,4 +1,8 @@
-"""A run folder and what lives in it: `config.yaml  metrics.jsonl  checkpoint/  replay/  wandb/`."""
+"""A run folder and what lives in it: `config.yaml  metrics.jsonl  checkpoint/  replay/  wandb/`.
+
+`replay/` holds `replay.npz`, written at every save; with `replay.disk` it is where the replay lives, see
+:mod:`worldmodel.disk`.
+"""
 
 import json
 from pathlib import Path
@@ -10,10 +14,11 @@ from gymnasium import Space
 from agents import Agent, build_behaviour
 from envs import action_spec, make, observation_specs
 from training.checkpoint import load_module, save_module, write_text_atomic
-from training.config import Config, load_config
+from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
 from training.schema import dump_yaml, load_yaml, to_mapping
 from training.tree import load_tree, save_tree
+from worldmodel.disk import MANIFEST, Disk, check_room
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_weights
 from worldmodel.replay import SequenceReplay
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     from agents.build import Trained
     from agents.sb3 import SB3Behaviour
 
-CONFIG, CHECKPOINT, REPLAY = "config.yaml", "checkpoint", "replay/replay.npz"
+CONFIG, CHECKPOINT, ROWS, REPLAY = "config.yaml", "checkpoint", "replay", "replay/replay.npz"
 MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
 TRAINING = "training.safetensors"  # what a behaviour needs to go on learning, besides its weights
 FINAL = 2  # stream of evaluation seeds, used by the final evaluation and `worldmodel evaluate` alone
@@ -34,7 +39,7 @@ class Run:
 
     Raises:
         ValueError: if the device or the environment cannot be used, its spaces are not supported, the model cannot
-            act, or the objective weighs what it does not emit.
+            act, the objective weighs what it does not emit, or the replay does not hold a window.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
@@ -63,7 +68,9 @@ class Run:
             config.replay.capacity,
             config.seed,
             config.replay.online,
+            config.replay.max_bytes,
         )
+        check_window(self.replay, config.replay)
         self.behaviour = self._behaviour(env.action_space).to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.env_steps = 0  # that the agent has been trained for
@@ -80,23 +87,32 @@ class Run:
         """A new run for a folder that holds none; nothing is written before :meth:`begin`.
 
         Raises:
-            ValueError: if the folder already holds a run, or as the class says.
+            ValueError: if the folder already holds a run, its disk has no room for the replay, or as the class says.
         """
-        return Run(unclaimed(folder), config)
+        run = Run(unclaimed(folder), config)
+        if config.replay.disk:
+            check_room(run.folder, run.replay.max_bytes)
+        return run
 
     def begin(self) -> None:
-        """Claim the folder, with the resolved config in it.
+        """Claim the folder, with the resolved config in it, and take the replay there if that is where it belongs.
 
         Raises:
             ValueError: if another run claimed it in the meantime.
         """
         claim(self.folder, self.config)
+        self._keep_rows()
+
+    def _keep_rows(self) -> None:
+        """Take the replay to the disk, if that is where it belongs."""
+        if self.config.replay.disk and not isinstance(self.replay.storage, Disk):
+            self.replay.move(self.folder / ROWS)
 
     @staticmethod
     def load(folder: str | Path, device: str | None = None, env: str | None = None) -> "Run":
         """Open a finished or interrupted run, on the device it was trained on or on another.
 
-        The random state of torch is left as it was.
+        The random state of torch is left as it was. A replay on the disk stays there as it is, until a row is added.
 
         Args:
             env: the id of another environment than its own, with the same spaces.
@@ -121,7 +137,9 @@ class Run:
         if (checkpoint / TRAINING).is_file() and run.config.behaviour.name == "sb3":
             cast("SB3Behaviour", run.behaviour).load_training_state(load_tree(checkpoint / TRAINING))
         run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
-        if (folder / REPLAY).is_file():
+        if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
+            run.replay.open(folder / ROWS)
+        elif (folder / REPLAY).is_file():
             run.replay.load(folder / REPLAY)
         return run
 
@@ -136,9 +154,13 @@ class Run:
     def save(self) -> None:
         """Write the replay, then weights and counters; each file replaces its predecessor in one step.
 
-        Weights that are not finite are of no use to anyone: the last good ones stay.
+        A replay on the disk is there already. Weights that are not finite are of no use: the last good ones stay.
         """
-        self.replay.save(self.folder / REPLAY)
+        self._keep_rows()
+        if self.config.replay.disk:
+            self.replay.flush()
+        else:
+            self.replay.save(self.folder / REPLAY)
         weights = [*self.model.parameters(), *self.behaviour.parameters()]
         if all(bool(parameter.isfinite().all()) for parameter in weights):
             self._save_checkpoint(self.folder / CHECKPOINT)
@@ -160,6 +182,21 @@ class Run:
         """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined."""
         count = self.config.evaluation.final_episodes if episodes is None else episodes
         return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=True)
+
+
+def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:
+    """Refuse a replay that is filled before there is anything to sample.
+
+    Raises:
+        ValueError: if it does not hold a window of each environment.
+    """
+    if replay.length < config.window:
+        count = len(replay.written)
+        raise ValueError(
+            f"the replay keeps {replay.length} steps of each of {count} environment(s), less than a window of "
+            f"{config.window}: raise replay.capacity to {count * config.window} or more, and replay.capacity_bytes, if "
+            f"it is set, to {count * config.window * replay.row_bytes}"
+        )
 
 
 def unclaimed(folder: str | Path) -> Path:

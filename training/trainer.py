@@ -9,11 +9,14 @@ from torch import Tensor
 from agents import ActorCritic, Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
 from envs import Episode, RecordTrajectories, make_vector
 from training.run import Run
+from worldmodel.images import ENOUGH
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
 from worldmodel.objective import Annealed, ObjectiveConfig, annealed, objective
 from worldmodel.replay import Places
 from worldmodel.types import Batch, State, pack, restart, unpack
+
+ROOM = 2**28  # bytes of recorded numbers that units are taken from; of more, every second step, or third, ...
 
 Metrics = dict[str, Tensor]
 OnStep = Callable[[], bool]
@@ -115,9 +118,11 @@ class Trainer:
         while goes_on and self.envs.steps < steps:
             self.collect(behaviour)
             goes_on = on_step()
-        recorded = self.run.replay.everything()
-        self.run.model.fit_units(recorded, keep=trained)
-        self.run.behaviour.fit_units(recorded, keep=trained)
+        self.fit_units(keep=trained)
+        images = self.run.model.image_keys
+        if images:
+            every = max(len(self.run.replay) // ENOUGH, 1)
+            self.run.model.fit_images(self.run.replay.everything(images, every))
         self.acting = None  # it was filtered in other units
         return goes_on
 
@@ -129,9 +134,15 @@ class Trainer:
         """
         prefill = max(self.config.training.prefill, 1)
         if (self.envs.steps // prefill).bit_length() > (before // prefill).bit_length():
-            recorded = self.run.replay.everything()
-            self.run.model.fit_units(recorded, keep=True)
-            self.run.behaviour.fit_units(recorded, keep=True)
+            self.fit_units(keep=True)
+
+    def fit_units(self, keep: bool) -> None:
+        """Units of model and behaviour, but for those of images, from everything recorded; with `keep` both go on."""
+        replay, model = self.run.replay, self.run.model
+        keys = [key for key in model.keys if key not in model.image_keys]
+        recorded = replay.everything(keys, -(-replay.nbytes(keys) // ROOM) or 1)
+        model.fit_units(recorded, keep)
+        self.run.behaviour.fit_units(recorded, keep)
 
     def update(self) -> Metrics:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""

@@ -187,12 +187,30 @@ class WorldModel(nn.Module):
         than they showed: a quantity twenty of its units away is cheaper to call noise than to predict.
 
         `complete`: the batch is all there will ever be; see :meth:`worldmodel.outputs.Standardise.fit`.
+
+        Observations that the batch lacks keep the units they have: images may come in another, see :meth:`fit_images`.
         """
-        self.encoder.fit(batch.obs, batch.mask, keep, complete)
-        for key, decoder in self._decoders():
-            decoder.fit(batch.obs[key], batch.mask, keep, complete)
+        self._fit(batch.obs, batch.mask, keep, complete)
         if self.reward is not None:
             self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep, complete)
+
+    def fit_images(self, batch: Batch) -> None:
+        """Take the units of the images in a recorded batch, as :meth:`fit_units`, and of nothing else.
+
+        A few thousand pictures are enough (`worldmodel.images.ENOUGH`), where of vectors everything recorded counts.
+        """
+        self._fit({key: batch.obs[key] for key in self.image_keys}, batch.mask)
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The observations that are images."""
+        return [key for key, decoder in self._decoders() if isinstance(decoder.output, Pixels)]
+
+    def _fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
+        self.encoder.fit(obs, mask, keep, complete)
+        for key, decoder in self._decoders():
+            if key in obs:
+                decoder.fit(obs[key], mask, keep, complete)
 
     def initial(self, batch_size: int) -> State:
         """The state before the first observation, each field (B, ...)."""

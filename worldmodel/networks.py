@@ -66,13 +66,15 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
-        """Take the units of every vector and image from recorded observations (B, T, width).
+        """Take the units of every vector and image that is among recorded observations (B, T, width).
 
         With `keep` the first layer is rescaled so that every observation has the embedding it had. `complete`: nothing
         will be recorded after these.
         """
         first = cast(nn.Linear, self.mlp[0])
         for key, units, weight in zip(self.keys, self.units, first.weight.split(list(self.widths), 1), strict=True):
+            if key not in obs:
+                continue
             if isinstance(units, ImageEncoder):
                 units.units.fit(obs[key], mask)
             elif isinstance(units, Standardise):

@@ -4,19 +4,25 @@ Every stored step has the same chance of being replayed. A window may start at a
 past the newest step goes on at the oldest of the same environment, and that seam carries `is_first` with its null
 control and no reward, so that nothing crosses it. Each step is then covered by exactly T of the equally likely
 windows, wherever it lies.
+
+Where the rows are, in memory or in files, is the storage's concern and makes no difference to what is sampled.
 """
 
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
+from worldmodel.archive import read_archive, write_archive
+from worldmodel.disk import Disk
 from worldmodel.spaces import ActionSpec, ObservationSpecs
-from worldmodel.types import Arrival, Batch, join
+from worldmodel.storage import FLAGS, OBS, Column, Memory, Storage, arrival_columns, row_bytes
+from worldmodel.types import Arrival, Batch
 
-FLAGS = ("is_first", "is_last", "is_terminal")
+LATENT = "latent"  # the column of states that a model inferred
 
 
 class Places(NamedTuple):
@@ -30,14 +36,17 @@ class Places(NamedTuple):
 class SequenceReplay:
     """Stores arrivals and samples batches of windows.
 
+    It begins in memory; :meth:`move` takes it to the disk, :meth:`open` goes on with what is there.
+
     Args:
         obs_specs, action_spec: what a row holds.
         num_envs: independent streams; a window never mixes two of them.
         capacity: steps kept over all streams; the oldest are forgotten first.
         seed: of the sampling order.
         online: every window of new steps is replayed once as soon as it is whole, before others (DreamerV3's queue).
+        capacity_bytes: the same in bytes of rows; the lesser of the two counts. Latent states are not in it.
     Raises:
-        ValueError: if `capacity` does not hold one step per environment.
+        ValueError: if the capacity does not hold one step per environment.
     """
 
     def __init__(
@@ -48,39 +57,71 @@ class SequenceReplay:
         capacity: int,
         seed: int = 0,
         online: bool = False,
+        capacity_bytes: int | None = None,
     ) -> None:
         if capacity < num_envs:
             raise ValueError(f"replay capacity {capacity} is below the {num_envs} environments: raise replay.capacity")
-        self.length = capacity // num_envs  # of each ring
-        self.written = np.zeros(num_envs, np.int64)  # rows ever added to each ring
+        columns = arrival_columns(obs_specs, action_spec)
+        room = capacity if capacity_bytes is None else capacity_bytes // row_bytes(columns)
+        if room < num_envs:
+            raise ValueError(
+                f"replay capacity_bytes {capacity_bytes} holds no step of each of {num_envs} environments, "
+                f"{row_bytes(columns)} bytes each: raise replay.capacity_bytes"
+            )
+        self.storage: Storage = Memory(columns, num_envs, min(capacity, room) // num_envs)
+        self.keys = list(obs_specs)
         self.rng = np.random.default_rng(seed)
-        rows = (num_envs, self.length)
-        self.obs = {key: np.zeros((*rows, spec.width), spec.dtype) for key, spec in obs_specs.items()}
-        self.prev_action = np.zeros((*rows, action_spec.width), np.float32)
-        self.reward = np.zeros(rows, np.float32)
-        self.flags = {name: np.zeros(rows, bool) for name in FLAGS}
-        self.online, self.served = online, np.zeros(num_envs, np.int64)  # rows that the queue has handed out
-        self.latents: np.ndarray | None = None  # (num_envs, L, D) of the first L slots, once there are any
-        self.known = np.zeros(rows, bool)  # which of them
+        self.online = online
+        self.served: np.ndarray  # (num_envs,) rows that the queue has handed out
+        self.known: np.ndarray  # (num_envs, length) of which steps there is a latent state
+        self._forget()
 
     def __len__(self) -> int:
         """Steps stored now."""
-        return int(self._stored().sum())
+        return int(self.storage.stored.sum())
 
-    def _stored(self) -> np.ndarray:
-        return np.minimum(self.written, self.length)
+    @property
+    def length(self) -> int:
+        """Steps that are kept of each stream."""
+        return self.storage.length
+
+    @property
+    def written(self) -> np.ndarray:
+        """(num_envs,) rows ever added to each stream."""
+        return self.storage.written
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one step."""
+        return row_bytes(self.storage.columns)
+
+    @property
+    def max_bytes(self) -> int:
+        """Of all steps, once the rings are full."""
+        return self.storage.num_envs * self.length * self.row_bytes
+
+    def nbytes(self, keys: Iterable[str]) -> int:
+        """Bytes of everything stored, with these observations alone."""
+        left_out = {OBS + key for key in self.keys} - {OBS + key for key in keys}
+        columns = {name: column for name, column in self.storage.columns.items() if name not in left_out}
+        return len(self) * row_bytes(columns)
+
+    @property
+    def obs(self) -> dict[str, np.ndarray]:
+        """{key: (num_envs, L, width)}: the slots of every ring, at least those that hold something."""
+        return {key: self.storage.array(OBS + key) for key in self.keys}
+
+    @property
+    def flags(self) -> dict[str, np.ndarray]:
+        """{name: (num_envs, L)}; see `obs`."""
+        return {name: self.storage.array(name) for name in FLAGS}
 
     def add(self, rows: Arrival, envs: np.ndarray) -> None:
         """Append one row to the stream of each environment index in `envs` (n,), without repeats."""
-        slot = self.written[envs] % self.length
-        for key, values in rows.obs.items():
-            self.obs[key][envs, slot] = values
-        self.prev_action[envs, slot] = rows.prev_action
-        self.reward[envs, slot] = rows.reward
-        for name in FLAGS:
-            self.flags[name][envs, slot] = getattr(rows, name)
-        self.known[envs, slot] = False
-        self.written[envs] += 1
+        cells = {OBS + key: values for key, values in rows.obs.items()}
+        cells |= {"prev_action": rows.prev_action, "reward": rows.reward}
+        self.known[envs, self.written[envs] % self.length] = False
+        self.storage.append(cells | {name: getattr(rows, name) for name in FLAGS}, envs)
 
     def sample(
         self,
@@ -100,22 +141,27 @@ class SequenceReplay:
 
     def draw(self, batch_size: int, window: int, rng: np.random.Generator | None = None) -> Places:
         """Where the windows of a batch lie; see :meth:`sample`."""
-        stored = self._stored()
+        stored = self.storage.stored
         if not stored.any():
             raise ValueError("the replay is empty: collect before sampling")
         new = self._queued(batch_size, window) if self.online and rng is None else []
         start = (rng or self.rng).integers(stored.sum(), size=batch_size - len(new))
-        ends = np.cumsum(stored)
-        env = np.searchsorted(ends, start, side="right")
-        first = start - (ends - stored)[env]  # steps after the oldest of its ring
+        env, first = self._numbered(start)
         if new:
             env = np.concatenate([[each for each, _ in new], env])
             first = np.concatenate([[age for _, age in new], first])
         return self._places(env[:, None], (first[:, None] + np.arange(window)) % stored[env][:, None])
 
+    def _numbered(self, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Stored steps by number, one stream after the other -> environment, and age: steps after its oldest."""
+        stored = self.storage.stored
+        ends = np.cumsum(stored)
+        env = np.searchsorted(ends, step, side="right")
+        return env, step - (ends - stored)[env]
+
     def _queued(self, batch_size: int, window: int) -> list[tuple[int, int]]:
         """(environment, age of the first step) of windows that have not been replayed, oldest first."""
-        oldest, new = np.maximum(self.written - self.length, 0), list[tuple[int, int]]()
+        oldest, new = self.storage.oldest, list[tuple[int, int]]()
         self.served = np.maximum(self.served, oldest)
         for env in range(len(self.written)):
             while self.written[env] - self.served[env] >= window and len(new) < batch_size:
@@ -125,52 +171,67 @@ class SequenceReplay:
 
     def stream(self, env: int) -> Batch:
         """Everything stored of one environment as one window (1, L, ...), oldest first."""
-        age = np.arange(self._stored()[env])[None]
+        age = np.arange(self.storage.stored[env])[None]
         return self.gather(self._places(np.full_like(age, env), age))
 
-    def everything(self) -> Batch:
-        """Every stored step as one window (1, L, ...), one stream after the other."""
-        return join([self.stream(env) for env in range(len(self.written))], 1)
+    def everything(self, keys: Iterable[str] | None = None, every: int = 1) -> Batch:
+        """Every stored step as one window (1, L, ...), one stream after the other.
+
+        Args:
+            keys: observations that are wanted; by default all.
+            every: 2 for every second step, and so on.
+        """
+        env, age = self._numbered(np.arange(0, len(self), every))
+        return self.gather(self._places(env[None], age[None]), keys=keys)
+
+    def within_episodes(self, window: int) -> Places:
+        """Where the windows lie that are inside one episode, end to end from its beginning: (B, window), or none."""
+        found = [np.empty((0, 2), np.int64)]
+        for env, stored in enumerate(self.storage.stored):
+            age = np.arange(stored)
+            first = self.gather(self._places(np.full_like(age, env), age), keys=()).is_first.numpy()
+            begins = [*np.flatnonzero(first | (age == 0)), stored]
+            starts = [np.arange(start, stop - window + 1, window) for start, stop in pairwise(begins)]
+            start = np.concatenate([np.empty(0, np.int64), *starts])
+            found.append(np.stack([np.full_like(start, env), start], 1))
+        env, start = np.concatenate(found).T
+        return self._places(env[:, None], start[:, None] + np.arange(window))
 
     def _places(self, env: np.ndarray, age: np.ndarray) -> Places:
         """Environments and steps after the oldest of their rings, (B, T) or broadcastable to it."""
         env, age = np.broadcast_arrays(env, age)
-        return Places(env, (np.maximum(self.written - self.length, 0)[env] + age) % self.length, age == 0)
+        return Places(env, (self.storage.oldest[env] + age) % self.length, age == 0)
 
-    def gather(self, places: Places, device: torch.device | str = "cpu") -> Batch:
-        """The steps at these places: (B, T, ...)."""
+    def gather(self, places: Places, device: torch.device | str = "cpu", keys: Iterable[str] | None = None) -> Batch:
+        """The steps at these places: (B, T, ...); `keys` are the observations that are wanted, by default all."""
         env, slot, seam = places
 
-        def tensor(array: np.ndarray, at_seam: Any = None) -> torch.Tensor:
-            rows = array[env, slot]
+        def tensor(name: str, at_seam: Any = None) -> torch.Tensor:
+            rows = self.storage.take(name, env, slot)
             if at_seam is not None:
                 rows[seam] = at_seam
             return torch.from_numpy(rows).to(device)
 
-        obs = {key: tensor(array) for key, array in self.obs.items()}
-        reward = tensor(self.reward, 0)
-        first, last, terminal = (tensor(self.flags[name], True if name == "is_first" else None) for name in FLAGS)
-        return Batch(obs, tensor(self.prev_action, 0), reward, first, last, terminal, torch.ones_like(reward))
+        obs = {key: tensor(OBS + key) for key in (self.keys if keys is None else keys)}
+        reward = tensor("reward", 0)
+        first, last, terminal = (tensor(name, True if name == "is_first" else None) for name in FLAGS)
+        return Batch(obs, tensor("prev_action", 0), reward, first, last, terminal, torch.ones_like(reward))
 
     def remember(self, places: Places, latents: torch.Tensor) -> None:
         """Store the latent states (B, T, D) inferred at these places, until their steps are forgotten."""
-        self.latents = self._with_room(int(places.slot.max()) + 1, latents.shape[-1])
-        self.latents[places.env, places.slot] = latents.detach().cpu().numpy()
+        if self.latents is None:
+            self.storage.add_beside(LATENT, Column(np.dtype(np.float16), (latents.shape[-1],)))
+        self.storage.put(LATENT, places.env, places.slot, latents.detach().cpu().numpy())
         self.known[places.env, places.slot] = True
 
-    def _with_room(self, slots: int, width: int) -> np.ndarray:
-        """The array of latent states, grown to hold so many slots: a whole ring of them may exceed the memory."""
-        held = 0 if self.latents is None else self.latents.shape[1]
-        if self.latents is not None and slots <= held:
-            return self.latents
-        grown = np.zeros((len(self.written), min(max(slots, 2 * held, 1024), self.length), width), np.float16)
-        if self.latents is not None:
-            grown[:, :held] = self.latents
-        return grown
+    @property
+    def latents(self) -> np.ndarray | None:
+        """(num_envs, L, D) in the slots of the steps, once there are any; `known` says which."""
+        return self.storage.array(LATENT) if LATENT in self.storage.beside else None
 
     def newest(self) -> Places:
         """The step last added to each environment: (num_envs, 1)."""
-        return self._places(np.arange(len(self.written))[:, None], (self._stored() - 1)[:, None])
+        return self._places(np.arange(len(self.written))[:, None], (self.storage.stored - 1)[:, None])
 
     def context(self, places: Places, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor] | None:
         """The latent states (B, D) stored of the steps before these windows, and which are known (B,); None at first.
@@ -182,28 +243,52 @@ class SequenceReplay:
             return None
         env, slot = places.env[:, 0], (places.slot[:, 0] - 1) % self.length
         known = self.known[env, slot] & ~places.seam[:, 0]
-        latents = self.latents[env, np.where(known, slot, 0)].astype(np.float32)
+        latents = self.storage.take(LATENT, env, np.where(known, slot, 0)).astype(np.float32)
         return torch.from_numpy(latents).to(device), torch.from_numpy(known).to(device)
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        named = {f"obs/{key}": array for key, array in self.obs.items()}
-        return named | {"prev_action": self.prev_action, "reward": self.reward} | self.flags
+    # Files.
+
+    def move(self, folder: Path) -> None:
+        """Keep the rows in files from now on, in a new folder: see :mod:`worldmodel.disk`.
+
+        Latent states stay behind; they are soon inferred anew.
+
+        Raises:
+            ValueError: if the folder holds a replay, or the disk has no room for a full one.
+        """
+        disk = Disk.create(folder, self.storage.columns, self.storage.num_envs, self.length)
+        disk.adopt(self.storage)
+        self.storage = disk
+        self.known[:] = False
+
+    def open(self, folder: Path) -> None:
+        """Hold the rows that a replay kept in this folder, in rings of its capacity.
+
+        No file is changed before a row is added.
+
+        Raises:
+            ValueError: if there are none, they are damaged, or hold other keys, widths or another number of
+                environments.
+        """
+        self.storage = Disk.open(folder, self.storage.columns, self.storage.num_envs)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was done with other rows than those that are held now."""
+        self.served = np.zeros(self.storage.num_envs, np.int64)
+        self.known = np.zeros((self.storage.num_envs, self.length), bool)
+
+    def flush(self) -> None:
+        """Return when what is kept in files would survive the end of the machine; the process's end it does anyway."""
+        self.storage.flush()
 
     def save(self, file: Path) -> None:
         """Write every stored step, oldest first, as an `.npz` archive; latent states are soon inferred anew.
 
-        It holds `obs/KEY`, `prev_action`, `reward` and the three flags, each (num_envs, L, ...), and `stored`, the
-        number of rows of each environment that count. It replaces an older file in one step, so that a crash
-        leaves one of the two.
+        See :func:`worldmodel.archive.write_archive`. It replaces an older file in one step, so that a crash leaves
+        one of the two.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        stored = self._stored()
-        age = np.arange(stored.max(initial=0))
-        slot = (np.maximum(self.written - self.length, 0)[:, None] + age) % self.length
-        env = np.arange(len(stored))[:, None]
-        partial = file.with_name(f"{file.stem}.partial.npz")
-        np.savez(partial, stored=stored, **{name: array[env, slot] for name, array in self._arrays().items()})
-        partial.replace(file)
+        write_archive(file, self.storage)
 
     def load(self, file: Path) -> None:
         """Replace the content by what :meth:`save` wrote; a smaller replay keeps the newest steps.
@@ -211,19 +296,6 @@ class SequenceReplay:
         Raises:
             ValueError: if the file is damaged, or holds other keys, widths or another number of environments.
         """
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                saved = {name: archive[name] for name in archive.files}
-        except (BadZipFile, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"{file} cannot be read as a replay: {error}") from error
-        arrays = self._arrays()
-        if set(saved) != {"stored", *arrays}:
-            raise ValueError(f"{file} holds {sorted(saved)}; this replay needs {sorted(arrays)}")
-        for name, array in arrays.items():
-            if saved[name].shape[2:] != array.shape[2:] or len(saved[name]) != len(array):
-                raise ValueError(f"{file}: '{name}' is {saved[name].shape}, which does not fit into {array.shape}")
-        for env, stored in enumerate(saved["stored"]):
-            kept = min(stored, self.length)
-            for name, array in arrays.items():
-                array[env, :kept] = saved[name][env, stored - kept : stored]
-            self.written[env] = kept
+        stored, cells = read_archive(file, self.storage.columns, self.storage.num_envs)
+        self.storage.replace(stored, cells)
+        self._forget()

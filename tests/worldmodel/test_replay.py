@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from worldmodel.diagnostics.windows import cut
 from worldmodel.replay import SequenceReplay
 from worldmodel.spaces import ActionSpec, ObservationSpec
-from worldmodel.types import Arrival, Batch
+from worldmodel.types import Arrival, Batch, join
 
 OBS = {"x": ObservationSpec((1,)), "k": ObservationSpec((), classes=(7,), start=(0,))}
 ACTION = ActionSpec((1,), low=(-1.0,), high=(1.0,))
@@ -151,6 +152,29 @@ def test_load_of_another_replay_is_refused(other: Any, tmp_path: Path) -> None:
     filled((45, 12), capacity=40).save(tmp_path / "replay.npz")
     with pytest.raises(ValueError, match="replay"):
         other().load(tmp_path / "replay.npz")
+
+
+@pytest.mark.parametrize("rows", [(7, 9, 3), (33, 20, 100), (0, 2, 0)])
+@pytest.mark.parametrize("window", [1, 2, 3, 4, 5])
+def test_windows_within_episodes_are_those_cut_from_the_streams(rows: tuple[int, ...], window: int) -> None:
+    replay = filled(rows)
+    found = replay.gather(replay.within_episodes(window))
+    expected = join([cut(replay.stream(env), window, window) for env in range(len(rows))], 0)
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        assert ours.shape == theirs.shape and torch.equal(ours, theirs)
+    assert torch.equal(found.obs["x"], expected.obs["x"]) and (len(found.mask) > 0) == (
+        window <= max(rows) and window < 5
+    )
+
+
+def test_everything_is_one_stream_after_the_other() -> None:
+    replay = filled((33, 0, 7))
+    whole, streams = replay.everything(), join([replay.stream(env) for env in range(3)], 1)
+    assert torch.equal(whole.obs["x"], streams.obs["x"]) and torch.equal(whole.reward, streams.reward)
+    assert torch.equal(whole.is_first, streams.is_first)
+    some = replay.everything(["k"], 3)
+    assert set(some.obs) == {"k"} and torch.equal(some.obs["k"], whole.obs["k"][:, ::3])
+    assert torch.equal(some.prev_action, whole.prev_action[:, ::3])
 
 
 def test_errors() -> None:
