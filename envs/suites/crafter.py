@@ -31,6 +31,7 @@ class Crafter(gym.Env[Any, Any]):
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(len(self.crafter.constants.actions))
         self.world: Any = None  # from the first reset on
+        self.seen: Any = None  # the last picture
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -39,18 +40,33 @@ class Crafter(gym.Env[Any, Any]):
         if seed is not None or self.world is None:  # it takes a seed when it is made, and counts its worlds from there
             drawn = int(self.np_random.integers(2**31 - 1))
             size = (self.size, self.size)
-            self.world = self.crafter.Env(size=size, reward=self.reward, length=LIMIT, seed=drawn)
-        return self.world.reset(), {}
+            self.world = _repeatable(self.crafter)(size=size, reward=self.reward, length=LIMIT, seed=drawn)
+        self.seen = self.world.reset()
+        return self.seen, {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observation, reward, done, info = self.world.step(int(action))
+        self.seen, reward, done, info = self.world.step(int(action))
         terminated = info["discount"] == 0
         told = {key: info[key] for key in ("achievements", "inventory")}
-        return observation, float(reward), terminated, bool(done) and not terminated, told
+        return self.seen, float(reward), terminated, bool(done) and not terminated, told
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """(size, size, 3) uint8."""
-        return self.world.render()
+        """What was seen last (size, size, 3): to draw it anew would draw from the world's chance, and change it."""
+        return self.seen.copy()
+
+
+def _repeatable(crafter: Any) -> Any:
+    """Its class, of worlds that a seed repeats.
+
+    It keeps the creatures of a place in a set, in the order of their addresses in memory, and draws from that.
+    """
+
+    class Repeatable(crafter.Env):  # type: ignore[misc]
+        def _balance_chunk(self, chunk: Any, objects: Any) -> None:
+            number = self._world._obj_map
+            super()._balance_chunk(chunk, sorted(objects, key=lambda each: number[tuple(each.pos)]))
+
+    return Repeatable
 
 
 def _crafter() -> Any:
