@@ -1,6 +1,7 @@
 """Every suite's config trains for a moment in its own environment, in small sizes; skipped where an extra is absent."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from training.schema import load_yaml
 from worldmodel.shadow import HOME
 
 SUITES = HOME / "configs" / "suites"
+README = (HOME / "README.md").read_text()
 NEEDS = {  # config: (what must be importable, the extra that installs it, the keys that are images, frames per step)
     "atari": ("ale_py", "atari", {"observation"}, 4),
     "minigrid": ("minigrid", "minigrid", set(), 1),
@@ -98,3 +100,8 @@ def test_the_state_of_a_simulator_is_recorded() -> None:
     seen, _ = env.reset(seed=0)
     np.testing.assert_allclose(seen["state/simulator"][1:], seen["observation"])  # all of it but the way travelled
     env.close()
+
+
+def test_the_readme_lists_every_suite_with_its_extra() -> None:
+    rows = re.findall(r"^\|.*\| `(\w+)` \| \[\w+\.yaml\]\(configs/suites/(\w+)\.yaml\) \|$", README, re.MULTILINE)
+    assert {(config, extra) for extra, config in rows} == {(name, extra) for name, (_, extra, _, _) in NEEDS.items()}
