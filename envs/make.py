@@ -1,30 +1,21 @@
-"""EnvConfig -> environments, with errors that say what to install or what was meant."""
+"""EnvConfig -> environments: what of an environment is configured, and in which order it is put around it."""
 
-import difflib
-import importlib
-import os
-import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from envs.faults import named
+from envs.ids import by_id
 from envs.images import Images, Rendered
+from envs.lives import EndWithLife, console
 from envs.spaces import SMALLEST_IMAGE, layout
-from envs.suites import dm_control
+from envs.suites.minigrid import symbolic
 from envs.wrappers import ActionRepeat, CheckObservation, RecordState
 
-PLUGINS = {  # id prefix: (module that registers the ids, what pip installs it from)
-    "ALE/": ("ale_py", "ale-py"),
-    "BabyAI-": ("minigrid", "minigrid"),
-    "MiniGrid-": ("minigrid", "minigrid"),
-    "dm_control/": ("shimmy", "shimmy[dm-control]"),
-}
-
-MUJOCO = ("mujoco", "imageio")  # what Gymnasium's own robots import
+LifeLoss = Literal["ignore", "end"]
 
 
 @dataclass
@@ -35,15 +26,17 @@ class EnvConfig:
         ValueError: if a number is below 1, or `kwargs` sets what has a field of its own.
     """
 
-    id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; "dmc:domain_task"
+    id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; or of a suite, as
+    # "dmc:walker_walk", "atari:pong", "crafter:reward", "MiniGrid-DoorKey-5x5-v0": README, Suites
     num_envs: int = 1  # environments stepped together
     kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor
-    action_repeat: int = 1  # frames per environment step; PlaNet uses 2-8, Atari 4
+    action_repeat: int = 1  # times an action is taken: PlaNet 2-8; "atari:" takes it for 4 frames by itself
     record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
     pixels: bool = False  # observe what the environment draws, and nothing else
     image_size: int = 64  # pixels a side of every image among the observations; the networks take 32, 64, 96 and 128
     grey: bool = False  # whether images lose their colour: a third of the memory
+    life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "action_repeat", "time_limit"):
@@ -52,15 +45,18 @@ class EnvConfig:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
         if self.image_size < SMALLEST_IMAGE:
             raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")
+        if self.life_loss not in get_args(LifeLoss):
+            raise ValueError(f"env.life_loss is one of {', '.join(get_args(LifeLoss))}, got {self.life_loss}")
         for name, instead in (("max_episode_steps", "time_limit"), ("render_mode", "pixels")):
             if name in self.kwargs:
                 raise ValueError(f"env.kwargs may not hold {name}: set env.{instead}")
 
 
-def make(config: EnvConfig, index: int = 0, draw: bool = False) -> gym.Env[Any, Any]:
+def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool = False) -> gym.Env[Any, Any]:
     """One environment of `config`, named `index` in the errors about it.
 
-    With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed.
+    With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed. Only
+    with `training` is it the one to learn from, of which `config.life_loss` may end episodes: all others are the task.
 
     A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
     so that repeating actions leaves the task as long as its author made it.
@@ -68,13 +64,16 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False) -> gym.Env[Any, 
     Raises:
         ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`.
     """
-    env = _registered(config, None if config.time_limit is None else -1, draw or config.pixels)
+    limit = None if config.time_limit is None else -1
+    env = by_id(config.id, config.kwargs, limit, draw or config.pixels)
     if config.action_repeat > 1:
         env = ActionRepeat(env, config.action_repeat)
     if config.time_limit is not None:
         env = TimeLimit(env, config.time_limit)
-    if config.pixels:
-        env = Rendered(env, config.record_state)
+    if config.life_loss == "end":
+        console(env)  # refuses what has no lives, before anyone learns
+        env = EndWithLife(env) if training else env
+    env = Rendered(env, config.record_state) if config.pixels else symbolic(env)
     if any(layout(space) for space in named(env.observation_space).values()):
         env = Images(env, config.image_size, config.grey)
     if config.record_state:
@@ -92,8 +91,10 @@ def time_limit(config: EnvConfig) -> int | None:
     return None if limit is None else -(-limit // config.action_repeat)
 
 
-def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv:
+def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SyncVectorEnv:
     """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
+
+    `training`: see :func:`make`.
 
     Raises:
         ValueError: as :func:`make`.
@@ -101,70 +102,5 @@ def make_vector(config: EnvConfig, num_envs: int | None = None) -> SyncVectorEnv
     count = config.num_envs if num_envs is None else num_envs
     if count < 1:
         raise ValueError(f"num_envs must be at least 1, got {count}")
-    factories = [lambda index=index: make(config, index) for index in range(count)]
+    factories = [lambda index=index: make(config, index, training=training) for index in range(count)]
     return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
-def _registered(config: EnvConfig, max_episode_steps: int | None, draw: bool) -> gym.Env[Any, Any]:
-    """`gymnasium.make`, with its many errors told as one kind; or a task of another suite."""
-    drawn: dict[str, Any] = {"render_mode": "rgb_array"} if draw else {}
-    draw_without_display()
-    if config.id.startswith(dm_control.PREFIX):
-        return _of_dm_control(config, drawn)
-    name = _import_home(config.id)
-    try:
-        return gym.make(name, max_episode_steps=max_episode_steps, **config.kwargs, **drawn)
-    except gym.error.DependencyNotInstalled as error:  # its message holds the pip command
-        raise ValueError(f"environment '{config.id}' is not installed: {error}") from error
-    except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
-        raise ValueError(_unknown(config.id, name)) from error
-    except ImportError as error:
-        remedy = ": pip install 'worldmodel[mujoco]'" if error.name in MUJOCO else ""
-        raise ValueError(f"environment '{config.id}' needs a package that is missing: {error}{remedy}") from error
-    except TypeError as error:
-        given = {**config.kwargs, **drawn}
-        raise ValueError(f"environment '{config.id}' does not take kwargs {given}: {error}") from error
-    except gym.error.Error as error:
-        raise ValueError(f"environment '{config.id}': {error}") from error
-
-
-def draw_without_display() -> None:
-    """Tell pygame and MuJoCo how to draw where there is no display, before they are imported: they ask only once."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("MUJOCO_GL", "egl")
-
-
-def _of_dm_control(config: EnvConfig, drawn: dict[str, Any]) -> gym.Env[Any, Any]:
-    try:
-        return dm_control.DMControl(config.id.removeprefix(dm_control.PREFIX), **config.kwargs, **drawn)
-    except TypeError as error:
-        raise ValueError(f"environment '{config.id}' does not take kwargs {config.kwargs}: {error}") from error
-
-
-def _import_home(env_id: str) -> str:
-    """Import the module that registers an id, where it has one; return the id without it."""
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # the module is the user's: anything can go wrong in it
-            problem = f"{type(error).__name__}: {error}"
-            raise ValueError(f"module '{module}' of environment '{env_id}' cannot be imported: {problem}") from error
-        return name
-    for prefix, (plugin, package) in PLUGINS.items():
-        if env_id.startswith(prefix):
-            try:
-                importlib.import_module(plugin)
-            except ImportError as error:
-                raise ValueError(
-                    f"environment '{env_id}' is not installed: pip install \"{package}\" ({error})"
-                ) from error
-    return env_id
-
-
-def _unknown(env_id: str, name: str) -> str:
-    registered = {known.lower(): known for known in gym.registry}
-    near = [registered[match] for match in difflib.get_close_matches(name.lower(), registered, n=3)]
-    hint = f"did you mean {', '.join(near)}?" if near else "no registered id is near it."
-    return f"unknown environment '{env_id}': {hint} An id of another package is written 'module:Id'"

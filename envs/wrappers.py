@@ -18,7 +18,7 @@ FRAMES = "worldmodel/frames"
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Takes each action `repeat` times and sums the rewards; stops where the episode ends.
 
-    `info[FRAMES]` holds the number of times it was really taken.
+    `info[FRAMES]` holds the number of times it was really taken, or the sum of the frames that the environment reports.
     """
 
     def __init__(self, env: gym.Env[Any, Any], repeat: int) -> None:
@@ -33,7 +33,7 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         for _ in range(self.repeat):
             observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
-            frames += 1
+            frames += info.get(FRAMES, 1)
             if terminated or truncated:
                 break
         return observation, total, terminated, truncated, {**info, FRAMES: frames}

@@ -133,7 +133,8 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     run = Run.load(options.run, options.device)
     result = run.evaluate(options.episodes)
     print(f"{run.folder}: {describe(result)}, after {run.env_steps} environment steps")
-    print(promise(result))
+    if result.promise is not None:
+        print(promise(result))
     if options.json:
         summary: dict[str, Any] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
         summary |= {"imagined_return": result.promise}

@@ -25,7 +25,7 @@ def collect(config: Config, steps: int, out: Path) -> int:
         raise ValueError(f"{out}: --out is a file that ends in .npz")
     if out.exists():
         raise ValueError(f"{out} exists: give --out a new file")
-    envs = make_vector(config.env)
+    envs = make_vector(config.env, training=True)
     specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
     capacity = 2 * steps + 2 * envs.num_envs  # an episode of one step is two rows
     replay = SequenceReplay(specs, control, envs.num_envs, capacity)

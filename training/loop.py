@@ -57,7 +57,8 @@ def train(
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
         logger.log(final, made.env_steps)
         progress.note(f"final evaluation on unseen seeds: {describe(result)}")
-        progress.note(promise(result))
+        if result.promise is not None:
+            progress.note(promise(result))
     return made
 
 

@@ -179,9 +179,13 @@ class Run:
         write_text_atomic(checkpoint / STATE, json.dumps({"env_steps": self.env_steps}) + "\n")
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
-        """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined."""
+        """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined.
+
+        Nothing is imagined by a model that has learned that a lost life is the end.
+        """
         count = self.config.evaluation.final_episodes if episodes is None else episodes
-        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=True)
+        promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
+        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=promises)
 
 
 def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:

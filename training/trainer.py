@@ -63,7 +63,7 @@ class Trainer:
 
     def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config
-        self.envs = RecordTrajectories(make_vector(run.config.env), run.replay.add)
+        self.envs = RecordTrajectories(make_vector(run.config.env, training=True), run.replay.add)
         self.loss = partial(model_loss, run.model, run.config.objective)
         self.joint = together(run) if run.config.training.joint else None
         trained = list(run.model.parameters())

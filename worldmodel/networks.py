@@ -1,9 +1,9 @@
 """The encoder of observations, and the heads that emit vectors and discrete variables."""
 
+from itertools import accumulate
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.images import ImageEncoder
@@ -22,6 +22,14 @@ def entrance(spec: ObservationSpec, layer: LayerConfig, vector_input: str, image
     if spec.classes:
         return nn.Identity(), sum(spec.classes)
     return Symlog() if vector_input == "symlog" else Standardise(spec.width), spec.width
+
+
+def codes(index: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """Indices (..., G) of variables with so many classes -> their one-hot codes, concatenated (..., sum of classes)."""
+    ends = list(accumulate(classes))
+    first = torch.tensor([0, *ends[:-1]], device=index.device)
+    empty = torch.zeros(*index.shape[:-1], ends[-1], device=index.device)
+    return empty.scatter(-1, index + first, 1.0)
 
 
 class Symlog(nn.Module):
@@ -88,7 +96,7 @@ class Encoder(nn.Module):
         for key, classes, units in zip(self.keys, self.classes, self.units, strict=True):
             value = units(obs[key])
             if classes and not value.is_floating_point():
-                parts += [F.one_hot(value[..., i], n).float() for i, n in enumerate(classes)]
+                parts.append(codes(value, classes))
             else:
                 parts.append(value)
         return self.mlp(torch.cat(parts, -1))

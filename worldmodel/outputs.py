@@ -6,6 +6,7 @@ bins, stands alone.
 """
 
 from abc import ABC, abstractmethod
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -188,17 +189,26 @@ class Categorical(Output):
     def __init__(self, classes: tuple[int, ...]) -> None:
         super().__init__()
         self.classes, self.width, self.parameters_size = list(classes), len(classes), sum(classes)
+        runs = [(count, len(list(same))) for count, same in groupby(classes)]  # neighbours of as many classes: at once
+        self.variables = [each for _, each in runs]
+        self.shapes = [(each, count) for count, each in runs]
+
+    def groups(self, params: Tensor) -> list[Tensor]:
+        """(..., P) -> logits (..., G', classes) of each run of variables."""
+        parts = params.split([each * count for each, count in self.shapes], -1)
+        return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        groups = params.split(self.classes, -1)
-        logs = [g.log_softmax(-1).gather(-1, value[..., i : i + 1]) for i, g in enumerate(groups)]
+        values = value.split(self.variables, -1)
+        pairs = zip(self.groups(params), values, strict=True)
+        logs = [logits.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1) for logits, chosen in pairs]
         return torch.cat(logs, -1).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
-        return torch.cat([group.softmax(-1) for group in params.split(self.classes, -1)], -1)
+        return torch.cat([group.softmax(-1).flatten(-2) for group in self.groups(params)], -1)
 
     def sample(self, params: Tensor) -> Tensor:
-        return torch.cat([straight_through(group.softmax(-1)) for group in params.split(self.classes, -1)], -1)
+        return torch.cat([straight_through(group.softmax(-1)).flatten(-2) for group in self.groups(params)], -1)
 
 
 class TwoHot(Output):

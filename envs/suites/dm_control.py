@@ -1,6 +1,5 @@
 """Tasks of the DeepMind Control Suite (Tassa et al. 2018) as Gymnasium environments. Needs the extra `dmc`."""
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+
+from envs.suites.names import unknown
 
 PREFIX = "dmc:"
 
@@ -28,9 +29,7 @@ class DMControl(gym.Env[Any, Any]):
         suite = _suite()
         known = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
         if task not in known:
-            near = difflib.get_close_matches(task, known, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(sorted(known))}"
-            raise ValueError(f"dm_control has no task '{task}': {hint}")
+            raise ValueError(unknown("dm_control", "task", task, known))
         self.suite_env = suite.load(*known[task])
         self.render_mode, self.size, self.camera = render_mode, size, camera
         self.observation_space = spaces.Dict(
@@ -71,7 +70,7 @@ class DMControl(gym.Env[Any, Any]):
 
 
 def _suite() -> Any:
-    """`dm_control.suite`; see :func:`envs.make.draw_without_display`."""
+    """`dm_control.suite`; see :func:`envs.ids.draw_without_display`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of a display that nobody asked for

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,17 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end() -> None:
     observation, reward, terminated, _, info = env.step(1)
     np.testing.assert_array_equal(observation, [5, 1])
     assert (reward, terminated, info[FRAMES]) == (4 + 5, True, 2)
+
+
+def test_action_repeat_counts_the_frames_that_are_reported() -> None:
+    class Skipping(Counter):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            *result, info = super().step(action)
+            return *result, {**info, FRAMES: 4}  # type: ignore[return-value]
+
+    env = ActionRepeat(Skipping(length=5), repeat=3)
+    env.reset(seed=0)
+    assert [env.step(0)[-1][FRAMES] for _ in range(2)] == [12, 8]
 
 
 def test_action_repeat_below_one() -> None:

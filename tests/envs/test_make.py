@@ -102,19 +102,37 @@ def test_unknown_argument() -> None:
 @pytest.mark.parametrize(
     ("env_id", "module", "package"),
     [
-        ("ALE/Pong-v5", "ale_py", "ale-py"),
-        ("MiniGrid-Empty-5x5-v0", "minigrid", "minigrid"),
+        ("ALE/Pong-v5", "ale_py", r"worldmodel\[atari\]"),
+        ("atari:pong", "ale_py", r"worldmodel\[atari\]"),
+        ("crafter:reward", "crafter", r"worldmodel\[crafter\]"),
+        ("dmc:walker_walk", "dm_control", r"worldmodel\[dmc\]"),
+        ("MiniGrid-Empty-5x5-v0", "minigrid", r"worldmodel\[minigrid\]"),
+        ("BabyAI-GoToObj-v0", "minigrid", r"worldmodel\[minigrid\]"),
         ("dm_control/cartpole-swingup-v0", "shimmy", r"shimmy\[dm-control\]"),
     ],
 )
 def test_plugin_that_is_not_installed(env_id: str, module: str, package: str, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=f'"{package}"'):
+    with pytest.raises(ValueError, match=f"pip install '{package}'"):
         make(EnvConfig(env_id))
 
 
 def needs_box2d() -> None:
     raise gym.error.DependencyNotInstalled('Box2D is not installed, run `pip install "gymnasium[box2d]"`')
+
+
+@pytest.mark.parametrize(
+    ("env_id", "module", "extra"),
+    [("CarRacing-v3", "Box2D", "box2d"), ("LunarLander-v3", "Box2D", "box2d"), ("HalfCheetah-v5", "mujoco", "mujoco")],
+)
+def test_what_gymnasium_itself_needs_is_named_by_its_extra(
+    env_id: str, module: str, extra: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    for name in [name for name in sys.modules if name.startswith(("gymnasium.envs.box2d", "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, name)  # where it has been imported before
+    with pytest.raises(ValueError, match=rf"'{env_id}' is not installed: .*pip install 'worldmodel\[{extra}\]'"):
+        make(EnvConfig(env_id))
 
 
 def test_dependency_that_is_not_installed(monkeypatch: Any) -> None:

@@ -196,7 +196,12 @@ CONFIGS = sorted(file for file in (HOME / "configs").rglob("*.yaml") if "data" n
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_every_config_builds(file: Path) -> None:
     """Down to the networks, which a value that only fits its type would not."""
-    assert Run(Path("unused"), load_config(file)).summary
+    try:
+        assert Run(Path("unused"), load_config(file)).summary
+    except ValueError as error:
+        if "pip install 'worldmodel[" not in str(error):
+            raise
+        pytest.skip(str(error))  # it names the extra
 
 
 def test_the_configs_that_the_readme_names_exist() -> None:

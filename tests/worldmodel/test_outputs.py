@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmodel.networks import codes
 from worldmodel.outputs import (
     Bernoulli,
     Categorical,
@@ -180,3 +181,18 @@ def test_two_hot_predicts_exactly_zero_where_all_logits_are_equal() -> None:
 def test_two_hot_refuses_bins_without_a_middle(bins: int) -> None:
     with pytest.raises(ValueError, match=str(bins)):
         TwoHot(bins)
+
+
+@pytest.mark.parametrize("classes", [(3, 3, 2, 5, 5, 5), (4,), (2, 3, 2)])
+def test_variables_of_any_number_of_classes_are_each_a_categorical(classes: tuple[int, ...]) -> None:
+    output, params = Categorical(classes), torch.randn(7, 2, sum(classes))
+    value = torch.stack([torch.randint(count, (7, 2)) for count in classes], -1)
+    each = [torch.distributions.Categorical(logits=part) for part in params.split(list(classes), -1)]
+    expected = torch.stack([one.log_prob(value[..., i]) for i, one in enumerate(each)]).sum(0)
+    torch.testing.assert_close(output.log_prob(params, value), expected)
+    torch.testing.assert_close(output.mean(params), torch.cat([one.probs for one in each], -1))
+    drawn = output.sample(params).split(list(classes), -1)
+    assert [part.shape[-1] for part in drawn] == list(classes)
+    assert all((part.sum(-1) == 1).all() and (part.max(-1).values == 1).all() for part in drawn)
+    coded = [torch.nn.functional.one_hot(value[..., i], count).float() for i, count in enumerate(classes)]
+    torch.testing.assert_close(codes(value, classes), torch.cat(coded, -1), rtol=0, atol=0)
