@@ -153,3 +153,14 @@ def test_a_diagnosis_of_images_is_refused_with_what_to_do_instead(run: Any, caps
         f"observes images ['observation'], which are no numbers to compare: see `worldmodel imagine {run.folder}`"
         in (capsys.readouterr().err)
     )
+
+
+def test_what_the_model_does_not_decode_is_left_out_and_named(tmp_path: Path, capsys: Any) -> None:
+    """The world can still be shown; forecasts and dreams of images cannot."""
+    changes = {**TINY, "model": {**TINY["model"], "images": "redundancy"}}
+    run = train(changes, run=tmp_path / "run")
+    assert main(["imagine", str(run.folder), "--context", "3", "--horizon", "12", "--count", "2"]) == 0
+    said = capsys.readouterr()
+    assert [Path(line).name for line in said.out.splitlines()][-1:] == ["world.webm"]
+    assert [file.name for file in (run.folder / "media").iterdir()] == ["world.webm"]
+    assert "['observation'] left out" in said.err and "train one with model.images: reconstruction" in said.err
