@@ -142,7 +142,8 @@ def _pixels() -> list[Curve]:
     """From pictures alone, one at a time."""
     often = ("--evaluation.every", "1000", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
     often = (*often, "--env.record_state", "true")  # for `worldmodel diagnose`
-    return [Curve("Pendulum-v1-pixels", "rssm", "configs/pendulum_pixels.yaml", often, -250, (15000, -250))]
+    configs = {"rssm": "configs/pendulum_pixels.yaml", "redundancy": "configs/pendulum_pixels_redundancy.yaml"}
+    return [Curve("Pendulum-v1-pixels", name, file, often, -250, (15000, -250)) for name, file in configs.items()]
 
 
 SUITES = {

@@ -46,7 +46,8 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         render_mode: "rgb_array" for :meth:`render`; every step is decoded then.
         rendered: the space of the real environment's observations, for pictures where features are observed.
     Raises:
-        ValueError: if a number is below 1, a space is not supported, or actions or observations are not the model's.
+        ValueError: if a number is below 1, a space is not supported, actions or observations are not the model's, or
+            an image is to be observed or rendered that it does not decode.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.spec_of_action = action_spec(action_space)
         self.obs_specs = None if isinstance(observations, str) else observed(observation_specs(observations))
         self.device = model.initial(1)[0].device
-        width = check_spaces(model, self.spec_of_action, self.obs_specs)
+        shown = self.obs_specs if rendered is None else observed(observation_specs(rendered))
+        width = check_spaces(model, self.spec_of_action, self.obs_specs, (shown or {}) if render_mode else None)
         if isinstance(observations, str):
             observations = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         elif isinstance(observations, spaces.Dict):
@@ -84,7 +86,6 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.action_space = batch_space(action_space, num_envs)
         self.mode = AutoresetMode(autoreset_mode)
         self.metadata = {"autoreset_mode": self.mode, "render_modes": ["rgb_array"], "render_fps": 20}
-        shown = self.obs_specs if rendered is None else observed(observation_specs(rendered))
         self.screen = Screen(num_envs, shown) if render_mode else None
         self.state: State | None = None
         self.age = np.zeros(num_envs, np.int64)
@@ -235,9 +236,14 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         return infos
 
 
-def check_spaces(model: LatentModel, control: ActionSpec, specs: ObservationSpecs | None) -> int:
+def check_spaces(
+    model: LatentModel, control: ActionSpec, specs: ObservationSpecs | None, drawn: ObservationSpecs | None = None
+) -> int:
     """The width of the model's feature.
 
+    Args:
+        specs: of observations that are decoded; None where none are.
+        drawn: of those that are rendered; none by name is everything that is decoded. None where nothing is.
     Raises:
         ValueError: if the model does not take such controls, or does not decode such observations.
     """
@@ -248,6 +254,13 @@ def check_spaces(model: LatentModel, control: ActionSpec, specs: ObservationSpec
         except RuntimeError as error:
             raise ValueError(f"the model does not take controls of width {control.width}: {error}") from error
         known = {key: value.shape[-1] for key, value in model.predict(feature).obs.items()}
+    images = {key for key, spec in {**(specs or {}), **(drawn or {})}.items() if spec.image}
+    blind = sorted(images - known.keys())
+    if blind or (drawn is not None and not known):
+        raise ValueError(
+            f"the model decodes {sorted(known)}, not the images {blind or 'it observes'}: take observations "
+            f"'{FEATURE}' and no render_mode, or train it with model.images: reconstruction"
+        )
     if specs is not None:
         asked = {key: spec.width if spec.binary else sum(spec.classes) or spec.width for key, spec in specs.items()}
         if asked != known:

@@ -158,7 +158,14 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
     from training.run import Run
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed)
-    for path in imagine(Run.load(options.run, options.device), config):
+    run = Run.load(options.run, options.device)
+    if blind := [key for key in run.obs_specs if key not in run.model.keys]:
+        print(
+            f"{blind} left out of what is foretold and dreamt: the model has no decoder of them (model.images: "
+            f"{run.config.model.images}). To see what it believes, train one with model.images: reconstruction",
+            file=sys.stderr,
+        )
+    for path in imagine(run, config):
         print(path)
 
 

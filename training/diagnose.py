@@ -12,7 +12,7 @@ from training.subject import Recording, Subject, open_subject
 from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
-from worldmodel.diagnostics.emissions import emissions, has_density, images, is_discrete, without_images
+from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete, without_images
 from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
@@ -143,7 +143,7 @@ def diagnose(
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
-    most, samples = (MAX_PICTURED, FEW_SAMPLES) if images(subject.model) else (MAX_WINDOWS, config.samples)
+    most, samples = (MAX_PICTURED, FEW_SAMPLES) if subject.model.image_keys else (MAX_WINDOWS, config.samples)
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -156,7 +156,7 @@ def diagnose(
             outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
             collapse(subject.model, disjoint),
             action_test(subject.model, disjoint, config.context, samples),
-            None if images(subject.model) else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
+            None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             probed(subject.model, disjoint, recording.states, bool(states)),
             None if against is None else _compare(subject, against, disjoint, device),
         )

@@ -50,6 +50,11 @@ class FitConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0: {self.seed}")
+        if self.model.images == "redundancy":
+            raise ValueError(
+                "model.images: redundancy is for `worldmodel train`: a fit keeps the weights with the best bound, of "
+                "which images without a decoder are no part; set model.images to reconstruction"
+            )
 
 
 def load_fit_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> FitConfig:

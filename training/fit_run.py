@@ -16,7 +16,7 @@ from training.fit_config import FitConfig, load_fit_config
 from training.run import check_device, claim, saved_config
 from training.scores import Score, as_results, score
 from worldmodel.model import WorldModel
-from worldmodel.objective import check_weights
+from worldmodel.objective import check_objective
 from worldmodel.outputs import Standardise
 from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
 
@@ -37,7 +37,7 @@ class FitRun:
         control = ActionSpec((len(units.loc),))
         model = WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards)
         self.model = model.to(config.fit.device)
-        check_weights(self.model, config.objective)
+        check_objective(self.model, config.objective)
         self.results: dict[str, dict[str, float]] = {}  # what results.json holds; empty before the end
 
     def begin(self) -> None:

@@ -62,6 +62,7 @@ def open_loop(run: Run, windows: Batch, context: int) -> dict[str, OpenLoop]:
     return {
         key: OpenLoop(_numbers(windows.obs[key], spec), _means(shown[key], spec), context)
         for key, spec in run.obs_specs.items()
+        if key in shown
     }
 
 
@@ -128,7 +129,7 @@ def dreamt(run: Run, begin: State, steps: int) -> dict[str, np.ndarray]:
         state, memory = model.imagine(state, decision.control), decision.memory
         features.append(model.feature(state))
     shown = model.predict(torch.stack(features, 1)).obs
-    return {key: _means(shown[key], spec) for key, spec in run.obs_specs.items()}
+    return {key: _means(shown[key], spec) for key, spec in run.obs_specs.items() if key in shown}
 
 
 def lived(run: Run, seeds: Sequence[int], steps: int) -> list[list[np.ndarray]]:
@@ -161,7 +162,7 @@ def imagine(run: Run, config: ImagineConfig, media: Path | None = None) -> list[
 
     `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
     `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, where the environment
-    draws. Where observations are no images, charts of them are shown.
+    draws. Where observations are no images, charts of them are shown. What the model has no decoder for is left out.
 
     Raises:
         ValueError: if the replay holds no sequence as long as is asked for.

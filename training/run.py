@@ -20,7 +20,7 @@ from training.schema import dump_yaml, load_yaml, to_mapping
 from training.tree import load_tree, save_tree
 from worldmodel.disk import MANIFEST, Disk, check_room
 from worldmodel.model import WorldModel
-from worldmodel.objective import check_weights
+from worldmodel.objective import check_objective
 from worldmodel.replay import SequenceReplay
 from worldmodel.spaces import observed
 
@@ -60,7 +60,7 @@ class Run:
                 f"model.dynamics: an agent needs to filter and to imagine, and {name} as configured cannot {what}; "
                 f"set {own}model.dynamics.name to rssm"
             )
-        check_weights(self.model, config.objective)
+        check_objective(self.model, config.objective)
         self.replay = SequenceReplay(
             recorded,
             self.action_spec,

@@ -37,14 +37,18 @@ def model_loss(
 ) -> tuple[Tensor, tuple[State, Metrics]]:
     """The mean objective over recorded steps, the posterior states, and the exact ELBO in nats per step.
 
+    Where images have no decoder the ELBO is that of the rest, and `world_model/redundancy` is what is learned of them.
+
     Args:
         start: the state before each window; see :meth:`worldmodel.model.WorldModel.observe`.
     """
-    loss, inference, elbo = objective(model, batch, config, now, start)
+    loss, inference, elbo, redundancy = objective(model, batch, config, now, start)
     count = batch.mask.sum()
     terms = {"elbo": elbo.total, "kl": elbo.kl}
     terms |= {f"log_likelihood/{key}": value for key, value in elbo.log_likelihood.items()}
     metrics = {f"world_model/{name}": value.detach().sum() / count for name, value in terms.items()}
+    if redundancy is not None:
+        metrics["world_model/redundancy"] = redundancy.detach()
     return loss.sum() / count, (inference.states, metrics)
 
 

@@ -19,6 +19,7 @@ from worldmodel.types import Batch, Elbo, Inference, Prediction, State
 REWARD, CONTINUE = "reward", "continue"
 
 ScalarOutput = Literal["normal", "symlog", "twohot"]
+ImageLearning = Literal["reconstruction", "redundancy"]
 
 
 @dataclass
@@ -34,6 +35,7 @@ class ModelConfig:
     layer: LayerConfig = field(default_factory=LayerConfig)  # of encoder and heads; the dynamics have their own
     vector_input: Literal["standardised", "symlog"] = "standardised"  # how real vectors enter
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
+    images: ImageLearning = "reconstruction"  # what z_t must tell of an image: its pixels, or see worldmodel.redundancy
     image_depth: int = 16  # channels after the first convolution, doubled by each; PlaNet to Dreamer V2 have 32 and 48
     image_std: float = 3.0  # sigma of p(x_t | z_t) in an image's units, see Pixels; where it begins, if it is learned
     image_std_learned: bool = False
@@ -50,12 +52,19 @@ class ModelConfig:
             raise ValueError(
                 f"image_depth must be at least 1, image_std positive: {self.image_depth}, {self.image_std}"
             )
+        decoding = (self.image_std, self.image_std_learned)
+        if self.images == "redundancy" and decoding != (ModelConfig.image_std, ModelConfig.image_std_learned):
+            raise ValueError(
+                "image_std and image_std_learned are of decoded images and of no effect with images: redundancy, leave "
+                f"them out: {decoding}"
+            )
         if not 0 < self.continuation_discount <= 1:
             raise ValueError(f"continuation_discount must lie in (0, 1]: {self.continuation_discount}")
         options = {
             "vector_input": ("standardised", "symlog"),
             "vector_output": ("normal", "symlog"),
             "reward_output": get_args(ScalarOutput),
+            "images": get_args(ImageLearning),
         }
         for name, choices in options.items():
             if getattr(self, name) not in choices:
@@ -76,6 +85,25 @@ def observation_output(spec: ObservationSpec, config: ModelConfig) -> Output:
     if spec.classes:
         return Categorical(spec.classes)
     return SymlogNormal(spec.width) if config.vector_output == "symlog" else Normal(spec.width)
+
+
+def projection(encoder: Encoder, dynamics: SequentialVAE, name: str) -> nn.Linear:
+    """F -> what the convolutions make of all images; linear, as R2-Dreamer's, so that the state itself must say it.
+
+    Raises:
+        ValueError: if no image is observed, or the dynamics need their decoders.
+    """
+    if not encoder.images:
+        raise ValueError(
+            f"model.images: redundancy is for images, and none is observed but {encoder.keys}: leave it out, or set "
+            "env.pixels to true"
+        )
+    if dynamics.feeds_back:
+        raise ValueError(
+            f"model.images: redundancy leaves images without a decoder, and {name} imagines by looking at what it has "
+            "decoded: set model.dynamics.name to rssm, or model.images to reconstruction"
+        )
+    return nn.Linear(dynamics.feature_size, sum(encoder.widths[place] for place in encoder.images), bias=False)
 
 
 class LatentModel(Protocol):
@@ -117,11 +145,13 @@ class WorldModel(nn.Module):
     Args:
         encoder: {key: (..., width)} -> (..., E), with `fit` for its units.
         dynamics: a member of the family.
-        decoders: {key: head} for every observation key.
+        decoders: {key: head} for every observation key, or for all but the images.
         reward, cont: heads of the reward and of the continuation flag; None where that is not to be explained.
         discount: see above.
+        projector: (..., F) -> (..., D), of all images together, where they have no decoder: what a state says that
+            their convolutions say, see :mod:`worldmodel.redundancy`.
     Raises:
-        ValueError: if an observation key is called like one of those two emissions.
+        ValueError: if an observation key is called like one of those two emissions, or nothing is emitted at all.
     """
 
     def __init__(
@@ -132,21 +162,31 @@ class WorldModel(nn.Module):
         reward: Head | None = None,
         cont: Head | None = None,
         discount: float = 1.0,
+        projector: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.dynamics, self.discount = encoder, dynamics, discount
         self.keys = list(decoders)
         self.decoders = nn.ModuleList(decoders.values())  # a list: a key may hold characters a module's name may not
-        self.reward, self.cont = reward, cont
+        self.reward, self.cont, self.projector = reward, cont, projector
         self.feature_size = dynamics.feature_size
         if len(set(self.emissions)) < len(self.emissions):
             raise ValueError(f"an observation key has the name of another emission, rename it: {self.emissions}")
+        if not self.emissions:
+            raise ValueError(
+                "the model would emit nothing: no observation has a decoder, and there is no reward; build it with "
+                "heads, or with images: reconstruction"
+            )
 
     @staticmethod
     def build(
         config: ModelConfig, obs_specs: ObservationSpecs, action_spec: ActionSpec, heads: bool = True
     ) -> "WorldModel":
-        """The model a config describes, for these observations and actions; without `heads`, of observations alone."""
+        """The model a config describes, for these observations and actions; without `heads`, of observations alone.
+
+        Raises:
+            ValueError: for images without decoders where there are no images, or where dynamics need the decoders.
+        """
         encoder = Encoder(
             obs_specs, config.hidden, config.encoder_layers, config.layer, config.vector_input, config.image_depth
         )
@@ -163,12 +203,13 @@ class WorldModel(nn.Module):
                 return head(output, config.decoder_layers)
             return Head(ImageDecoder(dynamics.feature_size, spec.shape, config.image_depth, config.layer), output)
 
-        decoders = {key: decoder(spec) for key, spec in obs_specs.items()}
+        projector = projection(encoder, dynamics, name) if config.images == "redundancy" else None
+        decoders = {key: decoder(spec) for key, spec in obs_specs.items() if projector is None or not spec.image}
         if not heads:
-            return WorldModel(encoder, dynamics, decoders)
+            return WorldModel(encoder, dynamics, decoders, projector=projector)
         reward = head(scalar_output(config.reward_output), config.head_layers, 0.0)
         cont = head(Bernoulli(1), config.head_layers) if config.continuation else None
-        return WorldModel(encoder, dynamics, decoders, reward, cont, config.continuation_discount)
+        return WorldModel(encoder, dynamics, decoders, reward, cont, config.continuation_discount, projector)
 
     def _decoders(self) -> Iterator[tuple[str, Head]]:
         return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)
@@ -203,7 +244,9 @@ class WorldModel(nn.Module):
 
     @property
     def image_keys(self) -> list[str]:
-        """The observations that are images."""
+        """The observations that are images, decoded or not."""
+        if self.projector is not None:
+            return [self.encoder.keys[place] for place in self.encoder.images]
         return [key for key, decoder in self._decoders() if isinstance(decoder.output, Pixels)]
 
     def _fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
@@ -224,6 +267,12 @@ class WorldModel(nn.Module):
         """
         embedding = self.encoder(batch.obs) if embedding is None else embedding
         return self.dynamics.observe(embedding, batch.prev_action, batch.is_first, state)
+
+    def observe_images(self, batch: Batch, state: State | None = None) -> tuple[Inference, Tensor]:
+        """As :meth:`observe`, and what the convolutions have made of all images on the way, (B, T, D)."""
+        parts = self.encoder.entered(batch.obs)
+        inference = self.dynamics.observe(self.encoder.embed(parts), batch.prev_action, batch.is_first, state)
+        return inference, torch.cat([parts[place] for place in self.encoder.images], -1)
 
     def filter(
         self, state: State, obs: dict[str, Tensor], prev_action: Tensor, is_first: Tensor, sample: bool = True
@@ -267,7 +316,9 @@ class WorldModel(nn.Module):
     def elbo(self, batch: Batch, inference: Inference | None = None) -> Elbo:
         """The sequential ELBO of every step, a one-sample estimate: (B, T) in nats, zero where padded.
 
-        Derivation Eq. 20, 21 and, for every member, 56.
+        Derivation Eq. 20, 21 and, for every member, 56. It is that of what is emitted: images without a decoder are
+        evidence for q and nothing to be explained, so that their KL is paid for and their likelihood is no part of it.
+        Such an ELBO still bounds log p of all the rest, and does not compare with one that explains images.
         """
         inference = self.observe(batch) if inference is None else inference
         logs = self.log_likelihood(batch, self.feature(inference.states))

@@ -91,15 +91,27 @@ class Encoder(nn.Module):
                     first.bias.add_(weight @ shift)
                     weight.mul_(ratio)
 
-    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+    def entered(self, obs: dict[str, Tensor]) -> list[Tensor]:
+        """{key: (..., width)} -> of each key (..., W_k), what `forward` gives the perceptron."""
         parts = []
         for key, classes, units in zip(self.keys, self.classes, self.units, strict=True):
             value = units(obs[key])
             if classes and not value.is_floating_point():
-                parts.append(codes(value, classes))
-            else:
-                parts.append(value)
+                value = codes(value, classes)
+            parts.append(value)
+        return parts
+
+    def embed(self, parts: list[Tensor]) -> Tensor:
+        """What :meth:`entered` gives -> (..., E)."""
         return self.mlp(torch.cat(parts, -1))
+
+    def forward(self, obs: dict[str, Tensor]) -> Tensor:
+        return self.embed(self.entered(obs))
+
+    @property
+    def images(self) -> list[int]:
+        """Which of the keys are images, by their places."""
+        return [place for place, units in enumerate(self.units) if isinstance(units, ImageEncoder)]
 
 
 class Head(nn.Module):

@@ -9,12 +9,15 @@ from torch import Tensor
 
 from worldmodel.bounds import importance_bound
 from worldmodel.model import WorldModel
+from worldmodel.redundancy import redundancy
 from worldmodel.types import Batch, Elbo, Inference, State
 
 
 @dataclass
 class ObjectiveConfig:
     """loss = - sum_k weight_k log p_k + beta max(free_nats, KL). With free_nats 0, else defaults, it is -ELBO.
+
+    Where images have no decoder, what their redundancy counts is added.
 
     Without free nats a run can fall into a collapse that costs it the exact ELBO as well: what changes slowly (the
     cart's position) is at first cheaper to call noise, by a large predicted sigma, than to carry in z_t.
@@ -25,6 +28,8 @@ class ObjectiveConfig:
     free_nats_for: Literal["posterior", "both", "batch"] = "posterior"  # both: V3; batch: its mean, of both (V1)
     balance: float | None = None  # share of the KL whose gradient goes to p, the rest to q (DreamerV2, Eq. 2)
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
+    redundancy: float = 0.05  # weight of that of images without a decoder, and of its pairs (R2-Dreamer's code, where
+    redundancy_pairs: float = 5e-4  # an image has 1,024 numbers); Barlow Twins have 5e-3
     anneal: int = 0  # updates over which beta goes from beta_start, and free_nats from free_nats_start
     beta_start: float = 0.0  # from below 1 q learns first (Bowman et al. 2016), from above p must: the dynamics
     free_nats_start: float | None = None  # free_nats throughout by default
@@ -59,7 +64,8 @@ class ObjectiveConfig:
         }
         for name in (name for name, is_unused in unused.items() if is_unused):
             raise ValueError(f"{name} is of no effect with bound: {self.bound}: {getattr(self, name)}")
-        numbers = {name: getattr(self, name) or 0.0 for name in ("beta", "beta_start", "free_nats", "free_nats_start")}
+        plain = ("beta", "beta_start", "free_nats", "free_nats_start", "redundancy", "redundancy_pairs")
+        numbers = {name: getattr(self, name) or 0.0 for name in plain}
         for name, value in (numbers | {f"weights.{key}": weight for key, weight in self.weights.items()}).items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must not be negative, and finite: {value}")
@@ -114,12 +120,24 @@ def trained_kl(
     return config.balance * to_prior + (1 - config.balance) * to_posterior
 
 
-def check_weights(model: WorldModel, config: ObjectiveConfig) -> None:
-    """Refuse weights of what the model does not emit.
+def check_objective(model: WorldModel, config: ObjectiveConfig) -> None:
+    """Refuse what a model cannot be trained for.
 
     Raises:
-        ValueError: naming them and what there is.
+        ValueError: for weights of what it does not emit, naming them and what there is; for redundancy where every
+            image has a decoder; for another bound than the elbo where one has none.
     """
+    settings = (config.redundancy, config.redundancy_pairs)
+    if model.projector is None and settings != (ObjectiveConfig.redundancy, ObjectiveConfig.redundancy_pairs):
+        raise ValueError(
+            "objective.redundancy and redundancy_pairs are of no effect without model.images: redundancy, leave them "
+            f"out: {settings}"
+        )
+    if model.projector is not None and config.bound != "elbo":
+        raise ValueError(
+            f"model.images: redundancy is for objective.bound elbo, not {config.bound}, whose particles are weighed by "
+            "what they say of the images"
+        )
     unknown = sorted(config.weights.keys() - set(model.emissions))
     if unknown:
         raise ValueError(f"objective.weights names {unknown}; the model emits {sorted(model.emissions)}")
@@ -130,27 +148,40 @@ def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig, bet
     return importance_bound(model, batch, config.particles, config.resample if config.bound == "fivo" else 0.0, beta)
 
 
+class Objective(NamedTuple):
+    """What is optimised, and what it was computed from."""
+
+    loss: Tensor  # (B, T), zero where padded
+    inference: Inference
+    elbo: Elbo  # exact
+    redundancy: Tensor | None  # (): of the whole batch, without its weight; None where every image has a decoder
+
+
 def objective(
     model: WorldModel,
     batch: Batch,
     config: ObjectiveConfig,
     now: Annealed | None = None,
     start: State | None = None,
-) -> tuple[Tensor, Inference, Elbo]:
+) -> Objective:
     """The loss of every step (B, T), derivation Eq. 41, with the inference and the exact ELBO it was computed from.
+
+    The redundancy (Eq. 83) has no value for a step by itself: that of the batch is added to each, so that the mean
+    over recorded steps contains it once.
 
     Args:
         now: beta and free nats of this update; those at the end of the schedule by default.
         start: the state before each window; the initial one by default.
     Raises:
-        ValueError: if `config.weights` names no emission of the model, or a start is given with another bound than
-            the elbo, which begins from the initial state.
+        ValueError: as :func:`check_objective`, or if a start is given with another bound than the elbo, which begins
+            from the initial state.
     """
-    check_weights(model, config)
+    check_objective(model, config)
     if start is not None and config.bound != "elbo":
         raise ValueError(f"a start is for the bound elbo, not {config.bound}")
     with torch.set_grad_enabled(config.bound == "elbo" and torch.is_grad_enabled()):  # else they are only reported
-        inference = model.observe(batch, start)
+        seeing = model.projector is not None
+        inference, seen = model.observe_images(batch, start) if seeing else (model.observe(batch, start), None)
         elbo = model.elbo(batch, inference)
     beta, free_nats = (config.beta, None) if now is None else now
     if config.bound == "elbo":
@@ -158,5 +189,10 @@ def objective(
         loss = beta * trained_kl(model, inference, config, free_nats, batch.mask) * batch.mask - fit
     else:
         loss = -particle_bound(model, batch, config, beta)
+    shared = None
+    if model.projector is not None and seen is not None:
+        projected = model.projector(model.feature(inference.states))
+        shared = redundancy(projected, seen.detach(), batch.mask, config.redundancy_pairs)
+        loss = loss + config.redundancy * shared * batch.mask
     assert loss.shape == batch.reward.shape, (loss.shape, batch.reward.shape)
-    return loss, inference, elbo
+    return Objective(loss, inference, elbo, shared)

@@ -236,6 +236,25 @@ def test_a_decoded_image_is_rendered_as_it_is_seen() -> None:
             np.testing.assert_array_equal(frames[1][::6, ::6], first[1])
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"observations": spaces.Box(0, 255, (16, 16, 3), np.uint8)},
+        {"render_mode": "rgb_array", "rendered": spaces.Box(0, 255, (16, 16, 3), np.uint8)},
+        {"render_mode": "rgb_array"},
+    ],
+)
+def test_images_without_a_decoder_are_dreamt_of_but_not_shown(asked: dict[str, Any]) -> None:
+    eye = spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    config = ModelConfig(hidden=8, image_depth=2, images="redundancy")
+    model = WorldModel.build(config, observation_specs(eye), action_spec(TORQUE))
+    begin = PriorStarts(model, 1)
+    with pytest.raises(ValueError, match=r"decodes \[\], not the images .*observations 'feature' and no render_mode"):
+        ImaginedVectorEnv(model, TORQUE, begin, 2, **asked)
+    seen, _ = ImaginedVectorEnv(model, TORQUE, begin, 2).reset(seed=0)
+    assert seen.shape == (2, model.feature_size)
+
+
 def test_recorded_starts_depend_on_the_seed_alone_and_leave_the_replay_as_it_is() -> None:
     model, replay = untrained_with_replay()
     before = replay.rng.bit_generator.state

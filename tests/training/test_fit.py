@@ -374,6 +374,7 @@ def test_a_folder_that_holds_a_run_is_kept(csv: Path, tmp_path: Path, capsys: py
         (["--fit.device", "abacus"], "fit.device: 'abacus'"),
         (["--objective.weights", "{z: 2.0}"], "objective.weights names ['z']"),
         (["--data.test", "nowhere.csv"], "no file at nowhere.csv"),
+        (["--model.images", "redundancy"], "model.images: redundancy is for `worldmodel train`"),
     ],
 )
 def test_bad_configs_are_refused_before_anything_is_made(

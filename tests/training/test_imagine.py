@@ -196,3 +196,14 @@ def test_explained_variance_of_images_is_that_of_all_pixels_together(run: Any) -
     feature = torch.randn(7, run.model.feature_size)
     whole = r2(pixels(image), head.mean(feature), pooled=True)
     torch.testing.assert_close(r2_of_images(head, feature, image, chunk=3), whole)
+
+
+def test_what_the_model_does_not_decode_is_left_out_and_named(tmp_path: Path, capsys: Any) -> None:
+    """The world can still be shown; forecasts and dreams of images cannot."""
+    changes = {**TINY, "model": {**TINY["model"], "images": "redundancy"}}
+    run = train(changes, run=tmp_path / "run")
+    assert main(["imagine", str(run.folder), "--context", "3", "--horizon", "12", "--count", "2"]) == 0
+    said = capsys.readouterr()
+    assert [Path(line).name for line in said.out.splitlines()][-1:] == ["world.webm"]
+    assert [file.name for file in (run.folder / "media").iterdir()] == ["world.webm"]
+    assert "['observation'] left out" in said.err and "train one with model.images: reconstruction" in said.err

@@ -71,6 +71,31 @@ def test_a_preset_learns_from_pixels(preset: str, tmp_path: Path) -> None:
     assert all(p.isfinite().all() for (_, p), _ in pairs) and not any(torch.equal(p, q) for (_, p), q in pairs)
 
 
+@pytest.mark.parametrize("preset", ["dreamer_v1", "dreamer_v3", "planet", "pendulum_pixels_redundancy"])
+def test_a_preset_learns_from_pixels_that_it_does_not_decode(preset: str, tmp_path: Path) -> None:
+    """With an actor of pathwise gradients, one of score gradients in one loss with the model, and with none."""
+    pixels = {"id": "Pendulum-v1", "time_limit": 20, "pixels": True, "image_size": 32}
+    changes: dict[str, Any] = {"env": pixels, "model": {"image_depth": 2, "images": "redundancy"}}
+    if preset == "planet":
+        changes["behaviour"] = {"planner": {"cem": {"candidates": 20, "elites": 4}}}
+    made = trainer(tmp_path, preset, **changes)
+    before = [parameter.clone() for parameter in made.run.model.parameters()]
+    Loop(made, Quiet(), Quiet()).run(60)  # type: ignore[arg-type]
+    named = list(made.run.model.named_parameters())
+    assert not any(torch.equal(p, q) or not p.isfinite().all() for (_, p), q in zip(named, before, strict=True))
+    assert not any(name.startswith("decoders") for name, _ in named) and "projector.weight" in dict(named)
+    metrics = made.update()
+    assert 0 < float(metrics["world_model/redundancy"]) < made.run.model.projector.out_features * 1.1  # type: ignore
+    assert "world_model/log_likelihood/observation" not in metrics
+
+
+def test_redundancy_is_refused_where_it_would_do_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"redundancy is for images, and none is observed but \['observation'\]"):
+        trainer(tmp_path, "dreamer_v1", model={"images": "redundancy"})
+    with pytest.raises(ValueError, match=r"no effect without model\.images: redundancy"):
+        trainer(tmp_path, "dreamer_v1", objective={"redundancy": 1.0})
+
+
 def joint_gradients(made: Trainer, weight: float) -> dict[str, Tensor]:
     """Of the model's parameters, in the one loss, on the same batch with the same noise."""
     made.run.behaviour.config.replay_value = weight  # type: ignore[union-attr]

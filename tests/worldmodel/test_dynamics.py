@@ -89,7 +89,7 @@ def test_shapes(model: WorldModel, batch: Batch) -> None:
     assert model.feature(inference.states).shape == (B, T, model.feature_size)
     assert all(field.shape[0] == B for field in model.initial(B))
     assert [field.shape for field in model.initial(B)] == [field[:, 0].shape for field in inference.states]
-    loss, _, _ = objective(model, batch, ObjectiveConfig())
+    loss = objective(model, batch, ObjectiveConfig()).loss
     assert loss.shape == (B, T)
     assert loss.isfinite().all()
 
@@ -344,7 +344,7 @@ def test_smallest_sizes(
     build: Build, window: Window, member: str, family: str, size: int, batch_size: int, length: int
 ) -> None:
     model, batch = build(member, family, size), window(batch_size, length)
-    loss, inference, elbo = objective(model, batch, ObjectiveConfig(balance=0.8, free_nats=1.0))
+    loss, inference, elbo, _ = objective(model, batch, ObjectiveConfig(balance=0.8, free_nats=1.0))
     assert loss.shape == elbo.kl.shape == (batch_size, length)
     assert elbo.total.isfinite().all()
     if model.dynamics.can_imagine:

@@ -133,7 +133,7 @@ def test_images_vectors_and_classes_at_once(dynamics: str) -> None:
     model = WorldModel.build(config, MIXED, ACTION)
     batch = window(MIXED)
     model.fit_units(batch)
-    loss, inference, elbo = objective(model, batch, ObjectiveConfig())
+    loss, inference, elbo, _ = objective(model, batch, ObjectiveConfig())
     assert set(elbo.log_likelihood) == {*MIXED, "reward", "continue"} and loss.isfinite().all()
     loss.mean().backward()
     for key, entrance in zip(model.encoder.keys, model.encoder.units, strict=True):
@@ -162,7 +162,7 @@ def test_a_picture_is_learned() -> None:
     batch = batch._replace(obs={"eye": pair[which]})
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(150):
-        loss, _, _ = objective(model, batch, ObjectiveConfig())
+        loss = objective(model, batch, ObjectiveConfig()).loss
         optimiser.zero_grad()
         loss.mean().backward()
         optimiser.step()

@@ -25,7 +25,7 @@ def padded(batch: Batch) -> Batch:
 
 
 def test_neutral_objective_is_minus_the_elbo(build: Build, window: Window, member: str, family: str) -> None:
-    loss, _, elbo = objective(build(member, family), padded(window(3, 5)), ObjectiveConfig(free_nats=0))
+    loss, _, elbo, _ = objective(build(member, family), padded(window(3, 5)), ObjectiveConfig(free_nats=0))
     assert torch.equal(loss, -elbo.total)
     assert (loss[:, -1] == 0).all() and (loss[:, :-1] != 0).all()
 
@@ -34,7 +34,7 @@ def test_beta_weights_and_free_nats_reweight_the_terms(build: Build, window: Win
     model, batch = build("rssm"), padded(window(3, 5))
     middle = float(model.elbo(batch).kl[:, :-1].detach().median())
     config = ObjectiveConfig(beta=0.3, free_nats=middle, weights={"reward": 10.0, "phase": 0.0})
-    loss, _, elbo = objective(model, batch, config)
+    loss, _, elbo, _ = objective(model, batch, config)
     kl, logs = elbo.kl, elbo.log_likelihood
     assert (kl < middle).any() and (kl > middle).any()
     expected = 0.3 * kl.clamp(min=middle) * batch.mask - logs["x"] - 10 * logs["reward"] - logs["continue"]
@@ -70,7 +70,7 @@ def test_without_a_schedule_nothing_changes_with_the_updates() -> None:
 def test_a_bound_is_trained_as_it_is(build: Build, window: Window, bound: Any, resample: float) -> None:
     model, batch = build("vrnn"), window(2, 3)
     torch.manual_seed(0)
-    loss, inference, elbo = objective(model, batch, ObjectiveConfig(bound=bound, particles=3))
+    loss, inference, elbo, _ = objective(model, batch, ObjectiveConfig(bound=bound, particles=3))
     torch.manual_seed(0)
     model.elbo(batch)  # measured beside it
     torch.testing.assert_close(loss, -importance_bound(model, batch, 3, resample))

@@ -22,14 +22,14 @@ class Emission(NamedTuple):
 
 
 def images(model: WorldModel) -> dict[str, Head]:
-    """The heads of pictures, by observation key."""
+    """The heads of pictures, by observation key: of those that are decoded."""
     heads = zip(model.keys, cast(Iterable[Head], model.decoders), strict=True)
     return {key: head for key, head in heads if isinstance(head.output, Pixels)}
 
 
 def without_images(model: WorldModel, batch: Batch) -> Batch:
     """What is left to copy and to compare, a thousandth of a batch that holds pictures."""
-    return batch._replace(obs={key: value for key, value in batch.obs.items() if key not in images(model)})
+    return batch._replace(obs={key: value for key, value in batch.obs.items() if key not in model.image_keys})
 
 
 def emissions(model: WorldModel, batch: Batch) -> dict[str, Emission]:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from worldmodel.bounds import log_likelihood, repeated
-from worldmodel.diagnostics.emissions import images
 from worldmodel.diagnostics.scores import Paired, paired
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
@@ -13,7 +12,7 @@ from worldmodel.types import Batch
 @torch.no_grad()
 def sequence_elbo(model: WorldModel, batch: Batch, samples: int = 8) -> Tensor:
     """(B,): the exact ELBO of each sequence in nats per recorded step, its expectation taken over `samples`."""
-    if images(model):  # a copy for each sample would not fit into memory
+    if model.image_keys:  # a copy for each sample would not fit into memory
         total = torch.stack([model.elbo(batch).total for _ in range(samples)]).mean(0)
     else:
         total = model.elbo(repeated(batch, samples)).total.unflatten(0, (-1, samples)).mean(1)
