@@ -95,8 +95,8 @@ def projection(encoder: Encoder, dynamics: SequentialVAE, name: str) -> nn.Linea
     """
     if not encoder.images:
         raise ValueError(
-            f"model.images: redundancy is for images, and none is observed but {encoder.keys}: leave it out, or set "
-            "env.pixels to true"
+            f"model.images: redundancy is for images, and none of the observations {encoder.keys} is one: leave it "
+            "out, or set env.pixels to true"
         )
     if dynamics.feeds_back:
         raise ValueError(

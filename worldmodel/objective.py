@@ -28,8 +28,8 @@ class ObjectiveConfig:
     free_nats_for: Literal["posterior", "both", "batch"] = "posterior"  # both: V3; batch: its mean, of both (V1)
     balance: float | None = None  # share of the KL whose gradient goes to p, the rest to q (DreamerV2, Eq. 2)
     weights: dict[str, float] = field(default_factory=dict)  # by emission: an observation key, reward, continue
-    redundancy: float = 0.05  # weight of that of images without a decoder, and of its pairs (R2-Dreamer's code, where
-    redundancy_pairs: float = 5e-4  # an image has 1,024 numbers); Barlow Twins have 5e-3
+    redundancy: float = 0.05  # weight of that of images without a decoder; both numbers are of R2-Dreamer's code
+    redundancy_pairs: float = 5e-4  # in it, of each pair of different entries; Barlow Twins have 5e-3
     anneal: int = 0  # updates over which beta goes from beta_start, and free_nats from free_nats_start
     beta_start: float = 0.0  # from below 1 q learns first (Bowman et al. 2016), from above p must: the dynamics
     free_nats_start: float | None = None  # free_nats throughout by default

@@ -90,7 +90,9 @@ def test_a_preset_learns_from_pixels_that_it_does_not_decode(preset: str, tmp_pa
 
 
 def test_redundancy_is_refused_where_it_would_do_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"redundancy is for images, and none is observed but \['observation'\]"):
+    with pytest.raises(
+        ValueError, match=r"redundancy is for images, and none of the observations \['observation'\] is one"
+    ):
         trainer(tmp_path, "dreamer_v1", model={"images": "redundancy"})
     with pytest.raises(ValueError, match=r"no effect without model\.images: redundancy"):
         trainer(tmp_path, "dreamer_v1", objective={"redundancy": 1.0})

@@ -179,7 +179,7 @@ def test_a_state_learns_where_an_object_is_from_nothing_but_agreement() -> None:
 @pytest.mark.parametrize(
     ("config", "specs", "message"),
     [
-        ({}, {"x": ObservationSpec((2,))}, r"none is observed but \['x'\].*env\.pixels"),
+        ({}, {"x": ObservationSpec((2,))}, r"none of the observations \['x'\] is one.*env\.pixels"),
         ({"dynamics": "vrnn"}, EYE, r"vrnn imagines by looking.*rssm"),
         ({"heads": False}, EYE, "would emit nothing.*build it with heads"),
     ],
