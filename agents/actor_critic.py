@@ -1,9 +1,9 @@
 """Actor and critic learned in imagination (Hafner et al. 2020-2023, Dreamer V1-V3)."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -205,6 +205,15 @@ class ActorCritic(nn.Module):
         self.updates += 1
         if self.updates % self.config.slow_critic_every == 0:
             follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
+
+    def training_state(self) -> dict[str, Any]:
+        """What learning on needs besides the weights; see :meth:`worldmodel.learner.Learner.state`."""
+        return {"learner": self.learner.state(), "updates": self.updates}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`training_state` gave."""
+        self.learner.load(state["learner"])
+        self.updates = state["updates"]
 
     def loss(
         self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None

@@ -1,6 +1,8 @@
 """Explore where the model's own predictions disagree (Plan2Explore; Sekar et al. 2020)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -82,3 +84,15 @@ class Plan2Explore(nn.Module):
             learned = self.explorer.learn(model, states, batch)
             metrics |= {f"exploration/{name.partition('/')[2]}": value for name, value in learned.items()}
         return metrics
+
+    def training_state(self) -> dict[str, Any]:
+        """See :meth:`agents.actor_critic.ActorCritic.training_state`."""
+        state = {"ensemble": self.disagreement.learner.state(), "task": self.task.training_state()}
+        return {**state, "explorer": self.explorer.training_state()} if self.config.separate else state
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`training_state` gave."""
+        self.disagreement.learner.load(state["ensemble"])
+        self.task.load_training_state(state["task"])
+        if self.config.separate:
+            self.explorer.load_training_state(state["explorer"])

@@ -1,10 +1,10 @@
 """A behaviour that searches, at every step, for the plan with the best imagined return (PlaNet, TD-MPC2)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -202,3 +202,12 @@ class Planner(nn.Module):
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """See :meth:`agents.actor_critic.ActorCritic.learn`; nothing without a guide."""
         return {} if self.guide is None else self.guide.learn(model, states, batch)
+
+    def training_state(self) -> dict[str, Any]:
+        """See :meth:`agents.actor_critic.ActorCritic.training_state`."""
+        return {} if self.guide is None else self.guide.training_state()
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`training_state` gave."""
+        if self.guide is not None:
+            self.guide.load_training_state(state)

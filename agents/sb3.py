@@ -277,7 +277,7 @@ class SB3Behaviour(nn.Module):
             rows = {name: array[:size] for name, array in vars(buffer).items() if isinstance(array, np.ndarray)}
             state["buffer"] = {"at": [int(buffer.pos), int(buffer.full)], "rows": rows}
         if self.ensemble is not None:
-            state["ensemble"] = self.ensemble.learner.optimizer.state_dict()
+            state["ensemble"] = self.ensemble.learner.state()
         return state
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
@@ -294,7 +294,7 @@ class SB3Behaviour(nn.Module):
             for name, rows in state["buffer"]["rows"].items():
                 getattr(buffer, name)[: len(rows)] = rows
         if self.ensemble is not None:
-            self.ensemble.learner.optimizer.load_state_dict(state["ensemble"])
+            self.ensemble.learner.load(state["ensemble"])
 
 
 def _counted(name: str, value: Any) -> bool:

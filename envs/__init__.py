@@ -2,6 +2,7 @@
 
 from envs import probes
 from envs.alignment import Episode
+from envs.episodes import RepeatableEpisodes
 from envs.faults import EnvironmentFault
 from envs.images import Images, Rendered
 from envs.imagined import ImaginedEnv, ImaginedVectorEnv
@@ -23,6 +24,7 @@ __all__ = [
     "RecordEnvTrajectories",
     "RecordTrajectories",
     "Rendered",
+    "RepeatableEpisodes",
     "ReplayedStarts",
     "action_spec",
     "make",

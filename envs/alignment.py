@@ -71,6 +71,17 @@ class Recorder:
         episodes, self._episodes = self._episodes, []
         return episodes
 
+    def counters(self) -> dict[str, Any]:
+        """What it has counted, as numbers and arrays."""
+        running = {"total_reward": self._total_reward.copy(), "length": self._length.copy()}
+        return {"steps": self.steps, "frames": self.frames, "vector_steps": self._vector_steps, **running}
+
+    def count_on(self, counters: Mapping[str, Any]) -> None:
+        """Count on from what :meth:`counters` gave, in the middle of episodes that have been recorded so far."""
+        self.steps, self.frames, self._vector_steps = (counters[key] for key in ("steps", "frames", "vector_steps"))
+        self._total_reward, self._length = counters["total_reward"].copy(), counters["length"].copy()
+        self._ready = True
+
     def controls(self, actions: np.ndarray) -> np.ndarray:
         """Actions about to be taken (n, *shape) -> controls (n, A). Before the step: it may change them in place.
 

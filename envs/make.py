@@ -7,6 +7,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
+from envs.episodes import RepeatableEpisodes
 from envs.faults import named
 from envs.ids import by_id
 from envs.images import Images, Rendered
@@ -57,6 +58,7 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
 
     With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed. Only
     with `training` is it the one to learn from, of which `config.life_loss` may end episodes: all others are the task.
+    Unless lives end them, its episodes can be played again then (:class:`envs.episodes.RepeatableEpisodes`).
 
     A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
     so that repeating actions leaves the task as long as its author made it.
@@ -78,7 +80,9 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
         env = Images(env, config.image_size, config.grey)
     if config.record_state:
         env = RecordState(env)
-    return CheckObservation(env, index)
+    env = CheckObservation(env, index)
+    # Games that a lost life interrupts go on without a reset: they have no seed of their own.
+    return RepeatableEpisodes(env) if training and config.life_loss != "end" else env
 
 
 def time_limit(config: EnvConfig) -> int | None:

@@ -175,17 +175,16 @@ class WorldModelAgent:
         if isinstance(self.run.behaviour, SB3Behaviour):
             self.run.behaviour.live(imagined_steps(self.run.config, total_timesteps), reset_num_timesteps)
         until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
-        with Progress(until, trainer.envs.steps, console) as progress, opened(trainer, progress) as logger:
-            writer = MetricsWriter(lambda metrics, step: logger.log(metrics, self.steps_before + step))
+        loop = self.loop = self.loop or Loop(trainer, evaluates=False)
+        with Progress(until, trainer.envs.steps, console) as progress, opened(loop, progress):
+            writer = MetricsWriter(lambda metrics, step: loop.logger.log(metrics, self.steps_before + step))
             self.logger = SB3Logger(None, [writer])
-            if self.loop is None:
-                self.loop = Loop(trainer, logger, progress, evaluates=False)
-            self.loop.logger, self.loop.progress = logger, progress
-            self.loop.log_every = log_interval or self.run.config.training.log_every
+            loop.log_every = log_interval or self.run.config.training.log_every
             asked = self._callback(callback)
             asked.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
             asked.on_rollout_start()
-            self.loop.run(until, lambda: self._on_step(asked))
+            if not loop.run(until, lambda: self._on_step(asked)) and loop.interrupt.asked:
+                raise KeyboardInterrupt
             asked.on_rollout_end()
             asked.on_training_end()
         self.logger = SB3Logger(None, [])

@@ -23,9 +23,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     train = commands.add_parser("train", help="train a world model and an agent", epilog=OVERRIDES)
-    train.add_argument("config", help="YAML file, for example configs/pendulum.yaml")
+    train.add_argument("config", nargs="?", help="YAML file, for example configs/pendulum.yaml")
     train.add_argument("--seed", type=int, help="of everything random; default: the config's")
     train.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
+    train.add_argument("--resume", metavar="RUN", help="go on with an interrupted run instead, or give it more steps")
     fit = commands.add_parser("fit", help="fit a world model to recorded sequences", epilog=OVERRIDES)
     fit.add_argument("config", help="YAML file, for example configs/tanks.yaml")
     fit.add_argument("data", metavar="DATA", help="a .csv or .npz file, a run folder, or minari:DATASET_ID")
@@ -85,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"worldmodel {options.command}: interrupted", file=sys.stderr)
+        remedy = ": to go on, worldmodel train --resume and its folder" if options.command == "train" else ""
+        print(f"worldmodel {options.command}: interrupted{remedy}", file=sys.stderr)
         return 130
     return 0
 
@@ -113,9 +115,29 @@ def _seed(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from training.loop import train
+    from training.loop import resume, train
 
+    if options.resume is not None:
+        if options.config or options.run or options.seed is not None:
+            raise ValueError("--resume goes on with a run as it was begun: it takes no config, --run or --seed")
+        resume(options.resume, more_steps(overrides))
+        return
+    if options.config is None:
+        raise ValueError("which config? For example configs/pendulum.yaml, or --resume RUN to go on with a run")
     train(options.config, overrides, run=options.run, **_seed(options))
+
+
+def more_steps(overrides: Sequence[str]) -> int | None:
+    """The one thing of a run that can be changed on the way."""
+    from training.schema import parse_overrides
+
+    given = parse_overrides(overrides)
+    steps = given["training"].get("steps") if isinstance(given.get("training"), dict) else None
+    if given and given != {"training": {"steps": steps}}:
+        raise ValueError(f"--resume takes no change of the config but --training.steps: {' '.join(overrides)}")
+    if steps is not None and (not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"--training.steps must be a whole number from 1 up: {steps}")
+    return steps
 
 
 def _fit(options: argparse.Namespace, overrides: list[str]) -> None:

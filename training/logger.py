@@ -81,14 +81,22 @@ class Logger:
         run_dir: the run's folder, which gets `metrics.jsonl` and `wandb/`.
         run_config: the resolved config of the whole run, seed included, to be found with it on Weights & Biases.
         say: prints a line for the user.
+        since: what another logger of this run gave as :meth:`position`: what it wrote after that is forgotten.
     """
 
     def __init__(
-        self, run_dir: Path, config: LoggerConfig, run_config: Mapping[str, Any], say: Callable[[str], None] = print
+        self,
+        run_dir: Path,
+        config: LoggerConfig,
+        run_config: Mapping[str, Any],
+        say: Callable[[str], None] = print,
+        since: Mapping[str, Any] | None = None,
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.began = time.monotonic()
+        self.began = time.monotonic() - (since["seconds"] if since else 0)
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        if since:
+            self.file.truncate(since["bytes"])
         self.run = start_wandb(
             run_dir,
             config.wandb,
@@ -97,6 +105,7 @@ class Logger:
             name=config.name or run_dir.resolve().name,
             tags=config.tags,
             config={**run_config, **provenance()},
+            **({"id": since["wandb"], "resume": "allow"} if since and since["wandb"] else {}),
         )
 
     def log(self, metrics: Metrics, step: int) -> None:
@@ -108,6 +117,11 @@ class Logger:
         self.file.flush()
         if self.run is not None:
             self.run.log(row)
+
+    def position(self) -> dict[str, Any]:
+        """Where both records stand."""
+        seconds, name = time.monotonic() - self.began, None if self.run is None else self.run.id
+        return {"bytes": self.file.tell(), "seconds": seconds, "wandb": name}
 
     def films(self, paths: Iterable[Path], step: int) -> None:
         """Show WebM films on Weights & Biases, from where they lie; as `media/NAME`, at `step` environment steps."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -12,13 +12,17 @@ import numpy as np
 import torch
 
 from envs import EnvironmentFault
-from training.config import load_config, to_mapping
+from training.checkpoint import write_text_atomic
+from training.config import Config, load_config, to_mapping
 from training.evaluation import Evaluation, evaluate
 from training.imagine import MEDIA, ImagineConfig, imagine
+from training.interrupt import Interrupt, patient
 from training.logger import Averages, Logger
 from training.progress import Progress
-from training.run import Run, free_folder
+from training.run import CONFIG, TRAINING, Run, checkpoint_of, free_folder
+from training.schema import dump_yaml
 from training.trainer import OnStep, Trainer, diverged, unbothered
+from training.tree import load_tree
 from worldmodel.memory import keep_memory
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
@@ -44,36 +48,84 @@ def train(
             only as an `EnvironmentFault`, for an observation or a reward that breaks the environment's contract.
     """
     resolved = load_config(config, overrides, **values)
-    torch.set_num_threads(resolved.training.threads)
-    keep_memory()
     name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
+    prepare(resolved)
     made = Run.create(free_folder(name) if run is None else run, resolved)
-    trainer = Trainer(made)
+    loop = Loop(Trainer(made))
     made.begin()
-    with closing(trainer.envs), Progress(resolved.training.steps) as progress, opened(trainer, progress) as logger:
-        progress.note(made.summary)
-        Loop(trainer, logger, progress).run(resolved.training.steps)
-        result = made.evaluate()
+    return finish(loop)
+
+
+def resume(folder: str | Path, steps: int | None = None) -> Run:
+    """Go on with an interrupted run from its last checkpoint, as if nothing had happened since.
+
+    On the CPU, and in environments that repeat themselves when they are seeded, it ends with the weights and the
+    metrics of a run that was never interrupted, bit for bit. Where an environment does not, its running episode counts
+    as truncated. A finished run can be given more steps.
+
+    Args:
+        steps: environment steps in all; by default those of its config.
+    Raises:
+        ValueError: if the folder holds no run, it has no complete checkpoint, or has taken all its steps.
+    """
+    folder = Path(folder)
+    run = Run.load(folder, at_checkpoint=True)
+    prepare(run.config)
+    state = load_tree(checkpoint_of(folder) / TRAINING)
+    if "trainer" not in state:
+        raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
+    run.config.training.steps = steps or run.config.training.steps
+    loop = Loop(Trainer(run, state))
+    loop.load_state(state["loop"])
+    if loop.finished and loop.steps >= run.config.training.steps:
+        raise ValueError(f"{folder} has taken its {loop.steps} steps: give it more with --training.steps")
+    loop.finished = False
+    write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(run.config)))
+    torch.set_rng_state(state["random"]["cpu"])
+    if state["random"]["cuda"] is not None and loop.cuda:
+        torch.cuda.set_rng_state(state["random"]["cuda"], run.agent.device)
+    return finish(loop)
+
+
+def prepare(config: Config) -> None:
+    """Tell torch and the system how a run computes."""
+    torch.set_num_threads(config.training.threads)
+    keep_memory()
+
+
+def finish(loop: "Loop") -> Run:
+    """Train to the end and evaluate."""
+    run, steps = loop.trainer.run, loop.config.training.steps
+    with closing(loop.trainer.envs), Progress(steps, loop.steps) as progress, opened(loop, progress) as interrupt:
+        progress.note(run.summary)
+        if loop.steps:
+            lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
+            progress.note(f"goes on at {loop.steps} environment steps{lost}")
+        if not loop.run(steps) and interrupt.asked:
+            raise KeyboardInterrupt
+        result = run.evaluate()
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
-        logger.log(final, made.env_steps)
+        loop.logger.log(final, run.env_steps)
+        loop.finished = True
         progress.note(f"final evaluation on unseen seeds: {describe(result)}")
-        if result.promise is not None:
-            progress.note(promise(result))
-    return made
+        progress.note(promise(result))
+    return run
 
 
 @contextmanager
-def opened(trainer: Trainer, progress: Progress) -> Iterator[Logger]:
-    """The logger of a run while it is trained. Whatever ends that, what was recorded and learned is saved.
+def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
+    """A loop with a logger, until whatever ends it: then what was recorded and learned is saved.
 
     Raises:
         FloatingPointError: if the training diverged.
         RuntimeError: from a `ValueError` that is no mistake in what the user gave, which was found before.
     """
-    run = trainer.run
-    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note)
+    run = loop.trainer.run
+    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note, loop.logged)
+    loop.logger, loop.progress = logger, progress
     try:
-        yield logger
+        with patient(progress.note) as loop.interrupt:
+            yield loop.interrupt
     except EnvironmentFault:
         raise
     except torch.linalg.LinAlgError as error:
@@ -81,7 +133,8 @@ def opened(trainer: Trainer, progress: Progress) -> Iterator[Logger]:
     except ValueError as error:
         raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
     finally:
-        run.save()
+        loop.save()
+        loop.logged = logger.position()
         logger.close()
         progress.note(f"run saved in {run.folder}")
 
@@ -89,9 +142,15 @@ def opened(trainer: Trainer, progress: Progress) -> Iterator[Logger]:
 class Loop:
     """When to update, log and evaluate; what a person sees of it."""
 
-    def __init__(self, trainer: Trainer, logger: Logger, progress: Progress, evaluates: bool = True) -> None:
-        self.trainer, self.logger, self.progress, self.evaluates = trainer, logger, progress, evaluates
-        self.config = trainer.config
+    logger: Logger  # both while it is opened
+    progress: Progress
+
+    def __init__(self, trainer: Trainer, evaluates: bool = True) -> None:
+        self.trainer, self.evaluates = trainer, evaluates
+        self.interrupt = Interrupt()
+        self.config, self.cuda = trainer.config, trainer.run.agent.device.type == "cuda"
+        self.logged: Mapping[str, Any] | None = None  # where the logger of this run stands, if it had one before
+        self.finished = False
         self.averages = Averages()
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self.shown: dict[str, float] = {}
@@ -109,21 +168,21 @@ class Loop:
         Args:
             until: environment steps in all. on_step: called after each; the loop ends when it answers False.
         Returns:
-            Whether it never did.
+            Whether it never did, and nobody interrupted.
         """
         config, replay = self.config.training, self.config.replay
         goes_on = True
-        if not self.steps:
+        if not self.trainer.prefilled:
             goes_on = self.trainer.prefill(min(config.prefill, until), lambda: self.stepped(on_step))
-            self.due = float(config.pretrain)
+            self.due = float(config.pretrain) if self.trainer.prefilled else 0.0
         per_step = config.replay_ratio / (replay.batch_size * replay.window)
         while goes_on:
-            for _ in range(int(self.due)):
+            while self.due >= 1 and not self.interrupt.asked:
                 self.averages.add(self.trainer.update())
+                self.due -= 1
                 self.progress.update(self.steps, **self.shown)
-            self.due -= int(self.due)
             before = self.steps
-            if before >= until:
+            if before >= until or self.interrupt.asked:
                 break
             unsound = self.trainer.unsound
             self.trainer.collect(self.trainer.run.behaviour)
@@ -133,14 +192,14 @@ class Loop:
             self.due += per_step * (self.steps - before)
             goes_on = self.stepped(on_step)
             self.report(before)
-        if self.averages.counts:  # what the last steps paid for, and all of a run that ends with its prefill
+        if self.averages.counts and not self.interrupt.asked:  # what the last steps paid for, or the prefill
             self.log()
-        return goes_on
+        return goes_on and not self.interrupt.asked
 
     def stepped(self, on_step: OnStep) -> bool:
         """After each step of the environments: whether to go on."""
         self.recent.extend((episode.total_reward, episode.length) for episode in self.trainer.ended)
-        return on_step()
+        return on_step() and not self.interrupt.asked
 
     def report(self, before: int) -> None:
         """Log and evaluate where the last step crossed a multiple of the configured interval."""
@@ -171,9 +230,39 @@ class Loop:
         result = evaluate(self.trainer.run.agent, self.config.env, config.episodes, PERIODIC)
         self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
-        self.trainer.run.save()
+        self.save()
         if config.videos:
             film(self.trainer.run, self.logger, self.progress, self.steps)
+
+    def save(self) -> None:
+        """Write what was recorded and learned, and what going on from here needs."""
+        self.trainer.run.save(None if self.trainer.doing == "updating" else self.state())
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, besides weights and recorded rows; see :func:`resume`."""
+        cuda = torch.cuda.get_rng_state(self.trainer.run.agent.device) if self.cuda else None
+        return {
+            "behaviour": self.trainer.run.behaviour.training_state(),
+            "trainer": self.trainer.state(),
+            "loop": {
+                "due": self.due,
+                "sums": self.averages.sums,
+                "counts": dict(self.averages.counts),
+                "recent": list(self.recent),
+                "shown": self.shown,
+                "logged": self.logger.position(),
+                "finished": self.finished,
+            },
+            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave as "loop"."""
+        self.due, self.shown, self.logged = state["due"], state["shown"], state["logged"]
+        self.averages.sums, self.averages.counts = state["sums"], Counter(state["counts"])
+        self.recent.extend((total, length) for total, length in state["recent"])
+        self.began = time.monotonic() - state["logged"]["seconds"]
+        self.finished = state["finished"]
 
 
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:

@@ -5,8 +5,11 @@
 """
 
 import json
+import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from gymnasium import Space
@@ -30,7 +33,9 @@ if TYPE_CHECKING:
 
 CONFIG, CHECKPOINT, ROWS, REPLAY = "config.yaml", "checkpoint", "replay", "replay/replay.npz"
 MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
-TRAINING = "training.safetensors"  # what a behaviour needs to go on learning, besides its weights
+TRAINING = "training.safetensors"  # what going on needs, besides the weights
+ROWS_THEN = "replay.npz"  # in the checkpoint: REPLAY as it was then, the same file until more has been recorded
+LAST = CHECKPOINT + ".last"  # the checkpoint before, while a new one takes its place
 FINAL = 2  # stream of evaluation seeds, used by the final evaluation and `worldmodel evaluate` alone
 
 
@@ -109,13 +114,16 @@ class Run:
             self.replay.move(self.folder / ROWS)
 
     @staticmethod
-    def load(folder: str | Path, device: str | None = None, env: str | None = None) -> "Run":
+    def load(
+        folder: str | Path, device: str | None = None, env: str | None = None, at_checkpoint: bool = False
+    ) -> "Run":
         """Open a finished or interrupted run, on the device it was trained on or on another.
 
         The random state of torch is left as it was. A replay on the disk stays there as it is, until a row is added.
 
         Args:
             env: the id of another environment than its own, with the same spaces.
+            at_checkpoint: with what was recorded when the weights were saved, and not what came after.
         Raises:
             ValueError: if the folder holds no run, or a file in it does not fit its config.
         """
@@ -125,7 +133,7 @@ class Run:
         config.env.id = env or config.env.id
         with torch.random.fork_rng():
             run = Run(folder, config)
-        checkpoint = folder / CHECKPOINT
+        checkpoint = checkpoint_of(folder)
         missing = [name for name in (MODEL, BEHAVIOUR, STATE) if not (checkpoint / name).is_file()]
         if missing:
             raise ValueError(
@@ -134,11 +142,13 @@ class Run:
             )
         load_module(checkpoint / MODEL, run.model)
         load_module(checkpoint / BEHAVIOUR, run.behaviour)
-        if (checkpoint / TRAINING).is_file() and run.config.behaviour.name == "sb3":
-            cast("SB3Behaviour", run.behaviour).load_training_state(load_tree(checkpoint / TRAINING))
+        if run.config.behaviour.name == "sb3" and not at_checkpoint:
+            run.behaviour.load_training_state(load_tree(checkpoint / TRAINING)["behaviour"])
         run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)
+        elif at_checkpoint:
+            run.replay.load(checkpoint / ROWS_THEN)
         elif (folder / REPLAY).is_file():
             run.replay.load(folder / REPLAY)
         return run
@@ -151,10 +161,15 @@ class Run:
         what = f"{model.dynamics.name} with {model.latent.family} latents, {size:,} parameters"
         return f"{config.env.id}: {what}, {config.training.device}, {config.training.threads} torch thread(s)"
 
-    def save(self) -> None:
-        """Write the replay, then weights and counters; each file replaces its predecessor in one step.
+    def save(self, training: Mapping[str, Any] | None) -> None:
+        """Write the replay, and then a checkpoint that replaces the last one in one step.
 
-        A replay on the disk is there already. Weights that are not finite are of no use: the last good ones stay.
+        A replay on the disk is there already. Weights that are not finite are of no use: the last good ones stay, with
+        what belongs to them.
+
+        Args:
+            training: what going on needs, see :func:`training.loop.resume`; None where an update has been interrupted,
+                and the weights are those of no moment.
         """
         self._keep_rows()
         if self.config.replay.disk:
@@ -162,20 +177,29 @@ class Run:
         else:
             self.replay.save(self.folder / REPLAY)
         weights = [*self.model.parameters(), *self.behaviour.parameters()]
-        if all(bool(parameter.isfinite().all()) for parameter in weights):
-            self._save_checkpoint(self.folder / CHECKPOINT)
+        if training is None or not all(bool(parameter.isfinite().all()) for parameter in weights):
+            return
+        now, new, old = (self.folder / name for name in (CHECKPOINT, CHECKPOINT + ".new", LAST))
+        shutil.rmtree(new, ignore_errors=True)
+        self._write_checkpoint(new, training)
+        if not self.config.replay.disk:
+            link(self.folder / REPLAY, new / ROWS_THEN)
+        if now.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            now.rename(old)
+        new.rename(now)
+        shutil.rmtree(old, ignore_errors=True)
 
     def write(self, folder: Path) -> None:
         """A copy of this run without its replay, in an empty folder."""
         claim(folder, self.config)
-        self._save_checkpoint(folder / CHECKPOINT)
+        self._write_checkpoint(folder / CHECKPOINT, {"behaviour": self.behaviour.training_state()})
 
-    def _save_checkpoint(self, checkpoint: Path) -> None:
+    def _write_checkpoint(self, checkpoint: Path, training: Mapping[str, Any]) -> None:
         checkpoint.mkdir(parents=True, exist_ok=True)
         save_module(checkpoint / MODEL, self.model)
         save_module(checkpoint / BEHAVIOUR, self.behaviour)
-        if self.config.behaviour.name == "sb3":
-            save_tree(checkpoint / TRAINING, cast("SB3Behaviour", self.behaviour).training_state())
+        save_tree(checkpoint / TRAINING, training)
         write_text_atomic(checkpoint / STATE, json.dumps({"env_steps": self.env_steps}) + "\n")
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
@@ -186,6 +210,19 @@ class Run:
         count = self.config.evaluation.final_episodes if episodes is None else episodes
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
         return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=promises)
+
+
+def checkpoint_of(folder: Path) -> Path:
+    """The checkpoint of a run folder: the one before, if a crash came between that and a new one."""
+    return folder / (CHECKPOINT if (folder / CHECKPOINT).exists() or not (folder / LAST).exists() else LAST)
+
+
+def link(file: Path, target: Path) -> None:
+    """Another name for a file that is only ever replaced, never changed; a copy where the disk knows no such names."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)
 
 
 def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:

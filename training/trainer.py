@@ -1,14 +1,20 @@
 """One environment step, and one update of the model and of the behaviour that imagines in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, Literal, cast
 
 import numpy as np
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
 
 from agents import ActorCritic, Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
-from envs import Episode, RecordTrajectories, make_vector
+from envs import Episode, RecordTrajectories, RepeatableEpisodes, make_vector
+from envs.episodes import episode_seed
+from envs.faults import named
 from training.run import Run
+from training.tree import shaped
 from worldmodel.images import ENOUGH
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
@@ -63,10 +69,16 @@ def diverged(
 
 
 class Trainer:
-    """Collects arrivals for a run, replays them, and updates its model and its behaviour."""
+    """Collects arrivals for a run, replays them, and updates its model and its behaviour.
 
-    def __init__(self, run: Run) -> None:
+    Args:
+        state: to go on as another trainer of this run would have: "trainer", what it gave as :meth:`state`, and
+            "behaviour", what its behaviour gave as `training_state`.
+    """
+
+    def __init__(self, run: Run, state: Mapping[str, Any] | None = None) -> None:
         self.run, self.config = run, run.config
+        self.doing: Literal["nothing", "collecting", "updating"] = "nothing"  # what an error has interrupted
         self.envs = RecordTrajectories(make_vector(run.config.env, training=True), run.replay.add)
         self.loss = partial(model_loss, run.model, run.config.objective)
         self.joint = together(run) if run.config.training.joint else None
@@ -76,18 +88,24 @@ class Trainer:
         else:
             self.learner = Learner(self.joint_loss, [*trained, *self.joint.trained], run.config.learner)
         self.before = run.env_steps  # that it had been trained for
+        self.prefilled = False
         self.updates = 0
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
-        self.observation, _ = self.envs.reset(seed=run.config.seed)
         self.ended: list[Episode] = []  # episodes that ended in the last step
         self.reward = np.zeros(self.envs.num_envs)  # of the last step
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
+        self.lost = 0  # episodes that could not be taken up again
+        if state is None:
+            self.observation, _ = self.envs.reset(seed=run.config.seed)
+        else:
+            self._load_state(state)
 
     def collect(self, behaviour: Behaviour) -> None:
         """One step of every environment, recorded."""
         if isinstance(behaviour, Plan2Explore):
             behaviour.begin_step(self.envs.steps)
+        self.doing = "collecting"
         agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
         actions, self.acting = agent.predict(self.observation, self.acting, self.start)
         if not np.isfinite(actions).all():
@@ -100,6 +118,7 @@ class Trainer:
         self.start = terminated | truncated
         self.ended = self.envs.pop_episodes()
         self.run.env_steps = self.before + self.envs.steps
+        self.doing = "nothing"
 
     def begin_episodes(self) -> None:
         """Let every environment begin a new episode: someone else has stepped it."""
@@ -116,19 +135,25 @@ class Trainer:
         Returns:
             Whether it never did.
         """
-        trained = self.run.env_steps > 0
-        behaviour = self.run.behaviour if trained else RandomBehaviour(self.run.action_spec)
-        goes_on = True
+        trained, behaviour, goes_on = self.before > 0, self.before_learning, True
         while goes_on and self.envs.steps < steps:
             self.collect(behaviour)
             goes_on = on_step()
+        if self.envs.steps < steps:  # interrupted
+            return False
         self.fit_units(keep=trained)
         images = self.run.model.image_keys
         if images:
             every = max(len(self.run.replay) // ENOUGH, 1)
             self.run.model.fit_images(self.run.replay.everything(images, every))
         self.acting = None  # it was filtered in other units
+        self.prefilled = True
         return goes_on
+
+    @property
+    def before_learning(self) -> Behaviour:
+        """What acts until there are units: at random, unless the run was trained before."""
+        return self.run.behaviour if self.before > 0 else RandomBehaviour(self.run.action_spec)
 
     def refit_units(self, before: int) -> None:
         """Measure in the units of everything recorded, each time that has doubled since the prefill.
@@ -150,6 +175,12 @@ class Trainer:
 
     def update(self) -> Metrics:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""
+        self.doing = "updating"
+        metrics = self._update()
+        self.doing = "nothing"
+        return metrics
+
+    def _update(self) -> Metrics:
         config, replay, model, behaviour = self.config.replay, self.run.replay, self.run.model, self.run.behaviour
         device = self.config.training.device
         places = replay.draw(config.batch_size, config.window)
@@ -166,6 +197,72 @@ class Trainer:
             return {**metrics, **behaviour.learn(model, states, batch)}
         self.joint.follow()
         return {**metrics, **{f"joint/{name}": value for name, value in report.items()}}
+
+    # To go on as if nothing had happened.
+
+    def state(self) -> dict[str, Any]:
+        """What the next steps depend on besides weights and recorded rows, as nested mappings of arrays and numbers.
+
+        After an error in the middle of a step of the environments their episodes are not in it.
+        """
+        return {
+            "learner": self.learner.state(),
+            "replay": self.run.replay.training_state(),
+            "numbers": [self.before, self.prefilled, self.updates, self.unsound],
+            "recorder": self.envs.recorder.counters(),
+            "episodes": None if self.doing == "collecting" else self._episodes(),
+        }
+
+    def _episodes(self) -> dict[str, Any] | None:
+        """Where the episodes of the environments stand; None where they cannot be played again."""
+        envs = cast(SyncVectorEnv, self.envs.unwrapped).envs
+        if not all(isinstance(env, RepeatableEpisodes) for env in envs):
+            return None
+        return {
+            "positions": [cast(RepeatableEpisodes, env).position() for env in envs],
+            "observation": named(self.observation),
+            "start": self.start,
+            "acting": self.acting,
+        }
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        """See the class."""
+        self.run.behaviour.load_training_state(state["behaviour"])
+        state = state["trainer"]
+        self.learner.load(state["learner"])
+        self.run.replay.load_training_state(state["replay"])
+        self.before, self.prefilled, self.updates, self.unsound = state["numbers"]
+        whole = state["episodes"] is not None
+        found = self._taken_up(state["episodes"]) if whole else np.zeros(self.envs.num_envs, bool)
+        self.envs.recorder.count_on(state["recorder"])
+        self.lost = int((~found).sum())
+        if self.lost:
+            self.run.replay.cut(np.flatnonzero(~found))
+            self.start = ~found if not whole else self.start | ~found
+            if not whole:  # in seeds that no episode before had
+                self.observation, _ = self.envs.reset(seed=episode_seed(self.config.seed, 1 + self.envs.steps))
+            else:
+                self.envs.recorder.reset(self.observation, ~found)
+
+    def _taken_up(self, episodes: Mapping[str, Any]) -> np.ndarray:
+        """Play the episodes again up to where they were; which environments (num_envs,) have repeated themselves."""
+        vector, found, reached = cast(SyncVectorEnv, self.envs.unwrapped), [], []
+        saved = episodes["observation"]
+        for place, (env, position) in enumerate(zip(vector.envs, episodes["positions"], strict=True)):
+            observation = cast(RepeatableEpisodes, env).go_to(position)
+            same = all(np.array_equal(value, saved[key][place]) for key, value in named(observation).items())
+            if not same:
+                observation, _ = env.reset()
+            found.append(same)
+            reached.append(observation)
+        space = vector.single_observation_space
+        self.observation = concatenate(space, reached, cast(Any, create_empty_array(space, len(reached))))
+        self.start = episodes["start"].copy()
+        if episodes["acting"] is not None:
+            behaviour = self.run.behaviour if self.prefilled else self.before_learning
+            agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
+            self.acting = shaped(agent.initial(len(reached)), episodes["acting"])
+        return np.array(found)
 
     def joint_loss(self, batch: Batch, now: Annealed, start: State | None) -> tuple[Tensor, tuple[State, Metrics]]:
         """That of the model, and that of the behaviour, of which the values of replayed states shape the model."""

@@ -67,3 +67,13 @@ def load_tree(path: Path) -> Any:
         return tensors[content] if kind == TENSOR else tensors[content].numpy()
 
     return found(described)
+
+
+def shaped(like: Any, tree: Any) -> Any:
+    """What was read back as lists, as the named tuples that `like` is made of, its tensors on their devices."""
+    if isinstance(like, Tensor):
+        return tree.to(like.device)
+    if isinstance(like, tuple):
+        parts = [shaped(part, item) for part, item in zip(like, tree, strict=True)]
+        return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+    return tree

@@ -1,6 +1,6 @@
 """One place where parameters change: gradient, clipping, optimiser step, and the switch for compilation."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -71,6 +71,17 @@ class Learner:
         if self.warmup is not None:
             self.warmup.step()
         return aux, {"loss": loss.detach(), "grad_norm": norm}
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on besides the parameters, as nested mappings of tensors and numbers."""
+        warmup = None if self.warmup is None else self.warmup.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "warmup": warmup}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.warmup is not None:
+            self.warmup.load_state_dict(state["warmup"])
 
     def clipped(self) -> Tensor:
         """Clip the gradients; returns their global norm before."""

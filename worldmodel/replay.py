@@ -8,7 +8,7 @@ windows, wherever it lies.
 Where the rows are, in memory or in files, is the storage's concern and makes no difference to what is sampled.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -277,6 +277,51 @@ class SequenceReplay:
         """What was done with other rows than those that are held now."""
         self.served = np.zeros(self.storage.num_envs, np.int64)
         self.known = np.zeros((self.storage.num_envs, self.length), bool)
+
+    # To go on as if nothing had happened.
+
+    def cut(self, envs: np.ndarray) -> None:
+        """End the running episodes of these environments (n,) where they are, truncated."""
+        slot = (self.written[envs] - 1) % self.length
+        self.storage.begin_writing()
+        self.storage.put("is_last", envs, slot, np.ones(len(envs), bool))
+
+    def training_state(self) -> dict[str, Any]:
+        """What sampling depends on besides the rows, as nested mappings of arrays and numbers: latent states too."""
+        env, slot, there = self._by_age()
+        state = {
+            "random": self.rng.bit_generator.state,
+            "written": self.written.copy(),
+            "served": self.served - self.storage.oldest,
+            "known": self.known[env, slot] & there,
+        }
+        return state if self.latents is None else {**state, "latents": self.storage.take(LATENT, env, slot)}
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`training_state` gave, with the rows of that time or, in files, those and later ones.
+
+        The later ones are forgotten. Where the ring was full they took the place of its oldest, which are lost.
+        """
+        if isinstance(self.storage, Disk):
+            self.storage.roll_back(state["written"])
+        self.rng.bit_generator.state = state["random"]
+        self.served = self.storage.oldest + state["served"]
+        env, slot, there = self._by_age()
+        known, latents = state["known"], state.get("latents")
+        if known.shape != there.shape:  # some of the oldest are lost: the newest have their states
+            known = known[:, known.shape[1] - there.shape[1] :]
+            latents = None if latents is None else latents[:, latents.shape[1] - there.shape[1] :]
+        if latents is not None:
+            self.storage.add_beside(LATENT, Column(np.dtype(np.float16), latents.shape[2:]))
+            self.storage.put(LATENT, env, slot, latents)
+        self.known[env, slot] = known & there
+
+    def _by_age(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Environments (num_envs, 1), slots (num_envs, L) of their rows by age, and which of these there are."""
+        stored = self.storage.stored
+        age = np.arange(stored.max(initial=0))
+        slot = (self.storage.oldest[:, None] + age) % self.length
+        return np.arange(len(stored))[:, None] + np.zeros_like(slot), slot, age < stored[:, None]
 
     def flush(self) -> None:
         """Return when what is kept in files would survive the end of the machine; the process's end it does anyway."""

@@ -113,7 +113,7 @@ class Storage(ABC):
         """One row for each of these environments (n,), without repeats: of every column (n, *shape)."""
         self.begin_writing()
         row = self.written[envs]
-        self.begun[envs] = row + 1
+        self.begun[envs] = np.maximum(self.begun[envs], row + 1)  # more had been begun before a roll_back
         for name, values in cells.items():
             self.put(name, envs, row % self.length, values)
         self.written[envs] = row + 1
@@ -139,6 +139,11 @@ class Storage(ABC):
                     self.put(name, np.full_like(slot, env), slot, values)
         self.begun[:] = other.begun
         self.written[:] = other.written
+
+    def roll_back(self, written: np.ndarray) -> None:
+        """Forget what was added to each stream after its first `written` rows (num_envs,)."""
+        self.begin_writing()
+        self.written[:] = np.minimum(self.written, written)
 
     def replace(self, stored: np.ndarray, cells: Mapping[str, np.ndarray]) -> None:
         """Hold other rows instead: of stream e the first stored[e] of every column (num_envs, n, *shape).

@@ -1,0 +1,241 @@
+"""A run that is interrupted and resumed ends as if it never had been."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from envs import EnvConfig, RepeatableEpisodes, make
+from training import Run, train
+from training import loop as loops
+from training.cli import main
+from training.loop import resume
+from training.run import CHECKPOINT, LAST
+
+TINY: dict[str, Any] = {
+    "env": {"id": "Pendulum-v1", "time_limit": 30, "num_envs": 2},
+    "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
+    "behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2}},
+    "replay": {"batch_size": 2, "window": 4},
+    "training": {"steps": 100, "prefill": 20, "pretrain": 2, "replay_ratio": 3, "log_every": 10},
+    "evaluation": {"every": 40, "episodes": 2, "final_episodes": 2},
+    "logger": {"wandb": "disabled"},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gaussian": {},
+    "plan2explore": {"behaviour": {**TINY["behaviour"], "name": "plan2explore"}},
+    "planner": {
+        "behaviour": {
+            "name": "planner",
+            "planner": {
+                "horizon": 2,
+                "terminal_value": True,
+                "discount": 0.99,
+                "icem": {"candidates": 8, "elites": 2, "iterations": 1},
+            },
+            "actor_critic": {"hidden": 8, "starts": 4, "horizon": 2},
+        }
+    },
+    "v3": {
+        "model": {**TINY["model"], "latent": {"family": "onehot", "groups": 2, "classes": 3}},
+        "learner": {"optimizer": "laprop", "warmup": 10, "adaptive_clip": 0.3},
+        "behaviour": {
+            "actor_critic": {"hidden": 8, "starts": 0, "horizon": 2, "gradient": "score", "replay_value": 0.3}
+        },
+        "replay": {"batch_size": 2, "window": 4, "online": True, "context": True},
+        "training": {**TINY["training"], "joint": True},
+    },
+    "full ring": {"replay": {"batch_size": 2, "window": 4, "capacity": 40}},
+    "disk": {"replay": {"batch_size": 2, "window": 4, "disk": True, "context": True}},
+    "discrete": {"env": {"id": "CartPole-v1", "time_limit": 30}},
+    "pink": {"behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2, "noise": "pink"}}},
+    "pixels": {
+        "env": {"id": "Pendulum-v1", "time_limit": 30, "pixels": True, "image_size": 32},
+        "model": {**TINY["model"], "image_depth": 2},
+    },
+}
+
+
+class Killed(BaseException):
+    """As if by kill -9: nobody saves anything."""
+
+
+def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Metrics but for what a clock says, weights, and everything recorded."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{k: v for k, v in row.items() if k not in ("seconds", "time/fps")} for row in rows]
+    run = Run.load(folder)
+    weights = {**run.model.state_dict(), **{f"b/{k}": v for k, v in run.behaviour.state_dict().items()}}
+    recorded = run.replay.everything()
+    rows = {**{f"obs/{k}": v.numpy() for k, v in recorded.obs.items()}, "u": recorded.prev_action.numpy()}
+    return metrics, {k: v.numpy() for k, v in weights.items()}, rows | {"r": recorded.reward.numpy()}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    (metrics, weights, rows), (metrics2, weights2, rows2) = outcome(one), outcome(other)
+    assert metrics == metrics2
+    for name, value in (weights | rows).items():
+        np.testing.assert_array_equal(value, (weights2 | rows2)[name], err_msg=name)
+
+
+def killed(monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool]) -> None:
+    """Let the process die before the step of the environments in which `when` is true of the trainer."""
+
+    def dies(trainer: Any, behaviour: Any) -> None:
+        if when(trainer):
+            monkeypatch.setattr(loops.Loop, "save", lambda self: None)
+            raise Killed
+        collect(trainer, behaviour)
+
+    collect = loops.Trainer.collect
+    monkeypatch.setattr(loops.Trainer, "collect", dies)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_killed_run_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its last checkpoint, after 40 or 80 steps; what came after that is done again."""
+    config = {**TINY, **VARIANTS[name]}
+    whole = train(config, run=tmp_path / "whole", seed=5).folder
+    for death in (57, 91):
+        folder = tmp_path / f"killed{death}"
+        with monkeypatch.context() as patch:
+            killed(patch, lambda trainer, death=death: trainer.envs.steps >= death)  # type: ignore[misc]
+            with pytest.raises(Killed):
+                train(config, run=folder, seed=5)
+        torch.rand(3)  # whatever the other process has drawn
+        resume(folder)
+        assert_same(whole, folder)
+
+
+@pytest.mark.parametrize("death", [7, 33, 61])
+def test_a_run_that_is_asked_to_stop_goes_on_from_there(
+    death: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the prefill and later; SIGTERM is what batch systems send."""
+    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
+    collect, sent = loops.Trainer.collect, []
+
+    def asks(trainer: Any, behaviour: Any) -> None:
+        if trainer.envs.steps >= death and not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        collect(trainer, behaviour)
+
+    monkeypatch.setattr(loops.Trainer, "collect", asks)
+    folder = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, run=folder, seed=5)
+    assert "SIGTERM: stopping after this step" in capsys.readouterr().err
+    assert Run.load(folder).env_steps < death + 4
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "goes on at" in capsys.readouterr().err
+    assert_same(whole, folder)
+
+
+def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: Path, capsys: Any) -> None:
+    folder = train(TINY, run=tmp_path / "run", seed=5).folder
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "has taken its 100 steps: give it more with --training.steps" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder), "--training.steps", "140"]) == 0
+    assert Run.load(folder).env_steps == 140 and Run.load(folder).config.training.steps == 140
+    finals = [row for row in outcome(folder)[0] if "final/mean_reward" in row]
+    assert [row["global_step"] for row in finals] == [100, 140]
+
+
+class Forgetful(gym.Env[np.ndarray, np.ndarray]):
+    """Its observations are drawn from no seed."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.random.default_rng().uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, False, False, {}
+
+
+def test_an_episode_that_cannot_be_taken_up_counts_as_truncated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    gym.register("Forgetful-v0", Forgetful)
+    config = {**TINY, "env": {"id": "Forgetful-v0", "time_limit": 30, "num_envs": 2}}
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        killed(patch, lambda trainer: trainer.envs.steps >= 50)
+        with pytest.raises(Killed):
+            train(config, run=folder)
+    run = resume(folder)
+    assert "goes on at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
+    for env in range(2):
+        stream = run.replay.stream(env)
+        ends = stream.is_last[0].nonzero().flatten().tolist()
+        assert ends[0] == 20 and stream.is_first[0, 21] and not stream.is_terminal.any()  # 20 steps each, and a reset
+    gym.registry.pop("Forgetful-v0")
+
+
+def test_a_fault_in_the_environment_leaves_a_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was recorded is lost; the episode in which it happened ends there."""
+    step = loops.Trainer.collect
+
+    def fails(trainer: Any, behaviour: Any) -> None:
+        if trainer.envs.steps == 50:
+            trainer.doing = "collecting"
+            raise OSError("the simulator is gone")
+        step(trainer, behaviour)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops.Trainer, "collect", fails)
+        with pytest.raises(OSError, match="gone"):
+            train(TINY, run=tmp_path / "run")
+    assert len(Run.load(tmp_path / "run").replay) == 52  # 25 steps of each environment, and its reset
+    run = resume(tmp_path / "run")
+    assert run.env_steps == 100 and [int(stream) for stream in run.replay.storage.stored] == [52, 52]  # and another reset
+
+
+def test_a_crash_between_two_checkpoints_leaves_the_one_before(tmp_path: Path) -> None:
+    folder = train(TINY, run=tmp_path / "run").folder
+    expected = outcome(folder)
+    (folder / CHECKPOINT).rename(folder / LAST)
+    (folder / (CHECKPOINT + ".new")).mkdir()  # half written
+    assert all(np.array_equal(value, outcome(folder)[1][name]) for name, value in expected[1].items())
+    assert main(["train", "--resume", str(folder), "--training.steps", "104"]) == 0
+    assert sorted(path.name for path in folder.glob("checkpoint*")) == [CHECKPOINT]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "RUN", "configs/pendulum.yaml"], "takes no config, --run or --seed"),
+        (["--resume", "RUN", "--seed", "3"], "takes no config, --run or --seed"),
+        (["--resume", "RUN", "--learner.lr", "1e-3"], "takes no change of the config but --training.steps"),
+        (["--resume", "RUN", "--training.steps", "many"], "must be a whole number from 1 up: many"),
+        (["--resume", "nowhere"], "holds no run"),
+        ([], "which config?"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(arguments: list[str], message: str, capsys: Any) -> None:
+    assert main(["train", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_episode_is_played_again() -> None:
+    """To the very observation; and the next one follows as it would have."""
+    env = make(EnvConfig(id="CartPole-v1"), training=True)
+    assert isinstance(env, RepeatableEpisodes)
+    env.reset(seed=3)
+    first, _ = env.reset()
+    second, _ = env.reset()
+    assert not np.array_equal(first, second)
+    for action in (0, 1, 1, 0):
+        reached, *_ = env.step(action)
+    position, (following, _) = env.position(), env.reset()
+    again = make(EnvConfig(id="CartPole-v1"), training=True)
+    np.testing.assert_array_equal(again.go_to(position), reached)
+    np.testing.assert_array_equal(again.reset()[0], following)
