@@ -2,8 +2,8 @@
 
     python benchmarks/suites.py --out results/suites.csv [--only minigrid]
 
-Each is begun with `worldmodel train`, stopped by SIGTERM, and resumed with `worldmodel train --resume`. The table says how
-the ELBO rose and what the evaluations returned: short runs solve nothing, they show that a suite works.
+Each is begun with `worldmodel train`, stopped by SIGTERM, and resumed with `worldmodel train --resume`. The table says
+how the ELBO rose and what the evaluations returned: short runs solve nothing, they show that a suite works.
 """
 
 import argparse

@@ -55,10 +55,12 @@ def parser() -> argparse.ArgumentParser:
     imagine.add_argument("--horizon", type=int, default=45, help="steps imagined; default: %(default)s")
     imagine.add_argument("--count", type=int, default=4, help="sequences side by side; default: %(default)s")
     imagine.add_argument("--seed", type=int, default=0, help="which sequences; default: %(default)s")
+    imagine.add_argument("--start", type=int, help="the one sequence from this recorded step on, 0 being the oldest")
     imagine.add_argument("--device", help="default: the one it was trained on")
     play = commands.add_parser("play", help="step inside a trained model's dream, one action for every key")
     play.add_argument("run", metavar="RUN", help="a run folder; the film of it goes into RUN/media")
     play.add_argument("--seed", type=int, default=0, help="where it begins, and of all chance; default: %(default)s")
+    play.add_argument("--start", type=int, help="begin at this recorded step, 0 being the oldest; default: drawn ones")
     play.add_argument("--device", help="default: the one it was trained on")
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
     collect.add_argument("config", help="YAML file, for its env section")
@@ -179,7 +181,7 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
     from training.imagine import ImagineConfig, imagine
     from training.run import Run
 
-    config = ImagineConfig(options.context, options.horizon, options.count, options.seed)
+    config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
     run = Run.load(options.run, options.device)
     if blind := [key for key in run.obs_specs if key not in run.model.keys]:
         print(
@@ -198,7 +200,7 @@ def _play(options: argparse.Namespace, _: list[str]) -> None:
 
     run = Run.load(options.run, options.device)
     with typed() as keys:
-        print(play(run, keys, options.seed))
+        print(play(run, keys, options.seed, start=options.start))
 
 
 def _collect(options: argparse.Namespace, overrides: list[str]) -> None:

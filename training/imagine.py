@@ -39,6 +39,7 @@ class ImagineConfig:
     horizon: int = 45  # steps that it foretells
     count: int = 4  # sequences side by side
     seed: int = 0  # which sequences, and of what is imagined
+    start: int | None = None  # instead of drawn sequences the one from this recorded step on, the oldest being 0
 
     def __post_init__(self) -> None:
         if min(self.context, self.horizon, self.count) < 1:
@@ -200,14 +201,23 @@ def sequences(run: Run, config: ImagineConfig) -> Batch:
     """Recorded windows (N, context + horizon, ...), each inside one episode.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or not where it is to start.
     """
     length = config.context + config.horizon
+    if config.start is not None:
+        chosen = run.replay.gather(run.replay.window_at(config.start, length), run.agent.device)
+        borders = chosen.is_first[0, 1:].nonzero().flatten().tolist()
+        if borders:
+            raise ValueError(
+                f"{length} steps are asked for from step {config.start} on, and an episode begins after "
+                f"{borders[0] + 1} of them: take another start, or a smaller horizon"
+            )
+        return chosen
     windows = run.replay.within_episodes(length)
     if not len(windows.env):
         raise ValueError(f"the replay holds no {length} steps of one episode: take a smaller context or horizon")
-    chosen = torch.randperm(len(windows.env))[: config.count].numpy()
-    return run.replay.gather(Places(*(field[chosen] for field in windows)), run.agent.device)
+    some = torch.randperm(len(windows.env))[: config.count].numpy()
+    return run.replay.gather(Places(*(field[some] for field in windows)), run.agent.device)
 
 
 def draws(run: Run) -> bool:

@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from agents.behaviour import Memory
 from envs import ImaginedEnv, ReplayedStarts, make
+from envs.starts import Starts
 from training.imagine import MEDIA
 from training.keyboard import AGENT, NEW, QUIT, Keyboard, blocks
 from training.run import Run
 from training.video import IMAGINED, SEEN, marked, write_webm
+from worldmodel.types import State
 
 CLEAR = "\x1b[H\x1b[2J"
 STATUS = "step {step:>4}  reward {reward:+8.3f}  return {total:+9.2f}"
@@ -20,13 +23,19 @@ STATUS = "step {step:>4}  reward {reward:+8.3f}  return {total:+9.2f}"
 class Dream:
     """One imagined episode after the other, each from a state inferred of what was recorded.
 
+    Args:
+        start: the recorded step that all begin from, the oldest being 0; by default drawn ones.
     Raises:
-        ValueError: if nothing is recorded that something could follow.
+        ValueError: if nothing is recorded that something could follow, or there is no such step.
     """
 
-    def __init__(self, run: Run, seed: int) -> None:
+    def __init__(self, run: Run, seed: int, start: int | None = None) -> None:
         real = make(run.config.env)
-        begin = ReplayedStarts(run.model, run.replay, run.config.replay.window, pool=1)
+        window = run.config.replay.window
+        begin: Starts = ReplayedStarts(run.model, run.replay, window, pool=1)
+        if start is not None:
+            state = state_at(run, start)
+            begin = lambda count: type(state)(*(field.expand(count, *field.shape[1:]) for field in state))  # noqa: E731
         self.run = run
         self.env = ImaginedEnv(
             run.model, real.action_space, begin, sys.maxsize, render_mode="rgb_array", rendered=real.observation_space
@@ -72,14 +81,30 @@ class Dream:
         return f"{line}  the episode has ended" if self.over else line
 
 
-def play(run: Run, keys: Iterable[str], seed: int = 0, show: Callable[[Dream, str], None] | None = None) -> Path:
+@torch.no_grad()
+def state_at(run: Run, step: int) -> State:
+    """The state (1, ...) inferred of the steps up to a recorded one."""
+    before = min(run.config.replay.window - 1, step)
+    places = run.replay.window_at(step - before, before + 1)
+    states = run.model.observe(run.replay.gather(places, run.agent.device)).states
+    return type(states)(*(field[:, -1] for field in states))
+
+
+def play(
+    run: Run,
+    keys: Iterable[str],
+    seed: int = 0,
+    show: Callable[[Dream, str], None] | None = None,
+    start: int | None = None,
+) -> Path:
     """Play a model until the keys end or quit; returns the film of it, RUN/media/play.webm.
 
     Args:
+        seed, start: where it begins; see :class:`Dream`.
         keys: see :class:`training.keyboard.Keyboard`; those without a meaning are passed over.
         show: is called at the start and after every step, with a line that says what the keys do.
     """
-    keyboard, dream = Keyboard(run.action_spec), Dream(run, seed)
+    keyboard, dream = Keyboard(run.action_spec), Dream(run, seed, start)
     show = show or draw
     show(dream, keyboard.help())
     for key in keys:

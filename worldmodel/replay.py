@@ -197,6 +197,22 @@ class SequenceReplay:
         env, start = np.concatenate(found).T
         return self._places(env[:, None], start[:, None] + np.arange(window))
 
+    def window_at(self, step: int, window: int) -> Places:
+        """Where the window lies that begins at a stored step: (1, window).
+
+        Args:
+            step: its number, from the oldest on, one stream after the other.
+        Raises:
+            ValueError: if there is no such step, or the stream has fewer than `window` from there on.
+        """
+        if not 0 <= step < len(self):
+            raise ValueError(f"the replay holds steps 0 to {len(self) - 1}, not {step}")
+        (env,), (age,) = self._numbered(np.array([step]))
+        left = int(self.storage.stored[env] - age)
+        if left < window:
+            raise ValueError(f"{window} steps are asked for from step {step} on, where {left} are recorded")
+        return self._places(np.array([[env]]), age + np.arange(window)[None])
+
     def _places(self, env: np.ndarray, age: np.ndarray) -> Places:
         """Environments and steps after the oldest of their rings, (B, T) or broadcastable to it."""
         env, age = np.broadcast_arrays(env, age)

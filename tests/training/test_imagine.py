@@ -153,6 +153,17 @@ def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
         ImagineConfig(count=0)
 
 
+def test_a_sequence_begins_where_it_is_asked_to(run: Any) -> None:
+    windows = sequences(run, ImagineConfig(3, 4, start=5))
+    stream = run.replay.stream(0)
+    torch.testing.assert_close(windows.obs["observation"], stream.obs["observation"][:, 5:12])
+    with pytest.raises(ValueError, match="an episode begins after 5 of them"):
+        sequences(run, ImagineConfig(3, 4, start=26))  # of 31 arrivals each
+    last = len(run.replay) - 2
+    with pytest.raises(ValueError, match=f"from step {last} on, where 2 are recorded"):
+        sequences(run, ImagineConfig(3, 4, start=last))
+
+
 def test_evaluations_are_filmed_and_the_films_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the run's folder, and by their paths into the folder that Weights & Biases will upload."""
     monkeypatch.setenv("WANDB_MODE", "offline")

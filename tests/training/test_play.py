@@ -13,7 +13,7 @@ import torch
 from training import train
 from training.cli import main
 from training.keyboard import Keyboard, blocks
-from training.play import Dream, play
+from training.play import Dream, play, state_at
 from training.video import BAR
 from worldmodel.spaces import ActionSpec
 
@@ -108,6 +108,26 @@ def test_keys_are_piped_to_the_command(run: Any, monkeypatch: pytest.MonkeyPatch
     keys, first, second, path = capsys.readouterr().out.splitlines()
     assert "entry 0 down, up" in keys and first.startswith("step    1  reward") and second.startswith("step    2")
     assert path.endswith("play.webm")
+
+
+def test_it_begins_at_a_recorded_step(run: Any) -> None:
+    """In the state inferred of that step and those before it, again and again."""
+
+    def states(step: int) -> tuple[Any, Any, Any]:
+        torch.manual_seed(0)
+        dream = Dream(run, 0, start=step)
+        first = dream.env.many.state
+        dream.act(np.array([2.0], np.float32))
+        dream.anew()
+        torch.manual_seed(0)
+        return first, dream.env.many.state, state_at(run, step)
+
+    for first, again, inferred in (states(7), states(40)):
+        for one, two, three in zip(first, again, inferred, strict=True):
+            assert torch.equal(one, three) and torch.equal(two, three)
+    assert not torch.equal(states(7)[0].deter, states(40)[0].deter)
+    with pytest.raises(ValueError, match="holds steps 0 to"):
+        Dream(run, 0, start=10_000)
 
 
 def test_an_episode_that_has_ended_is_begun_anew(tmp_path: Path) -> None:

@@ -196,7 +196,10 @@ def test_a_fault_in_the_environment_leaves_a_run_that_goes_on(tmp_path: Path, mo
             train(TINY, run=tmp_path / "run")
     assert len(Run.load(tmp_path / "run").replay) == 52  # 25 steps of each environment, and its reset
     run = resume(tmp_path / "run")
-    assert run.env_steps == 100 and [int(stream) for stream in run.replay.storage.stored] == [52, 52]  # and another reset
+    assert run.env_steps == 100 and [int(stream) for stream in run.replay.storage.stored] == [
+        52,
+        52,
+    ]  # and another reset
 
 
 def test_a_crash_between_two_checkpoints_leaves_the_one_before(tmp_path: Path) -> None:
