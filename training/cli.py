@@ -87,9 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, FloatingPointError) as error:
         print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        remedy = ": to go on, worldmodel train --resume and its folder" if options.command == "train" else ""
-        print(f"worldmodel {options.command}: interrupted{remedy}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"worldmodel {options.command}: interrupted{interrupt}", file=sys.stderr)
         return 130
     return 0
 

@@ -102,7 +102,7 @@ def finish(loop: "Loop") -> Run:
             lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
             progress.note(f"goes on at {loop.steps} environment steps{lost}")
         if not loop.run(steps) and interrupt.asked:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}")
         result = run.evaluate()
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
         loop.logger.log(final, run.env_steps)

@@ -251,7 +251,7 @@ def test_the_ensemble_learns_beside_it_and_is_saved() -> None:
     metrics = made.learn(MODEL, states, batch)
     assert float(metrics["ensemble/error"]) > 0 and "ensemble.net.0.weight" in made.state_dict()
     assert not torch.equal(before[0].weight, ensemble.net[0].weight)
-    moments = made.training_state()["ensemble"]["state"][0]["exp_avg"]
+    moments = made.training_state()["ensemble"]["optimizer"]["state"][0]["exp_avg"]
     assert moments.abs().sum() > 0
 
 

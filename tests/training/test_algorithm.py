@@ -110,7 +110,10 @@ def test_it_is_saved_as_one_file_and_goes_on_learning_from_its_recordings() -> N
     with ZipFile("deep/agent.zip") as archive:
         assert set(archive.namelist()) == {
             "config.yaml",
-            *(f"checkpoint/{name}" for name in ("model.safetensors", "behaviour.safetensors", "state.json")),
+            *(
+                f"checkpoint/{name}"
+                for name in ("model.safetensors", "behaviour.safetensors", "training.safetensors", "state.json")
+            ),
         }
     again = WorldModelAgent.load("deep/agent.zip")
     observation = np.array([0.5, 0.5, 0.1], np.float32)

@@ -129,7 +129,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
 
     monkeypatch.setattr(loops.Trainer, "collect", asks)
     folder = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"to go on: worldmodel train --resume {folder}"):
         train(TINY, run=folder, seed=5)
     assert "SIGTERM: stopping after this step" in capsys.readouterr().err
     assert Run.load(folder).env_steps < death + 4

@@ -21,6 +21,7 @@ from training.loop import PERIODIC, Loop, promise
 from training.run import FINAL
 from training.schema import merge
 from training.trainer import Trainer
+from training.tree import load_tree, save_tree
 from worldmodel.imagination import starts
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
@@ -113,8 +114,11 @@ def test_run_folder(trained: Run) -> None:
         "checkpoint/model.safetensors",
         "checkpoint/behaviour.safetensors",
         "checkpoint/state.json",
+        "checkpoint/training.safetensors",
+        "checkpoint/replay.npz",
         "replay/replay.npz",
     }
+    assert (trained.folder / "checkpoint/replay.npz").samefile(trained.folder / "replay/replay.npz")
     assert load_config(trained.folder / "config.yaml") == trained.config
     assert trained.env_steps == 60
 
@@ -229,8 +233,9 @@ def test_updates_follow_the_replay_ratio(tmp_path: Path, ratio: float, num_envs:
     changes = {"training": {"replay_ratio": ratio}, "env": {"num_envs": num_envs}, "evaluation": {"every": 1000}}
     made = Run.create(tmp_path / "run", load_config(merge(TINY, changes)))
     trainer = Trainer(made)
-    silent: Any = Silent()
-    Loop(trainer, silent, silent).run(60)
+    loop, silent = Loop(trainer), Silent()
+    loop.logger = loop.progress = silent  # type: ignore[assignment]
+    loop.run(60)
     assert trainer.updates == expected
     assert made.env_steps == 60
 
@@ -401,8 +406,14 @@ def test_an_algorithm_of_sb3_trains_in_a_run_and_repeats(tmp_path: Path, algorit
     rows = [json.loads(line) for line in (one.folder / "metrics.jsonl").read_text().splitlines()]
     assert any("train/learning_rate" in row and "dream/rollout/ep_rew_mean" in row for row in rows)
     assert "final/imagined_reward" in rows[-1]
-    for name in ("model.safetensors", "behaviour.safetensors", "training.safetensors"):
+    for name in ("model.safetensors", "behaviour.safetensors"):
         assert (one.folder / "checkpoint" / name).read_bytes() == (two.folder / "checkpoint" / name).read_bytes()
+    one_state, two_state = (
+        load_tree(run.folder / "checkpoint/training.safetensors")["behaviour"] for run in (one, two)
+    )
+    save_tree(tmp_path / "a", one_state)
+    save_tree(tmp_path / "b", two_state)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     again = Run.load(one.folder)
     assert again.evaluate(2).returns == one.evaluate(2).returns
 
