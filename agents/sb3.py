@@ -6,6 +6,7 @@ today dreams them, while weights, optimisers, buffers and schedules go on from w
 """
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -263,7 +264,7 @@ class SB3Behaviour(nn.Module):
     # What is needed to go on learning, besides the weights.
 
     def training_state(self) -> dict[str, Any]:
-        """Optimisers, counters and the replay buffer, as nested mappings of tensors, arrays and numbers."""
+        """Optimisers, counters, recent episodes and the replay buffer, as nested mappings of tensors and numbers."""
         algorithm, buffer = self.algorithm, getattr(self.algorithm, "replay_buffer", None)
         modules, variables = algorithm._get_torch_save_params()
         state: dict[str, Any] = {
@@ -271,6 +272,7 @@ class SB3Behaviour(nn.Module):
             "numbers": {name: value for name, value in vars(algorithm).items() if _counted(name, value)},
             "modules": {name: _at(algorithm, name).state_dict() for name in modules if name != "policy"},
             "variables": {name: _at(algorithm, name).detach() for name in variables},
+            "episodes": [{key: float(value) for key, value in each.items()} for each in algorithm.ep_info_buffer or ()],
         }
         if buffer is not None:
             size = buffer.size()
@@ -284,6 +286,9 @@ class SB3Behaviour(nn.Module):
         """Go on from what :meth:`training_state` returned."""
         self.updates, self.rounds = state["rounds"]
         vars(self.algorithm).update(state["numbers"])
+        recent = self.algorithm._stats_window_size
+        self.algorithm.ep_info_buffer = deque(state["episodes"], recent)
+        self.algorithm.ep_success_buffer = deque(maxlen=recent)
         for name, content in state["modules"].items():
             _at(self.algorithm, name).load_state_dict(content)
         for name, value in state["variables"].items():
