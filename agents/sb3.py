@@ -287,7 +287,8 @@ class SB3Behaviour(nn.Module):
         self.updates, self.rounds = state["rounds"]
         vars(self.algorithm).update(state["numbers"])
         recent = self.algorithm._stats_window_size
-        self.algorithm.ep_info_buffer = deque(state["episodes"], recent)
+        episodes = [{**each, "r": np.float32(each["r"])} for each in state["episodes"]]  # as they are averaged
+        self.algorithm.ep_info_buffer = deque(episodes, recent)
         self.algorithm.ep_success_buffer = deque(maxlen=recent)
         for name, content in state["modules"].items():
             _at(self.algorithm, name).load_state_dict(content)
