@@ -1,4 +1,4 @@
-"""How far the pole of an imagined Pendulum strays from the real one, in degrees.
+"""How far the pole of an imagined Pendulum strays from the real one, in degrees, and what the latent state knows of it.
 
     python benchmarks/pole.py RUN [RUN ...] --out results/pole.csv
 
@@ -23,12 +23,14 @@ from envs.images import Images, Rendered
 from training.evaluation import evaluation_seeds
 from training.imagine import OpenLoop, open_loop
 from training.run import FINAL, Run
+from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import OBSERVATION
+from worldmodel.spaces import OBSERVATION, STATE
 from worldmodel.types import Batch, join
 
 ANGLES = 720
 COLUMNS = ["run", "actions", "context", "steps", "episodes", "median_degrees", "worst_degrees", "median_last_degrees"]
+COLUMNS += ["r2_cos", "r2_sin", "r2_velocity"]
 
 
 def drawn(config: EnvConfig) -> np.ndarray:
@@ -95,9 +97,14 @@ def main() -> None:
             for name in ("agent", "random"):
                 torch.manual_seed(0)
                 batch = played(run, options.episodes, options.context + options.steps, name == "random")
-                error = strayed(open_loop(run, batch, options.context)[OBSERVATION], known)
-                mean, last = error.mean(1), error[:, -1]
-                values = [f"{float(each):.1f}" for each in (np.median(mean), mean.max(), np.median(last))]
+                found, values = open_loop(run, batch, options.context), ["", "", ""]
+                if OBSERVATION in found:
+                    error = strayed(found[OBSERVATION], known)
+                    mean, last = error.mean(1), error[:, -1]
+                    values = [f"{float(each):.1f}" for each in (np.median(mean), mean.max(), np.median(last))]
+                states = {"": batch.obs[STATE + OBSERVATION]}
+                read = linear_probe(run.model, batch, states, skip=options.context)[""]
+                values += [f"{float(each):.3f}" for each in read]
                 row = [folder.name, name, options.context, options.steps, options.episodes, *values]
                 table.writerow(row)
                 print(*row)

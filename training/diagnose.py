@@ -157,7 +157,7 @@ def diagnose(
             collapse(subject.model, disjoint),
             action_test(subject.model, disjoint, config.context, samples),
             None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
-            probed(subject.model, disjoint, recording.states, bool(states)),
+            probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
             None if against is None else _compare(subject, against, disjoint, device),
         )
 
@@ -199,8 +199,10 @@ def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dic
     return whole
 
 
-def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool) -> dict[str, Tensor]:
+def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool, context: int = 0) -> dict[str, Tensor]:
     """What a linear map reads off the latent state: everything that is emitted, and the known states.
+
+    Sequences that begin in the middle of an episode count once `context` steps have been seen.
 
     Raises:
         ValueError: with too few sequences, if the states were asked for.
@@ -214,7 +216,7 @@ def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool) 
         return {}
     known = {name: each.numbers for name, each in emissions(model, batch).items()}
     known |= {name: batch.obs[STATE + name] for name in states}
-    return linear_probe(model, batch, known, FOLDS)
+    return linear_probe(model, batch, known, FOLDS, context)
 
 
 def _one_stream(streams: list[Batch]) -> Batch:

@@ -15,10 +15,16 @@ RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
 
 
 @torch.no_grad()
-def linear_probe(model: WorldModel, batch: Batch, states: Mapping[str, Tensor], folds: int = 5) -> dict[str, Tensor]:
-    """R^2 (D,) of known states (B, T, D), by name, from features of the sampled posterior: see :func:`probe`."""
-    feature = model.feature(model.observe(batch).states)
-    return {name: probe(feature, state, batch.mask, folds) for name, state in states.items()}
+def linear_probe(
+    model: WorldModel, batch: Batch, states: Mapping[str, Tensor], folds: int = 5, skip: int = 0
+) -> dict[str, Tensor]:
+    """R^2 (D,) of known states (B, T, D), by name, from features of the sampled posterior: see :func:`probe`.
+
+    Args:
+        skip: steps at the beginning of each sequence that count for nothing: one picture does not show a velocity.
+    """
+    feature = model.feature(model.observe(batch).states)[:, skip:]
+    return {name: probe(feature, state[:, skip:], batch.mask[:, skip:], folds) for name, state in states.items()}
 
 
 def probe(feature: Tensor, target: Tensor, mask: Tensor, folds: int = 5) -> Tensor:
