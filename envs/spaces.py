@@ -51,6 +51,17 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
                 f"observation '{key}' is an image {space.shape} of {space.dtype}: wrap the environment in "
                 "envs.Images(env, size), which makes it (size, size, channels) of uint8"
             )
+        if (
+            kind is None
+            and space.dtype == np.uint8
+            and len(space.shape) > 2
+            and sorted(space.shape)[-2] >= SMALLEST_IMAGE
+        ):
+            raise ValueError(
+                f"observation '{key}' {space.shape} of uint8 looks like images, of which one has 1, 3 or 4 channels: "
+                "show one picture at a time, without gymnasium.wrappers.FrameStackObservation (the latent state "
+                "remembers), or each under a key of its own in a Dict"
+            )
         return ObservationSpec(space.shape, image=kind is not None)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ObservationSpec(_shape(space), *_categories(space))

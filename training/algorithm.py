@@ -22,6 +22,7 @@ from torch import nn
 from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.config import load_config
 from training.dream import imagined_steps
+from training.lock import alone
 from training.loop import Loop, opened
 from training.progress import Progress
 from training.run import CHECKPOINT, CONFIG, Run, free_folder
@@ -176,7 +177,8 @@ class WorldModelAgent:
             self.run.behaviour.live(imagined_steps(self.run.config, total_timesteps), reset_num_timesteps)
         until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
         loop = self.loop = self.loop or Loop(trainer, evaluates=False)
-        with Progress(until, trainer.envs.steps, console) as progress, opened(loop, progress):
+        shown = Progress(until, trainer.envs.steps, console)
+        with alone(self.run.folder), shown as progress, opened(loop, progress):
             writer = MetricsWriter(lambda metrics, step: loop.logger.log(metrics, self.steps_before + step))
             self.logger = SB3Logger(None, [writer])
             loop.log_every = log_interval or self.run.config.training.log_every

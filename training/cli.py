@@ -120,7 +120,10 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
 
     if options.resume is not None:
         if options.config or options.run or options.seed is not None:
-            raise ValueError("--resume goes on with a run as it was begun: it takes no config, --run or --seed")
+            raise ValueError(
+                "--resume goes on with a run as it was begun: it takes no config, --run or --seed; --training.steps "
+                "gives it more steps"
+            )
         resume(options.resume, more_steps(overrides))
         return
     if options.config is None:
@@ -136,9 +139,9 @@ def more_steps(overrides: Sequence[str]) -> int | None:
     steps = given["training"].get("steps") if isinstance(given.get("training"), dict) else None
     if given and given != {"training": {"steps": steps}}:
         raise ValueError(f"--resume takes no change of the config but --training.steps: {' '.join(overrides)}")
-    if steps is not None and (not isinstance(steps, int) or steps < 1):
+    if steps is not None and (isinstance(steps, bool | str) or steps != int(steps) or steps < 1):
         raise ValueError(f"--training.steps must be a whole number from 1 up: {steps}")
-    return steps
+    return None if steps is None else int(steps)
 
 
 def _fit(options: argparse.Namespace, overrides: list[str]) -> None:

@@ -9,7 +9,7 @@ from agents import Agent, AgentState
 from envs import EnvConfig, make_vector, time_limit
 
 VECTOR = 32  # episodes run side by side
-TINY = 1e-8  # instead of a division by 0
+TINY = 1e-6  # what counts as a return of 0
 
 
 class Evaluation(NamedTuple):
@@ -34,9 +34,12 @@ class Evaluation(NamedTuple):
 
     @property
     def gap(self) -> float | None:
-        """How far the imagined mean is from the real one, as a share of the latter's size, or its spread if larger."""
-        size = max(abs(self.mean), self.std, TINY)
-        return None if self.promise is None else abs(self.promise - self.mean) / size
+        """How far the imagined mean is from the real one, as a share of the latter's size, or its spread if larger.
+
+        None where all real returns are 0.
+        """
+        size = max(abs(self.mean), self.std)
+        return None if self.promise is None or size < TINY else abs(self.promise - self.mean) / size
 
 
 def evaluation_seeds(episodes: int, stream: int) -> list[int]:

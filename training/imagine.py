@@ -15,7 +15,7 @@ from envs import make
 from envs.charts import chart
 from envs.screen import SIDE, picture
 from training.evaluation import evaluation_seeds
-from training.run import FINAL, Run
+from training.run import Run
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
 from worldmodel.diagnostics.open_loop import imagined
 from worldmodel.diagnostics.windows import crop
@@ -25,6 +25,7 @@ from worldmodel.types import Batch, State
 
 STRIP = 10  # moments in a strip
 MEDIA = "media"
+FILMED = 4  # stream of evaluation seeds
 
 
 @dataclass
@@ -189,7 +190,7 @@ def imagine(run: Run, config: ImagineConfig, media: Path | None = None) -> list[
             write_webm(media / f"{name}.webm", frames)
             written.append(media / f"{name}.webm")
         if draws(run):
-            episodes = lived(run, evaluation_seeds(config.count, FINAL), config.horizon)
+            episodes = lived(run, evaluation_seeds(config.count, FILMED), config.horizon)
             longest = max(map(len, episodes))
             shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
             write_webm(media / "world.webm", [tiled([list(now)]) for now in zip(*shown, strict=True)])
@@ -223,8 +224,11 @@ def sequences(run: Run, config: ImagineConfig) -> Batch:
 def draws(run: Run) -> bool:
     """Whether the run's environment draws what happens in it."""
     try:
-        make(run.config.env, draw=True).close()
-    except ValueError:
+        env = make(run.config.env, draw=True)
+        env.reset()
+        _drawn(env)
+        env.close()
+    except Exception:  # of a simulator, a driver or a window system: they have no error in common
         return False
     return True
 

@@ -13,6 +13,7 @@ class Interrupt:
     """Whether the run has been asked to stop."""
 
     asked = False
+    at_once = False  # whether it can stop where it is
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def patient(say: Callable[[str], None]) -> Iterator[Interrupt]:
     interrupt = Interrupt()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if interrupt.asked:
+        if interrupt.asked or interrupt.at_once:
             raise KeyboardInterrupt
         interrupt.asked = True
         say(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")

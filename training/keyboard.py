@@ -19,8 +19,9 @@ COLUMNS = 64  # of a picture drawn with letters, each two pixels high
 class Keyboard:
     """What the keys of a player do to an action.
 
-    A continuous entry is at its lower or upper bound for one step after its key, and halfway otherwise. A single choice
-    has one key per value; of several choices each has a pair of keys that count it down and up, and stays.
+    A continuous entry is at its lower or upper bound for one step after its key, otherwise at 0 or the bound next to
+    it. A single choice has one key per value; of several choices each has a pair of keys that count it down and up,
+    and stays.
 
     Raises:
         ValueError: if there are more entries or values than keys.
@@ -54,7 +55,7 @@ class Keyboard:
         if at < 0 and key != SAME:
             return None
         if not self.spec.classes:
-            control = np.zeros((1, self.spec.width), np.float32)
+            control = self.spec.encode(np.zeros((1, *self.spec.shape), np.float32))
             if key != SAME:
                 control[0, at // 2] = 2 * (at % 2) - 1
             return self.spec.decode(control)[0]

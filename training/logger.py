@@ -6,6 +6,7 @@ they are read. Both records carry `global_step`, in environment steps, as their 
 
 import json
 import math
+import os
 import subprocess
 import time
 from collections import Counter
@@ -96,7 +97,8 @@ class Logger:
         self.began = time.monotonic() - (since["seconds"] if since else 0)
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         if since:
-            self.file.truncate(since["bytes"])
+            self.file.truncate(min(since["bytes"], self.file.tell()))
+            self.file.seek(0, os.SEEK_END)
         self.run = start_wandb(
             run_dir,
             config.wandb,

@@ -17,9 +17,10 @@ from training.config import Config, load_config, to_mapping
 from training.evaluation import Evaluation, evaluate
 from training.imagine import MEDIA, ImagineConfig, imagine
 from training.interrupt import Interrupt, patient
+from training.lock import alone
 from training.logger import Averages, Logger
 from training.progress import Progress
-from training.run import CONFIG, TRAINING, Run, checkpoint_of, free_folder
+from training.run import CONFIG, TRAINING, Run, checkpoint_of, free_folder, saved_config
 from training.schema import dump_yaml
 from training.trainer import OnStep, Trainer, diverged, unbothered
 from training.tree import load_tree
@@ -53,7 +54,8 @@ def train(
     made = Run.create(free_folder(name) if run is None else run, resolved)
     loop = Loop(Trainer(made))
     made.begin()
-    return finish(loop)
+    with alone(made.folder):
+        return finish(loop)
 
 
 def resume(folder: str | Path, steps: int | None = None) -> Run:
@@ -66,9 +68,16 @@ def resume(folder: str | Path, steps: int | None = None) -> Run:
     Args:
         steps: environment steps in all; by default those of its config.
     Raises:
-        ValueError: if the folder holds no run, it has no complete checkpoint, or has taken all its steps.
+        ValueError: if the folder holds no run, another process trains it, it has no complete checkpoint, or has taken
+            all its steps.
     """
     folder = Path(folder)
+    saved_config(folder, "train")
+    with alone(folder):
+        return _resume(folder, steps)
+
+
+def _resume(folder: Path, steps: int | None) -> Run:
     run = Run.load(folder, at_checkpoint=True)
     prepare(run.config)
     state = load_tree(checkpoint_of(folder) / TRAINING)
@@ -103,12 +112,14 @@ def finish(loop: "Loop") -> Run:
             progress.note(f"goes on at {loop.steps} environment steps{lost}")
         if not loop.run(steps) and interrupt.asked:
             raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}")
+        interrupt.at_once = True
         result = run.evaluate()
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
         loop.logger.log(final, run.env_steps)
         loop.finished = True
         progress.note(f"final evaluation on unseen seeds: {describe(result)}")
-        progress.note(promise(result))
+        if line := promise(result):
+            progress.note(line)
     return run
 
 
@@ -151,6 +162,7 @@ class Loop:
         self.config, self.cuda = trainer.config, trainer.run.agent.device.type == "cuda"
         self.logged: Mapping[str, Any] | None = None  # where the logger of this run stands, if it had one before
         self.finished = False
+        self.evaluation_due = False  # one that has been interrupted
         self.averages = Averages()
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self.shown: dict[str, float] = {}
@@ -176,6 +188,8 @@ class Loop:
             goes_on = self.trainer.prefill(min(config.prefill, until), lambda: self.stepped(on_step))
             self.due = float(config.pretrain) if self.trainer.prefilled else 0.0
         per_step = config.replay_ratio / (replay.batch_size * replay.window)
+        if self.evaluation_due:
+            self.evaluate()
         while goes_on:
             while self.due >= 1 and not self.interrupt.asked:
                 self.averages.add(self.trainer.update())
@@ -227,7 +241,9 @@ class Loop:
 
     def evaluate(self) -> None:
         config = self.config.evaluation
+        self.evaluation_due = self.interrupt.at_once = True  # it may take long, and disturbs nothing
         result = evaluate(self.trainer.run.agent, self.config.env, config.episodes, PERIODIC)
+        self.evaluation_due = self.interrupt.at_once = False
         self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
         self.save()
@@ -252,6 +268,7 @@ class Loop:
                 "shown": self.shown,
                 "logged": self.logger.position(),
                 "finished": self.finished,
+                "evaluation_due": self.evaluation_due,
             },
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
@@ -262,7 +279,7 @@ class Loop:
         self.averages.sums, self.averages.counts = state["sums"], Counter(state["counts"])
         self.recent.extend((total, length) for total, length in state["recent"])
         self.began = time.monotonic() - state["logged"]["seconds"]
-        self.finished = state["finished"]
+        self.finished, self.evaluation_due = state["finished"], state["evaluation_due"]
 
 
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
@@ -293,8 +310,10 @@ def describe(result: Evaluation) -> str:
 
 def promise(result: Evaluation) -> str:
     """One line for a person: whether what the model promised came true."""
-    if result.promise is None or result.gap is None:
+    if result.promise is None:
         return ""
+    if result.gap is None:
+        return f"the model imagines {result.promise:.1f} for the same episodes"
     line = f"the model imagines {result.promise:.1f} for the same episodes, {result.gap:.0%} from what they are"
     if result.gap <= TRUSTED:
         return line

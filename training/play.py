@@ -3,9 +3,11 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 from agents.behaviour import Memory
 from envs import ImaginedEnv, ReplayedStarts, make
@@ -36,9 +38,9 @@ class Dream:
         if start is not None:
             state = state_at(run, start)
             begin = lambda count: type(state)(*(field.expand(count, *field.shape[1:]) for field in state))  # noqa: E731
-        self.run = run
+        self.run, shown = run, visible(run, real.observation_space)
         self.env = ImaginedEnv(
-            run.model, real.action_space, begin, sys.maxsize, render_mode="rgb_array", rendered=real.observation_space
+            run.model, real.action_space, begin, sys.maxsize, render_mode="rgb_array", rendered=shown
         )
         real.close()
         self.env.reset(seed=seed)
@@ -81,11 +83,26 @@ class Dream:
         return f"{line}  the episode has ended" if self.over else line
 
 
+def visible(run: Run, space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """What of the observations the model decodes, so that a player can see it.
+
+    Raises:
+        ValueError: if it decodes none.
+    """
+    if not run.model.keys:
+        raise ValueError(
+            f"the model decodes nothing of what it observes (model.images: {run.config.model.images}), so that there "
+            "is nothing to see: train one with model.images: reconstruction"
+        )
+    if not isinstance(space, spaces.Dict):
+        return space
+    return spaces.Dict({key: space[key] for key in run.model.keys})
+
+
 @torch.no_grad()
 def state_at(run: Run, step: int) -> State:
     """The state (1, ...) inferred of the steps up to a recorded one."""
-    before = min(run.config.replay.window - 1, step)
-    places = run.replay.window_at(step - before, before + 1)
+    places = run.replay.history(step, run.config.replay.window)
     states = run.model.observe(run.replay.gather(places, run.agent.device)).states
     return type(states)(*(field[:, -1] for field in states))
 
@@ -106,23 +123,27 @@ def play(
     """
     keyboard, dream = Keyboard(run.action_spec), Dream(run, seed, start)
     show = show or draw
-    show(dream, keyboard.help())
-    for key in keys:
-        if key == QUIT:
-            break
-        if key == NEW or (dream.over and (key == AGENT or keyboard.action(key) is not None)):
-            dream.anew()
-        elif key == AGENT:
-            dream.act(dream.agent())
-        else:
-            action = keyboard.action(key)
-            if action is None:
-                continue
-            dream.act(action)
-        show(dream, keyboard.help())
     path = run.folder / MEDIA / "play.webm"
-    write_webm(path, dream.frames)
+    show(dream, keyboard.help())
+    try:
+        for key in keys:
+            if key == QUIT:
+                break
+            if struck(dream, keyboard, key):
+                show(dream, keyboard.help())
+    finally:  # after Ctrl-C as well
+        write_webm(path, dream.frames)
     return path
+
+
+def struck(dream: Dream, keyboard: Keyboard, key: str) -> bool:
+    """What a key does; whether it has a meaning."""
+    action = dream.agent() if key == AGENT else keyboard.action(key)
+    if key == NEW or (dream.over and action is not None):
+        dream.anew()
+    elif action is not None:
+        dream.act(action)
+    return key == NEW or action is not None
 
 
 def draw(dream: Dream, keys: str) -> None:

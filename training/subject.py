@@ -14,20 +14,21 @@ from training.dataset_io import REPLAY
 from training.fit_run import SPECS, FitRun
 from training.recordings import OBS, check_recording
 from training.run import Run
-from worldmodel.diagnostics.windows import crop, each
+from worldmodel.diagnostics.windows import each
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Standardise
 from worldmodel.replay import SequenceReplay
 from worldmodel.spaces import STATE, ObservationSpec, ObservationSpecs
 from worldmodel.types import Batch
 
+ROOM = 2**29  # bytes of either part that are read: a replay may be larger than the memory
 TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
 
 
 class Recording(NamedTuple):
     """Recorded streams, each (1, L, ...), in two parts."""
 
-    train: list[Batch]  # what baselines are fitted to
+    train: list[Batch]  # what baselines are fitted to; images may be missing
     held: list[Batch]  # what is reported on
     source: str  # what that is, for a person
     seen: str  # what the model has seen of it, for a person; empty if nothing
@@ -35,12 +36,18 @@ class Recording(NamedTuple):
     states: Sequence[str] = ()  # known quantities that the model does not observe: entries of `obs`, after STATE
 
     @staticmethod
-    def split(replay: SequenceReplay, device: torch.device, name: str, seen: str) -> "Recording":
-        """The first TRAIN_SHARE of each stream of a replay, and the rest."""
-        streams = [each(replay.stream(env), lambda leaf: leaf.to(device)) for env in range(len(replay.written))]
-        ends = [int(TRAIN_SHARE * stream.reward.shape[1]) for stream in streams]
-        pairs = list(zip(streams, ends, strict=True))
-        train, held = [crop(stream, 0, end) for stream, end in pairs], [crop(stream, end) for stream, end in pairs]
+    def split(
+        replay: SequenceReplay, device: torch.device, name: str, seen: str, images: Sequence[str] = ()
+    ) -> "Recording":
+        """The first TRAIN_SHARE of each stream of a replay, without images, and the rest: at most the newest ROOM."""
+        train, held = list[Batch](), list[Batch]()
+        most = max(ROOM // replay.row_bytes // len(replay.written), 1)
+        vectors = [key for key in replay.keys if key not in images]
+        for env, stored in enumerate(replay.storage.stored.tolist()):
+            end = int(TRAIN_SHARE * stored)
+            parts = replay.stream(env, max(end - most, 0), end, vectors), replay.stream(env, max(end, stored - most))
+            for part, streams in zip(parts, (train, held), strict=True):
+                streams.append(each(part, lambda leaf: leaf.to(device)))
         states = [key.removeprefix(STATE) for key in replay.obs if key.startswith(STATE)]
         return Recording(train, held, f"{name}: last {1 - TRAIN_SHARE:.0%} of each stream", seen, states=states)
 
@@ -78,7 +85,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
         if not len(replay):
             raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
         seen = "the model was trained on these steps, the baselines on the other 80%" if own else ""
-        return Recording.split(replay, where, name, seen)
+        return Recording.split(replay, where, name, seen, run.model.image_keys)
 
     units = Standardise(run.action_spec.width)
     return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, read)

@@ -230,9 +230,9 @@ class Trainer:
         self.run.behaviour.load_training_state(state["behaviour"])
         state = state["trainer"]
         self.learner.load(state["learner"])
-        self.run.replay.load_training_state(state["replay"])
+        same = self.run.replay.load_training_state(state["replay"])
         self.before, self.prefilled, self.updates, self.unsound = state["numbers"]
-        whole = state["episodes"] is not None
+        whole = same and state["episodes"] is not None
         found = self._taken_up(state["episodes"]) if whole else np.zeros(self.envs.num_envs, bool)
         self.envs.recorder.count_on(state["recorder"])
         self.lost = int((~found).sum())

@@ -169,10 +169,14 @@ class SequenceReplay:
                 self.served[env] += window
         return new
 
-    def stream(self, env: int) -> Batch:
-        """Everything stored of one environment as one window (1, L, ...), oldest first."""
-        age = np.arange(self.storage.stored[env])[None]
-        return self.gather(self._places(np.full_like(age, env), age))
+    def stream(self, env: int, start: int = 0, stop: int | None = None, keys: Iterable[str] | None = None) -> Batch:
+        """What is stored of one environment as one window (1, L, ...), oldest first.
+
+        Args:
+            start, stop: which of its steps, by default all. keys: observations that are wanted, by default all.
+        """
+        age = np.arange(self.storage.stored[env])[None, start:stop]
+        return self.gather(self._places(np.full_like(age, env), age), keys=keys)
 
     def everything(self, keys: Iterable[str] | None = None, every: int = 1) -> Batch:
         """Every stored step as one window (1, L, ...), one stream after the other.
@@ -212,6 +216,18 @@ class SequenceReplay:
         if left < window:
             raise ValueError(f"{window} steps are asked for from step {step} on, where {left} are recorded")
         return self._places(np.array([[env]]), age + np.arange(window)[None])
+
+    def history(self, step: int, window: int) -> Places:
+        """Where a stored step and those before it in its stream lie, at most `window`: (1, <= window).
+
+        Args:
+            step: its number, as of :meth:`window_at`.
+        Raises:
+            ValueError: if there is no such step.
+        """
+        self.window_at(step, 1)
+        (env,), (age,) = self._numbered(np.array([step]))
+        return self._places(np.array([[env]]), np.arange(max(age - window + 1, 0), age + 1)[None])
 
     def _places(self, env: np.ndarray, age: np.ndarray) -> Places:
         """Environments and steps after the oldest of their rings, (B, T) or broadcastable to it."""
@@ -313,24 +329,29 @@ class SequenceReplay:
         }
         return state if self.latents is None else {**state, "latents": self.storage.take(LATENT, env, slot)}
 
-    def load_training_state(self, state: Mapping[str, Any]) -> None:
+    def load_training_state(self, state: Mapping[str, Any]) -> bool:
         """Go on from what :meth:`training_state` gave, with the rows of that time or, in files, those and later ones.
 
-        The later ones are forgotten. Where the ring was full they took the place of its oldest, which are lost.
+        The later ones are forgotten, unless they have taken the place of older ones: then all stay as they are.
+
+        Returns:
+            Whether the rows are those of that time.
         """
         if isinstance(self.storage, Disk):
+            overwritten = self.storage.begun - self.length > np.maximum(state["written"] - self.length, 0)
+            if overwritten.any():
+                self.rng.bit_generator.state, self.served = state["random"], self.written.copy()
+                return False
             self.storage.roll_back(state["written"])
         self.rng.bit_generator.state = state["random"]
         self.served = self.storage.oldest + state["served"]
         env, slot, there = self._by_age()
         known, latents = state["known"], state.get("latents")
-        if known.shape != there.shape:  # some of the oldest are lost: the newest have their states
-            known = known[:, known.shape[1] - there.shape[1] :]
-            latents = None if latents is None else latents[:, latents.shape[1] - there.shape[1] :]
         if latents is not None:
             self.storage.add_beside(LATENT, Column(np.dtype(np.float16), latents.shape[2:]))
             self.storage.put(LATENT, env, slot, latents)
         self.known[env, slot] = known & there
+        return True
 
     def _by_age(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Environments (num_envs, 1), slots (num_envs, L) of their rows by age, and which of these there are."""

@@ -110,6 +110,24 @@ def test_a_resumed_run_goes_on_in_the_same_file(tmp_path: Path) -> None:
     assert [row["global_step"] for row in jsonl(tmp_path)] == [1, 2]
 
 
+def test_what_was_logged_after_a_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    """Also twice, and where nothing is logged in between."""
+    logger = Logger(tmp_path, LoggerConfig(wandb="disabled"), {})
+    logger.log({"x": 1}, 1)
+    then = logger.position()
+    logger.log({"x": 2}, 2)
+    logger.close()
+    for _ in range(2):
+        logger = Logger(tmp_path, LoggerConfig(wandb="disabled"), {}, since=then)
+        then = logger.position()
+        logger.close()
+    logger = Logger(tmp_path, LoggerConfig(wandb="disabled"), {}, since=then)
+    logger.log({"x": 3}, 3)
+    assert then["seconds"] <= logger.position()["seconds"]
+    logger.close()
+    assert [row["global_step"] for row in jsonl(tmp_path)] == [1, 3]
+
+
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from training.logger import Logger, LoggerConfig;"

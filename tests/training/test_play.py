@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_keys_of_a_continuous_action_reach_its_bounds_for_one_step() -> None:
     keyboard = Keyboard(ActionSpec((2,), low=(-2.0, 0.0), high=(2.0, 1.0)))
     actions = [keyboard.action(key) for key in "adsw "]
-    np.testing.assert_allclose(actions, [[-2, 0.5], [2, 0.5], [0, 0], [0, 1], [0, 0.5]])
+    np.testing.assert_allclose(actions, [[-2, 0], [2, 0], [0, 0], [0, 1], [0, 0]])
     assert keyboard.action("1") is None
 
 
@@ -128,6 +128,36 @@ def test_it_begins_at_a_recorded_step(run: Any) -> None:
     assert not torch.equal(states(7)[0].deter, states(40)[0].deter)
     with pytest.raises(ValueError, match="holds steps 0 to"):
         Dream(run, 0, start=10_000)
+
+
+def test_a_recorded_step_of_a_later_stream_has_its_own_past(tmp_path: Path) -> None:
+    run = train({**TINY, "env": {"id": "Pendulum-v1", "num_envs": 2}}, run=tmp_path / "run")
+    first = int(run.replay.storage.stored[0])  # of the second stream
+    for step, seen in ((first - 1, 4), (first, 1), (first + 1, 2), (first + 5, 4)):
+        assert run.replay.history(step, 4).slot.shape == (1, seen)
+        state_at(run, step)
+    assert (run.replay.history(first, 4).env == 1).all()
+
+
+def test_a_model_that_decodes_nothing_cannot_be_seen(tmp_path: Path, capsys: Any) -> None:
+    changes = {
+        "env": {"id": "Pendulum-v1", "pixels": True, "image_size": 32},
+        "model": {**TINY["model"], "image_depth": 2, "images": "redundancy"},
+    }
+    folder = train({**TINY, **changes}, run=tmp_path / "run").folder
+    assert main(["play", str(folder)]) == 2
+    assert "nothing to see: train one with model.images: reconstruction" in capsys.readouterr().err
+
+
+def test_a_film_is_left_whatever_ends_the_game(run: Any) -> None:
+    def keys() -> Any:
+        yield from "ad"
+        raise KeyboardInterrupt
+
+    (run.folder / "media" / "play.webm").unlink(missing_ok=True)
+    with pytest.raises(KeyboardInterrupt):
+        play(run, keys(), show=lambda dream, _: None)
+    assert (run.folder / "media" / "play.webm").stat().st_size > 0
 
 
 def test_an_episode_that_has_ended_is_begun_anew(tmp_path: Path) -> None:

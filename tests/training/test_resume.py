@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,56 @@ def test_a_fault_in_the_environment_leaves_a_run_that_goes_on(tmp_path: Path, mo
         52,
         52,
     ]  # and another reset
+
+
+def test_rows_that_took_the_place_of_older_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """A full ring on the disk cannot be brought back: nothing more is lost, and new episodes begin."""
+    config = {**TINY, "replay": {"batch_size": 2, "window": 4, "disk": True, "capacity": 20, "online": True}}
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        killed(patch, lambda trainer: trainer.envs.steps >= 78)  # more than a ring after the checkpoint
+        with pytest.raises(Killed):
+            train(config, run=folder)
+    run = resume(folder)
+    assert "goes on at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
+    assert run.env_steps == 100 and len(run.replay) == 20
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["global_step"] for row in rows] == sorted(row["global_step"] for row in rows)
+
+
+def test_an_evaluation_that_is_interrupted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left at once: it may take long. The final one as well."""
+    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
+    evaluate, calls = loops.evaluate, []
+
+    def asks(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*given, **named)
+
+    folder = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(loops, "evaluate", asks)
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, run=folder, seed=5)
+        assert len(calls) == 1 and Run.load(folder).env_steps == 40
+    resume(folder)
+    assert_same(whole, folder)
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: Any) -> None:
+    folder = train(TINY, run=tmp_path / "run").folder
+    code = f"from training.lock import alone\nwith alone({str(folder)!r}): print('held', flush=True); input()"
+    code = "from pathlib import Path\n" + code.replace("alone('", "alone(Path('").replace("'): print", "')): print")
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        assert main(["train", "--resume", str(folder), "--training.steps", "120"]) == 2
+        assert "another process is training this run" in capsys.readouterr().err
+        other.kill()
+    assert main(["train", "--resume", str(folder), "--training.steps", "1.2e2"]) == 0
 
 
 def test_a_crash_between_two_checkpoints_leaves_the_one_before(tmp_path: Path) -> None:

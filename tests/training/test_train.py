@@ -110,6 +110,7 @@ def test_run_folder(trained: Run) -> None:
     files = {str(path.relative_to(trained.folder)) for path in trained.folder.rglob("*") if path.is_file()}
     assert files == {
         "config.yaml",
+        "lock",
         "metrics.jsonl",
         "checkpoint/model.safetensors",
         "checkpoint/behaviour.safetensors",
