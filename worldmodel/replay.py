@@ -111,11 +111,6 @@ class SequenceReplay:
         """{key: (num_envs, L, width)}: the slots of every ring, at least those that hold something."""
         return {key: self.storage.array(OBS + key) for key in self.keys}
 
-    @property
-    def flags(self) -> dict[str, np.ndarray]:
-        """{name: (num_envs, L)}; see `obs`."""
-        return {name: self.storage.array(name) for name in FLAGS}
-
     def add(self, rows: Arrival, envs: np.ndarray) -> None:
         """Append one row to the stream of each environment index in `envs` (n,), without repeats."""
         cells = {OBS + key: values for key, values in rows.obs.items()}

@@ -118,13 +118,9 @@ class Storage(ABC):
             self.put(name, envs, row % self.length, values)
         self.written[envs] = row + 1
 
-    def chunks(self, name: str, env: int, since: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The stored rows of one stream, oldest first, a few at a time: their slots, and a column of them.
-
-        Args:
-            since: how many of the oldest to leave out.
-        """
-        rows = np.arange(self.oldest[env] + since, self.oldest[env] + self.stored[env])
+    def chunks(self, name: str, env: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The stored rows of one stream, oldest first, a few at a time: their slots, and a column of them."""
+        rows = np.arange(self.oldest[env], self.oldest[env] + self.stored[env])
         step = max(CHUNK // max(self._column(name).nbytes, 1), 1)
         for start in range(0, len(rows), step):
             slot = rows[start : start + step] % self.length

@@ -15,7 +15,7 @@ def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_task_behaves_as_the_suite_has_it() -> None:
-    suite = pytest.importorskip("dm_control.suite")
+    suite = pytest.importorskip("dm_control.suite", reason="needs the extra: pip install 'worldmodel[dmc]'")
     env, original = make(EnvConfig("dmc:cartpole_swingup")), suite.load("cartpole", "swingup", {"random": 3})
     observation, _ = env.reset(seed=3)
     expected = original.reset()
@@ -31,7 +31,7 @@ def test_a_task_behaves_as_the_suite_has_it() -> None:
 
 
 def test_an_episode_ends_at_its_time_limit_counted_in_frames() -> None:
-    pytest.importorskip("dm_control.suite")
+    pytest.importorskip("dm_control.suite", reason="needs the extra: pip install 'worldmodel[dmc]'")
     envs = make_vector(EnvConfig("dmc:pendulum_swingup", action_repeat=8, record_state=True), 1)
     observation, _ = envs.reset(seed=0)
     assert set(observation) == {"orientation", "velocity", "state/simulator"}
@@ -45,7 +45,7 @@ def test_an_episode_ends_at_its_time_limit_counted_in_frames() -> None:
 
 
 def test_an_unknown_task_is_named_with_the_nearest() -> None:
-    pytest.importorskip("dm_control.suite")
+    pytest.importorskip("dm_control.suite", reason="needs the extra: pip install 'worldmodel[dmc]'")
     with pytest.raises(ValueError, match=r"no task 'cartpole_swing': did you mean cartpole_swingup"):
         make(EnvConfig("dmc:cartpole_swing"))
     with pytest.raises(ValueError, match=r"does not take kwargs \{'colour': 3\}"):

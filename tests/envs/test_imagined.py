@@ -176,7 +176,7 @@ def test_episodes_begin_from_recorded_states_that_something_can_follow() -> None
     assert begin.used == 250 and len(begin(100)[0]) == 100 and begin.used == 100  # a new pool
     begin.refresh()
     assert begin.states is None
-    replay.flags["is_terminal"][:] = True
+    replay.storage.array("is_terminal")[:] = True
     with pytest.raises(ValueError, match="every recorded step is a terminal one"):
         begin(3)
 
