@@ -3,7 +3,8 @@
     python benchmarks/suites.py --out results/suites.csv [--only minigrid]
 
 Each is begun with `worldmodel train`, stopped by SIGTERM, and resumed with `worldmodel train --resume`. The table says
-how the ELBO rose and what the evaluations returned: short runs solve nothing, they show that a suite works.
+how the ELBO rose and what the evaluations returned, each of which is in NAME_curves.csv: short runs solve nothing, they
+show that a suite works.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from pathlib import Path
 STEPS = {  # environment steps, a few minutes of one core each
     "halfcheetah": 4000,
     "minigrid": 6000,
-    "dmc": 4000,
     "dmc_pixels": 7500,
     "atari": 2500,
     "crafter": 2000,
@@ -38,6 +38,7 @@ COLUMNS = [
     "return_last",
 ]
 COLUMNS += ["final_return", "seconds"]
+CURVES = ["config", "env_steps", "frames", "return", "seconds"]
 TRAIN = [sys.executable, "-m", "worldmodel", "train"]
 
 
@@ -89,6 +90,12 @@ def summary(name: str, folder: Path, interrupted: int) -> list[object]:
     return [name, env, *steps, *(f"{number:.4g}" for number in numbers), round(last["seconds"])]
 
 
+def curve(name: str, folder: Path) -> list[list[object]]:
+    """Every evaluation of a run."""
+    columns = ("global_step", "time/frames", "eval/mean_reward", "seconds")
+    return [[name, *(row[column] for column in columns)] for row in rows(folder) if "eval/mean_reward" in row]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=STEPS, help="one of them")
@@ -99,10 +106,15 @@ def main() -> None:
     root = options.runs.resolve()
     chosen = [options.only] if options.only else list(STEPS)
     found = [summary(name, root / name, make(name, STEPS[name], root / name)) for name in chosen]
-    with options.out.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        table.writerows(found)
+    curves = [line for name in chosen for line in curve(name, root / name)]
+    for out, columns, lines in (
+        (options.out, COLUMNS, found),
+        (options.out.with_name(f"{options.out.stem}_curves.csv"), CURVES, curves),
+    ):
+        with out.open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(columns)
+            table.writerows(lines)
     for line in found:
         print(*line)
 
