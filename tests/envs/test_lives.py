@@ -128,7 +128,8 @@ def test_a_run_learns_from_lives_and_is_evaluated_on_games(tmp_path: Any) -> Non
         def __getattr__(self, name: str) -> Any:
             return lambda *args, **values: None
 
-    loop = Loop(trainer, Quiet(), Quiet(), evaluates=False)  # type: ignore[arg-type]
+    loop = Loop(trainer, evaluates=False)
+    loop.logger = loop.progress = Quiet()  # type: ignore[assignment]
     loop.run(27)
     assert [length for _, length in loop.recent] == [3, 2, 4] * 3 and trainer.envs.frames == 4 * 27
     assert evaluate(run.agent, run.config.env, 2, 3).returns == [9, 9]

@@ -42,6 +42,13 @@ class Quiet:
         return lambda *args, **values: None
 
 
+def quiet(trainer: Trainer) -> Loop:
+    """A loop that nobody hears of."""
+    loop = Loop(trainer)
+    loop.logger = loop.progress = Quiet()  # type: ignore[assignment]
+    return loop
+
+
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 @pytest.mark.parametrize("preset", ["dreamer_v1", "dreamer_v2", "dreamer_v3", "planet"])
 def test_a_preset_trains_every_part_of_its_own(preset: str, env: str, tmp_path: Path) -> None:
@@ -49,7 +56,7 @@ def test_a_preset_trains_every_part_of_its_own(preset: str, env: str, tmp_path: 
     made = trainer(tmp_path, preset, env, **planner)
     parts = (made.run.model, made.run.behaviour)
     before = [[p.clone() for p in part.parameters()] for part in parts]
-    Loop(made, Quiet(), Quiet()).run(made.config.training.steps)  # type: ignore[arg-type]
+    quiet(made).run(made.config.training.steps)
     assert made.updates > 3
     for part, old in zip(parts, before, strict=True):
         pairs = zip(part.named_parameters(), old, strict=True)
@@ -65,7 +72,7 @@ def test_a_preset_learns_from_pixels(preset: str, tmp_path: Path) -> None:
         changes["behaviour"] = {"planner": {"cem": {"candidates": 20, "elites": 4}}}
     made = trainer(tmp_path, preset, **changes)
     before = [parameter.clone() for parameter in made.run.model.parameters()]
-    Loop(made, Quiet(), Quiet()).run(60)  # type: ignore[arg-type]
+    quiet(made).run(60)
     pairs = list(zip(made.run.model.named_parameters(), before, strict=True))
     assert any("encoder.units.0.net" in name for (name, _), _ in pairs)
     assert all(p.isfinite().all() for (_, p), _ in pairs) and not any(torch.equal(p, q) for (_, p), q in pairs)
@@ -80,7 +87,7 @@ def test_a_preset_learns_from_pixels_that_it_does_not_decode(preset: str, tmp_pa
         changes["behaviour"] = {"planner": {"cem": {"candidates": 20, "elites": 4}}}
     made = trainer(tmp_path, preset, **changes)
     before = [parameter.clone() for parameter in made.run.model.parameters()]
-    Loop(made, Quiet(), Quiet()).run(60)  # type: ignore[arg-type]
+    quiet(made).run(60)
     named = list(made.run.model.named_parameters())
     assert not any(torch.equal(p, q) or not p.isfinite().all() for (_, p), q in zip(named, before, strict=True))
     assert not any(name.startswith("decoders") for name, _ in named) and "projector.weight" in dict(named)
