@@ -272,7 +272,7 @@ class SB3Behaviour(nn.Module):
             "numbers": {name: value for name, value in vars(algorithm).items() if _counted(name, value)},
             "modules": {name: _at(algorithm, name).state_dict() for name in modules if name != "policy"},
             "variables": {name: _at(algorithm, name).detach() for name in variables},
-            "episodes": [{key: float(value) for key, value in each.items()} for each in algorithm.ep_info_buffer or ()],
+            "episodes": [{key: float(each[key]) for key in ("r", "l")} for each in algorithm.ep_info_buffer or ()],
         }
         if buffer is not None:
             size = buffer.size()
