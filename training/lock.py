@@ -5,12 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where nobody is kept from it
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = "lock"
+from worldmodel.disk import LOCK, locked
 
 
 @contextmanager
@@ -20,15 +15,8 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: if another one trains it.
     """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
+    descriptor = locked(folder / LOCK, f"{folder}: another process is training this run")
     try:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"{folder}: another process is training this run") from error
         yield
     finally:
         os.close(descriptor)

@@ -143,7 +143,10 @@ class Run:
         load_module(checkpoint / MODEL, run.model)
         load_module(checkpoint / BEHAVIOUR, run.behaviour)
         if run.config.behaviour.name == "sb3" and not at_checkpoint:
-            run.behaviour.load_training_state(load_tree(checkpoint / TRAINING)["behaviour"])
+            state = load_tree(checkpoint / TRAINING)
+            if "behaviour" not in state:
+                raise ValueError(f"{checkpoint / TRAINING} was written by an earlier version: train the run anew")
+            run.behaviour.load_training_state(state["behaviour"])
         run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)

@@ -144,7 +144,8 @@ class Disk(Storage):
         """
         if self.counters is not None:
             return
-        self.files[LOCK] = _locked(self.folder / LOCK)
+        problem = f"{self.folder} is being written to by another process: stop it first"
+        self.files[LOCK] = locked(self.folder / LOCK, problem)
         for name in self.columns:
             self.files[name] = os.open(self.folder / file_name(name), os.O_RDWR | BINARY)
         with (self.folder / COUNTERS).open("r+b") as file:
@@ -281,15 +282,19 @@ def _named(columns: Columns) -> str:
     return ", ".join(f"'{name}' {column.dtype}{list(column.shape)}" for name, column in sorted(columns.items()))
 
 
-def _locked(file: Path) -> int:
-    """A descriptor that keeps other processes from writing, until it is closed or this one ends."""
+def locked(file: Path, problem: str) -> int:
+    """A descriptor that keeps other processes from this file, until it is closed or this process ends.
+
+    Raises:
+        ValueError: saying `problem`, if another process has one.
+    """
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT)
     try:
         if fcntl is not None:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise ValueError(f"{file.parent} is being written to by another process: stop it first") from error
+        raise ValueError(problem) from error
     return descriptor
 
 
