@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+from training.checkpoint import find
+
 STEPS = {  # environment steps, a few minutes of one core each
     "halfcheetah": 4000,
     "minigrid": 6000,
@@ -69,7 +71,7 @@ def make(name: str, steps: int, folder: Path) -> int:
         first.send_signal(signal.SIGTERM)
         if first.wait() != 130:
             raise SystemExit(f"{name}: the interrupted run ended with {first.returncode}, see {log.name}")
-        stopped.write_text(str(json.loads((folder / "checkpoint/state.json").read_text())["env_steps"]))
+        stopped.write_text(str(find(folder / "checkpoint")[0].env_steps))
         subprocess.run([*TRAIN, "--resume", str(folder)], env=environ, stdout=log, stderr=log, check=True)
     return int(stopped.read_text())
 

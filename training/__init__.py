@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from training.algorithm import WorldModelAgent
     from training.fit_run import FitRun
     from training.fitting import fit
-    from training.loop import train
     from training.run import Run
+    from training.start import train
 
 _HOMES = {
-    "train": "training.loop",
+    "train": "training.start",
     "Run": "training.run",
     "fit": "training.fitting",
     "FitRun": "training.fit_run",

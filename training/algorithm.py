@@ -22,11 +22,14 @@ from torch import nn
 from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.config import load_config
 from training.dream import imagined_steps
+from training.folder import CONFIG, free_folder
 from training.lock import alone
-from training.loop import Loop, opened
+from training.loop import Loop
 from training.progress import Progress
-from training.run import CHECKPOINT, CONFIG, Run, free_folder
+from training.run import CHECKPOINT, TRAINING, Run
+from training.start import opened
 from training.trainer import Trainer
+from training.tree import load_tree
 from worldmodel.memory import keep_memory
 from worldmodel.replay import SequenceReplay
 
@@ -74,6 +77,7 @@ class WorldModelAgent:
         self.num_timesteps = run.env_steps
         self.logger = SB3Logger(None, [])
         self.trainer: Trainer | None = None
+        self.learned: dict[str, Any] | None = None  # what an earlier trainer gave as such
         self.loop: Loop | None = None
         self.env: VecEnv | None = None
 
@@ -142,6 +146,8 @@ class WorldModelAgent:
             torch.set_num_threads(self.run.config.training.threads)
             keep_memory()
             self.trainer = Trainer(self.run)
+            if self.learned is not None:
+                self.trainer.learn_on(self.learned)
         return self.trainer
 
     def learn(
@@ -221,11 +227,12 @@ class WorldModelAgent:
         """Config, weights and counters as one zip file; `.zip` is added where it is missing.
 
         What was recorded is not in it, see :meth:`save_replay_buffer`; an algorithm that learns in the dream brings its
-        own memory of it. The optimiser of the world model is not: after :meth:`load` it begins anew.
+        own memory of it.
         """
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            self.run.write(folder)
+            learned = self.learned if self.trainer is None else self.trainer.learned()
+            self.run.write(folder, {"behaviour": self.run.behaviour.training_state(), "learned": learned})
             target = _zipped(path)
             if isinstance(target, Path):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -254,8 +261,11 @@ class WorldModelAgent:
             if CONFIG not in names:
                 raise ValueError(f"{path}: no saved agent (there is no {CONFIG} in it)")
             run = Run.load(name, None if device == "auto" else device, None if env is None else named(env))
+            assert run.checkpoint is not None
+            learned = load_tree(run.checkpoint.folder / TRAINING)["learned"]
         agent = cls.__new__(cls)
         agent._adopt(run, short(run.config.env.id))
+        agent.learned = learned
         return agent
 
     def save_replay_buffer(self, path: str | Path) -> None:

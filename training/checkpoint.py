@@ -1,78 +1,183 @@
-"""Weights on disk: safetensors, replaced in one step, read back without executing anything."""
+"""The checkpoints of a run: numbered folders, each of them whole or not there, and proven to be what was written.
 
-import os
-from collections.abc import Mapping
+    checkpoint/00007/  manifest.json  model.safetensors  behaviour.safetensors  training.safetensors  replay.npz
+
+A new one is written beside the others and takes its number in one step, after everything in it has reached the disk.
+None is ever changed, so that whatever ends a process, the last one or the one before can be read.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor, nn
+
+from training.weights import sync_folder, write_text_atomic
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of checkpoints; later ones read all that came before
+PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
 
 
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write so that a reader, or a crash in between, finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")  # in the same folder: a rename across disks is not atomic
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+class DamagedError(ValueError):
+    """A file is not what was written."""
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """:func:`write_bytes_atomic` of UTF-8 text."""
-    write_bytes_atomic(path, text.encode())
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a manifest says of the folder it lies in."""
+
+    folder: Path
+    env_steps: int  # that the weights have been trained for
+    mean_return: float | None  # of an evaluation of these weights
+    files: dict[str, tuple[int, str]]  # {name: (bytes, SHA-256)}
+
+    @staticmethod
+    def read(folder: Path) -> "Checkpoint":
+        """What the manifest in this folder says.
+
+        Raises:
+            DamagedError: if it cannot be read.
+            ValueError: if it is of a later version than this one.
+        """
+        file = folder / MANIFEST
+        try:
+            found = json.loads(file.read_text())
+            made, by = int(found["format"]), found["worldmodel"]
+            files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in found["files"].items()}
+            score = None if found["mean_return"] is None else float(found["mean_return"])
+            checkpoint = Checkpoint(folder, int(found["env_steps"]), score, files)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DamagedError(f"{file} cannot be read: {error!r}") from error
+        if made > FORMAT:
+            raise ValueError(
+                f"{file} is of format {made}, written by worldmodel {by}; this version reads up to {FORMAT}"
+            )
+        return checkpoint
+
+    def check(self, leave_out: Collection[str] = ()) -> None:
+        """Compare every file but those left out with what the manifest says of it.
+
+        Raises:
+            DamagedError: naming the first that is not what was written.
+        """
+        for name, (size, digest) in self.files.items():
+            file = self.folder / name
+            if name in leave_out:
+                continue
+            if not file.is_file():
+                raise DamagedError(f"{file} is missing")
+            if file.stat().st_size != size:
+                raise DamagedError(f"{file} has {file.stat().st_size} bytes instead of {size}")
+            if sha256(file) != digest:
+                raise DamagedError(f"{file} is not what was written: its checksum differs")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors, atomically."""
-    # Clones: safetensors refuses tensors that share memory, as tied parameters and views do.
-    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    write_bytes_atomic(path, save(own))
+@contextmanager
+def new_checkpoint(root: Path, env_steps: int, mean_return: float | None = None) -> Iterator[Path]:
+    """A folder to fill, which becomes the newest checkpoint under `root` at the end, unless an error comes first."""
+    for leftover in root.glob(f"*{PARTIAL}"):
+        shutil.rmtree(leftover)
+    target = root / f"{max(numbers(root), default=0) + 1:05d}"
+    partial = target.with_name(target.name + PARTIAL)
+    partial.mkdir(parents=True)
+    yield partial
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())}
+    about = {"format": FORMAT, **versions(), "env_steps": env_steps, "mean_return": mean_return, "files": files}
+    write_text_atomic(partial / MANIFEST, json.dumps(about, indent=1) + "\n")
+    sync_folder(partial)
+    partial.rename(target)
+    sync_folder(root)
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """Read back what :func:`save_tensors` wrote.
+def numbers(root: Path) -> list[int]:
+    """Of the checkpoints under `root`, the oldest first."""
+    return sorted(int(folder.name) for folder in root.glob("*") if folder.name.isdecimal()) if root.is_dir() else []
 
+
+def find(root: Path, which: str = "latest", leave_out: Collection[str] = ()) -> tuple[Checkpoint, list[str]]:
+    """A checkpoint whose files are what was written, and what is wrong with others that would have come first.
+
+    Args:
+        which: "latest", "best" by the return of its evaluation, or a number.
+        leave_out: files that are not needed, nor looked at.
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a safetensors file; nothing in it has been executed then.
+        ValueError: if there is none, or a later version has written it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    known, problems = [], []
+    for number in reversed(numbers(root)):
+        try:
+            known.append(Checkpoint.read(root / f"{number:05d}"))
+        except DamagedError as error:
+            problems.append(str(error))
+    if which == "best":
+        known = sorted((one for one in known if one.mean_return is not None), key=_mean_return, reverse=True)
+    elif which != "latest":
+        known = [one for one in known if which.isdecimal() and int(one.folder.name) == int(which)]
+    for checkpoint in known:
+        try:
+            checkpoint.check(leave_out)
+        except DamagedError as error:
+            problems.append(str(error))
+        else:
+            return checkpoint, problems
+    raise ValueError(f"{root.parent} holds no {_described(root, which)}" + "".join(f"; {line}" for line in problems))
+
+
+def _mean_return(checkpoint: Checkpoint) -> float:
+    assert checkpoint.mean_return is not None
+    return checkpoint.mean_return
+
+
+def _described(root: Path, which: str) -> str:
+    """What was not found, and what is there."""
+    if not numbers(root):
+        return "complete checkpoint: the run stopped before its first save, or files were removed"
+    there = ", ".join(map(str, numbers(root)))
+    if which == "latest":
+        return "checkpoint that could be used"
+    if which == "best":
+        return f"evaluated checkpoint that could be used; there are {there}"
+    return f"checkpoint '{which}' that could be used; there are latest, best, {there}"
+
+
+def prune(root: Path, keep: int, drop: Collection[str]) -> None:
+    """Remove all but the newest `keep` and the best; of the best, if it is no longer new, also the files in `drop`."""
+    there = numbers(root)
+    old = {number: _read(root / f"{number:05d}") for number in there[:-keep]}
+    new = [_read(root / f"{number:05d}") for number in there[-keep:]]
+    evaluated = [one for one in (*old.values(), *new) if one is not None and one.mean_return is not None]
+    best = max(evaluated, key=_mean_return, default=None)
+    for number, checkpoint in old.items():
+        if checkpoint is None or checkpoint is not best:
+            shutil.rmtree(root / f"{number:05d}")
+            continue
+        for name in drop:
+            (checkpoint.folder / name).unlink(missing_ok=True)
+
+
+def _read(folder: Path) -> Checkpoint | None:
     try:
-        return load_file(path, device=str(device))
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a readable safetensors file, or cut short: {error}") from error
+        return Checkpoint.read(folder)
+    except ValueError:
+        return None
 
 
-def save_module(path: Path, module: nn.Module) -> None:
-    """Write parameters and buffers of `module`, atomically."""
-    save_tensors(path, module.state_dict())
+def sha256(file: Path) -> str:
+    """The checksum of a file of any size."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def load_module(path: Path, module: nn.Module) -> None:
-    """Copy saved weights into `module`, on whatever device it lives.
-
-    Raises:
-        ValueError: if names or shapes differ; `module` is left as it was.
-    """
-    saved = load_tensors(path)
-    misfits = _misfits(saved, module.state_dict())
-    if misfits:
-        shown = "\n  ".join(misfits[:10] + ([f"... and {len(misfits) - 10} more"] if len(misfits) > 10 else []))
-        raise ValueError(f"{path}: was saved from another {type(module).__name__} than this one:\n  {shown}")
-    module.load_state_dict(saved)
-
-
-def _misfits(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
-    wrong = [
-        f"{name}: shape {tuple(saved[name].shape)} in the file, {tuple(tensor.shape)} in the module"
-        for name, tensor in ours.items()
-        if name in saved and saved[name].shape != tensor.shape
-    ]
-    missing = [f"{name}: missing in the file" for name in ours if name not in saved]
-    unexpected = [f"{name}: in the file, unknown to the module" for name in saved if name not in ours]
-    return wrong + missing + unexpected
+def versions() -> dict[str, str | None]:
+    """Of what writes."""
+    try:
+        ours = version("worldmodel")
+    except PackageNotFoundError:
+        ours = None
+    return {"worldmodel": ours, "torch": torch.__version__}

@@ -21,6 +21,10 @@ def parser() -> argparse.ArgumentParser:
         prog="worldmodel",
         description="Learn a world model of a Gymnasium environment, and an agent in its imagination.",
     )
+    which = argparse.ArgumentParser(add_help=False)
+    which.add_argument(
+        "--checkpoint", default="latest", help="latest, best, or the number of one that was kept; default: %(default)s"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     train = commands.add_parser("train", help="train a world model and an agent", epilog=OVERRIDES)
     train.add_argument("config", nargs="?", help="YAML file, for example configs/pendulum.yaml")
@@ -32,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("data", metavar="DATA", help="a .csv or .npz file, a run folder, or minari:DATASET_ID")
     fit.add_argument("--seed", type=int, help="of everything random but the split; default: the config's")
     fit.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
-    evaluate = commands.add_parser("evaluate", help="returns of a trained agent on seeds it never saw")
+    evaluate = commands.add_parser("evaluate", parents=[which], help="returns of a trained agent on seeds it never saw")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
     evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
     evaluate.add_argument("--device", help="default: the one it was trained on")
@@ -49,7 +53,9 @@ def parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
-    imagine = commands.add_parser("imagine", help="videos of what a trained model foretells, dreams and does")
+    imagine = commands.add_parser(
+        "imagine", parents=[which], help="videos of what a trained model foretells, dreams and does"
+    )
     imagine.add_argument("run", metavar="RUN", help="a run folder; videos and a strip of pictures go into RUN/media")
     imagine.add_argument("--context", type=int, default=5, help="steps seen before a forecast; default: %(default)s")
     imagine.add_argument("--horizon", type=int, default=45, help="steps imagined; default: %(default)s")
@@ -57,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     imagine.add_argument("--seed", type=int, default=0, help="which sequences; default: %(default)s")
     imagine.add_argument("--start", type=int, help="the one sequence from this recorded step on, 0 being the oldest")
     imagine.add_argument("--device", help="default: the one it was trained on")
-    play = commands.add_parser("play", help="step inside a trained model's dream, one action for every key")
+    play = commands.add_parser(
+        "play", parents=[which], help="step inside a trained model's dream, one action for every key"
+    )
     play.add_argument("run", metavar="RUN", help="a run folder; the film of it goes into RUN/media")
     play.add_argument("--seed", type=int, default=0, help="where it begins, and of all chance; default: %(default)s")
     play.add_argument("--start", type=int, help="begin at this recorded step, 0 being the oldest; default: drawn ones")
@@ -116,7 +124,7 @@ def _seed(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from training.loop import resume, train
+    from training.start import resume, train
 
     if options.resume is not None:
         if options.config or options.run or options.seed is not None:
@@ -156,7 +164,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from training.loop import describe, promise
     from training.run import Run
 
-    run = Run.load(options.run, options.device)
+    run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
     result = run.evaluate(options.episodes)
     print(f"{run.folder}: {describe(result)}, after {run.env_steps} environment steps")
     if result.promise is not None:
@@ -184,7 +192,7 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
     from training.run import Run
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
-    run = Run.load(options.run, options.device)
+    run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
     if blind := [key for key in run.obs_specs if key not in run.model.keys]:
         print(
             f"{blind} left out of what is foretold and dreamt: the model has no decoder of them (model.images: "
@@ -200,7 +208,7 @@ def _play(options: argparse.Namespace, _: list[str]) -> None:
     from training.play import play
     from training.run import Run
 
-    run = Run.load(options.run, options.device)
+    run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
     with typed() as keys:
         print(play(run, keys, options.seed, start=options.start))
 

@@ -70,10 +70,11 @@ class TrainingConfig:
     threads: int = 1  # of torch; more fight with every other busy process, environments included
     device: str = "cpu"
     log_every: int = 100  # environment steps between two rows of metrics
+    keep: int = 2  # checkpoints, the newest, each with the replay as it was; the best is kept as well
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.prefill, self.threads, self.log_every) < 1 or self.pretrain < 0:
-            raise ValueError("steps, prefill, threads and log_every must be at least 1, pretrain at least 0")
+        if min(self.steps, self.prefill, self.threads, self.log_every, self.keep) < 1 or self.pretrain < 0:
+            raise ValueError("steps, prefill, threads, log_every and keep must be at least 1, pretrain at least 0")
         if self.replay_ratio <= 0:
             raise ValueError(f"replay_ratio must be positive: {self.replay_ratio}")
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from training.checkpoint import write_text_atomic
 from training.diagnose import MODEL, OVERLAP, Against, Diagnosis, Outlook
+from training.weights import write_text_atomic
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
 from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill

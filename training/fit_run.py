@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from training.checkpoint import load_module, save_module, write_text_atomic
 from training.data_config import DataConfig
 from training.dataset import Dataset, matching
 from training.dataset_io import divided, read, read_parts
 from training.fit_config import FitConfig, load_fit_config
-from training.run import check_device, claim, saved_config
+from training.folder import claim, saved_config
+from training.run import check_device
 from training.scores import Score, as_results, score
+from training.weights import load_module, save_module, write_text_atomic
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
 from worldmodel.outputs import Standardise

@@ -15,9 +15,9 @@ from training.dataset import Dataset, control_units
 from training.dataset_io import read_parts
 from training.fit_config import load_fit_config
 from training.fit_run import FitRun
+from training.folder import free_folder, unclaimed
 from training.logger import Averages, Logger
 from training.progress import Progress
-from training.run import free_folder, unclaimed
 from training.trainer import Metrics, diverged, model_loss
 from worldmodel.learner import Learner
 from worldmodel.memory import keep_memory

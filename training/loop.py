@@ -1,153 +1,26 @@
-"""From a config to a finished run: the collect-learn loop, and what a person sees of it."""
+"""The collect-learn loop, and what a person sees of it."""
 
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from envs import EnvironmentFault
-from training.checkpoint import write_text_atomic
-from training.config import Config, load_config, to_mapping
 from training.evaluation import Evaluation, evaluate
 from training.imagine import MEDIA, ImagineConfig, imagine
-from training.interrupt import Interrupt, patient
-from training.lock import alone
+from training.interrupt import Interrupt
 from training.logger import Averages, Logger
 from training.progress import Progress
-from training.run import CONFIG, TRAINING, Run, checkpoint_of, free_folder, saved_config
-from training.schema import dump_yaml
+from training.run import Run
 from training.trainer import OnStep, Trainer, diverged, unbothered
-from training.tree import load_tree
-from worldmodel.memory import keep_memory
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
 TRUSTED = 0.1  # of the real return: how far the imagined one may be from it before a run warns
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
-
-
-def train(
-    config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), run: str | Path | None = None, **values: Any
-) -> Run:
-    """Train a world model and an agent in its imagination, and evaluate it at the end.
-
-    Args:
-        config: a YAML file, or a mapping, of differences from the defaults.
-        overrides: `["--section.key", "value", ...]`, as on the command line.
-        run: the folder to make; by default a free one under `runs/`, named after the config.
-        values: `seed=1` or whole sections as mappings.
-    Returns:
-        The run, saved in its folder, whatever ended it: an error or an interrupt leaves what was recorded there.
-    Raises:
-        ValueError: before anything is trained, for a config, an environment or a folder that cannot be used; later
-            only as an `EnvironmentFault`, for an observation or a reward that breaks the environment's contract.
-    """
-    resolved = load_config(config, overrides, **values)
-    name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
-    prepare(resolved)
-    made = Run.create(free_folder(name) if run is None else run, resolved)
-    loop = Loop(Trainer(made))
-    made.begin()
-    with alone(made.folder):
-        return finish(loop)
-
-
-def resume(folder: str | Path, steps: int | None = None) -> Run:
-    """Go on with an interrupted run from its last checkpoint, as if nothing had happened since.
-
-    On the CPU, and in environments that repeat themselves when they are seeded, it ends with the weights and the
-    metrics of a run that was never interrupted, bit for bit. Where an environment does not, its running episode counts
-    as truncated. A finished run can be given more steps.
-
-    Args:
-        steps: environment steps in all; by default those of its config.
-    Raises:
-        ValueError: if the folder holds no run, another process trains it, it has no complete checkpoint, or has taken
-            all its steps.
-    """
-    folder = Path(folder)
-    saved_config(folder, "train")
-    with alone(folder):
-        return _resume(folder, steps)
-
-
-def _resume(folder: Path, steps: int | None) -> Run:
-    run = Run.load(folder, at_checkpoint=True)
-    prepare(run.config)
-    state = load_tree(checkpoint_of(folder) / TRAINING)
-    if "trainer" not in state:
-        raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
-    run.config.training.steps = steps or run.config.training.steps
-    loop = Loop(Trainer(run, state))
-    loop.load_state(state["loop"])
-    if loop.finished and loop.steps >= run.config.training.steps:
-        raise ValueError(f"{folder} has taken its {loop.steps} steps: give it more with --training.steps")
-    loop.finished = False
-    write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(run.config)))
-    torch.set_rng_state(state["random"]["cpu"])
-    if state["random"]["cuda"] is not None and loop.cuda:
-        torch.cuda.set_rng_state(state["random"]["cuda"], run.agent.device)
-    return finish(loop)
-
-
-def prepare(config: Config) -> None:
-    """Tell torch and the system how a run computes."""
-    torch.set_num_threads(config.training.threads)
-    keep_memory()
-
-
-def finish(loop: "Loop") -> Run:
-    """Train to the end and evaluate."""
-    run, steps = loop.trainer.run, loop.config.training.steps
-    with closing(loop.trainer.envs), Progress(steps, loop.steps) as progress, opened(loop, progress) as interrupt:
-        progress.note(run.summary)
-        if loop.steps:
-            lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
-            progress.note(f"goes on at {loop.steps} environment steps{lost}")
-        if not loop.run(steps) and interrupt.asked:
-            raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}")
-        interrupt.at_once = True
-        result = run.evaluate()
-        final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
-        loop.logger.log(final, run.env_steps)
-        loop.finished = True
-        progress.note(f"final evaluation on unseen seeds: {describe(result)}")
-        if line := promise(result):
-            progress.note(line)
-    return run
-
-
-@contextmanager
-def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
-    """A loop with a logger, until whatever ends it: then what was recorded and learned is saved.
-
-    Raises:
-        FloatingPointError: if the training diverged.
-        RuntimeError: from a `ValueError` that is no mistake in what the user gave, which was found before.
-    """
-    run = loop.trainer.run
-    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note, loop.logged)
-    loop.logger, loop.progress = logger, progress
-    try:
-        with patient(progress.note) as loop.interrupt:
-            yield loop.interrupt
-    except EnvironmentFault:
-        raise
-    except torch.linalg.LinAlgError as error:
-        raise diverged(run.env_steps, "a covariance") from error
-    except ValueError as error:
-        raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
-    finally:
-        loop.save()
-        loop.logged = logger.position()
-        logger.close()
-        progress.note(f"run saved in {run.folder}")
 
 
 class Loop:
@@ -246,13 +119,17 @@ class Loop:
         self.evaluation_due = self.interrupt.at_once = False
         self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
-        self.save()
+        self.save(result.mean)
         if config.videos:
             film(self.trainer.run, self.logger, self.progress, self.steps)
 
-    def save(self) -> None:
-        """Write what was recorded and learned, and what going on from here needs."""
-        self.trainer.run.save(None if self.trainer.doing == "updating" else self.state())
+    def save(self, mean_return: float | None = None) -> None:
+        """Write what was recorded and learned, and what going on from here needs.
+
+        Args:
+            mean_return: of an evaluation of what was learned.
+        """
+        self.trainer.run.save(None if self.trainer.doing == "updating" else self.state(), mean_return)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, besides weights and recorded rows; see :func:`resume`."""

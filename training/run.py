@@ -1,13 +1,10 @@
 """A run folder and what lives in it: `config.yaml  metrics.jsonl  checkpoint/  replay/  wandb/`.
 
-`replay/` holds `replay.npz`, written at every save; with `replay.disk` it is where the replay lives, see
-:mod:`worldmodel.disk`.
+`checkpoint/` holds the newest checkpoints and the best, see :mod:`training.checkpoint`. `replay/` holds `replay.npz`,
+written at every save; with `replay.disk` it is where the replay lives, see :mod:`worldmodel.disk`.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +13,12 @@ from gymnasium import Space
 
 from agents import Agent, build_behaviour
 from envs import action_spec, make, observation_specs
-from training.checkpoint import load_module, save_module, write_text_atomic
+from training.checkpoint import Checkpoint, find, new_checkpoint, prune
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
-from training.schema import dump_yaml, load_yaml, to_mapping
+from training.folder import claim, link, saved_config, unclaimed, whisper
 from training.tree import load_tree, save_tree
+from training.weights import load_module, save_module
 from worldmodel.disk import MANIFEST, Disk, check_room
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
@@ -31,11 +29,10 @@ if TYPE_CHECKING:
     from agents.build import Trained
     from agents.sb3 import SB3Behaviour
 
-CONFIG, CHECKPOINT, ROWS, REPLAY = "config.yaml", "checkpoint", "replay", "replay/replay.npz"
-MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
-TRAINING = "training.safetensors"  # what going on needs, besides the weights
-ROWS_THEN = "replay.npz"  # in the checkpoint: REPLAY as it was then, the same file until more has been recorded
-LAST = CHECKPOINT + ".last"  # the checkpoint before, while a new one takes its place
+CHECKPOINT, ROWS, REPLAY = "checkpoint", "replay", "replay/replay.npz"
+MODEL, BEHAVIOUR = "model.safetensors", "behaviour.safetensors"  # in a checkpoint
+TRAINING = "training.safetensors"  # there: what going on needs, besides the weights
+ROWS_THEN = "replay.npz"  # there: REPLAY as it was then, the same file until more has been recorded
 FINAL = 2  # stream of evaluation seeds, used by the final evaluation and `worldmodel evaluate` alone
 
 
@@ -79,6 +76,7 @@ class Run:
         self.behaviour = self._behaviour(env.action_space).to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.env_steps = 0  # that the agent has been trained for
+        self.checkpoint: Checkpoint | None = None  # that it was read from
 
     def _behaviour(self, action_space: Space[Any]) -> "Trained | SB3Behaviour":
         if self.config.behaviour.name != "sb3":
@@ -106,16 +104,21 @@ class Run:
             ValueError: if another run claimed it in the meantime.
         """
         claim(self.folder, self.config)
-        self._keep_rows()
+        self.keep_rows()
 
-    def _keep_rows(self) -> None:
+    def keep_rows(self) -> None:
         """Take the replay to the disk, if that is where it belongs."""
         if self.config.replay.disk and not isinstance(self.replay.storage, Disk):
             self.replay.move(self.folder / ROWS)
 
     @staticmethod
     def load(
-        folder: str | Path, device: str | None = None, env: str | None = None, at_checkpoint: bool = False
+        folder: str | Path,
+        device: str | None = None,
+        env: str | None = None,
+        checkpoint: str = "latest",
+        at_checkpoint: bool = False,
+        say: Callable[[str], None] = whisper,
     ) -> "Run":
         """Open a finished or interrupted run, on the device it was trained on or on another.
 
@@ -123,38 +126,36 @@ class Run:
 
         Args:
             env: the id of another environment than its own, with the same spaces.
+            checkpoint: "latest"; "best", that with the best evaluation; or the number of one that was kept.
             at_checkpoint: with what was recorded when the weights were saved, and not what came after.
+            say: gets a line for each damaged checkpoint in whose place an older one is used.
         Raises:
-            ValueError: if the folder holds no run, or a file in it does not fit its config.
+            ValueError: if the folder holds no run or no such checkpoint, or a file in it does not fit its config.
         """
         folder = Path(folder)
         config = load_config(saved_config(folder, "train"))
         config.training.device = device or config.training.device
         config.env.id = env or config.env.id
+        found, problems = find(folder / CHECKPOINT, checkpoint, () if at_checkpoint else (ROWS_THEN,))
+        for problem in problems:
+            say(f"{problem}; {found.folder.name}, of {found.env_steps} environment steps, takes its place")
         with torch.random.fork_rng():
             run = Run(folder, config)
-        checkpoint = checkpoint_of(folder)
-        missing = [name for name in (MODEL, BEHAVIOUR, STATE) if not (checkpoint / name).is_file()]
-        if missing:
-            raise ValueError(
-                f"{folder} holds no complete checkpoint, {', '.join(missing)} missing: the run stopped before its "
-                "first save, or files were removed"
-            )
-        load_module(checkpoint / MODEL, run.model)
-        load_module(checkpoint / BEHAVIOUR, run.behaviour)
-        if run.config.behaviour.name == "sb3" and not at_checkpoint:
-            state = load_tree(checkpoint / TRAINING)
-            if "behaviour" not in state:
-                raise ValueError(f"{checkpoint / TRAINING} was written by an earlier version: train the run anew")
-            run.behaviour.load_training_state(state["behaviour"])
-        run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
+        run._take(found)
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)
         elif at_checkpoint:
-            run.replay.load(checkpoint / ROWS_THEN)
+            run.replay.load(found.folder / ROWS_THEN)
         elif (folder / REPLAY).is_file():
             run.replay.load(folder / REPLAY)
         return run
+
+    def _take(self, checkpoint: Checkpoint) -> None:
+        """Weights, what the behaviour needs to learn on, and how long they have been trained for."""
+        load_module(checkpoint.folder / MODEL, self.model)
+        load_module(checkpoint.folder / BEHAVIOUR, self.behaviour)
+        self.behaviour.load_training_state(load_tree(checkpoint.folder / TRAINING)["behaviour"])
+        self.env_steps, self.checkpoint = checkpoint.env_steps, checkpoint
 
     @property
     def summary(self) -> str:
@@ -164,17 +165,18 @@ class Run:
         what = f"{model.dynamics.name} with {model.latent.family} latents, {size:,} parameters"
         return f"{config.env.id}: {what}, {config.training.device}, {config.training.threads} torch thread(s)"
 
-    def save(self, training: Mapping[str, Any] | None) -> None:
-        """Write the replay, and then a checkpoint that replaces the last one in one step.
+    def save(self, training: Mapping[str, Any] | None, mean_return: float | None = None) -> None:
+        """Write the replay, and then a new checkpoint.
 
         A replay on the disk is there already. Weights that are not finite are of no use: the last good ones stay, with
         what belongs to them.
 
         Args:
-            training: what going on needs, see :func:`training.loop.resume`; None where an update has been interrupted,
+            training: what going on needs, see :func:`training.start.resume`; None where an update has been interrupted,
                 and the weights are those of no moment.
+            mean_return: of an evaluation of these weights.
         """
-        self._keep_rows()
+        self.keep_rows()
         if self.config.replay.disk:
             self.replay.flush()
         else:
@@ -182,28 +184,22 @@ class Run:
         weights = [*self.model.parameters(), *self.behaviour.parameters()]
         if training is None or not all(bool(parameter.isfinite().all()) for parameter in weights):
             return
-        now, new, old = (self.folder / name for name in (CHECKPOINT, CHECKPOINT + ".new", LAST))
-        shutil.rmtree(new, ignore_errors=True)
-        self._write_checkpoint(new, training)
-        if not self.config.replay.disk:
-            link(self.folder / REPLAY, new / ROWS_THEN)
-        if now.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            now.rename(old)
-        new.rename(now)
-        shutil.rmtree(old, ignore_errors=True)
+        with new_checkpoint(self.folder / CHECKPOINT, self.env_steps, mean_return) as folder:
+            self._write_weights(folder, training)
+            if not self.config.replay.disk:
+                link(self.folder / REPLAY, folder / ROWS_THEN)
+        prune(self.folder / CHECKPOINT, self.config.training.keep, drop=(ROWS_THEN,))
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, training: Mapping[str, Any]) -> None:
         """A copy of this run without its replay, in an empty folder."""
         claim(folder, self.config)
-        self._write_checkpoint(folder / CHECKPOINT, {"behaviour": self.behaviour.training_state()})
+        with new_checkpoint(folder / CHECKPOINT, self.env_steps) as checkpoint:
+            self._write_weights(checkpoint, training)
 
-    def _write_checkpoint(self, checkpoint: Path, training: Mapping[str, Any]) -> None:
-        checkpoint.mkdir(parents=True, exist_ok=True)
+    def _write_weights(self, checkpoint: Path, training: Mapping[str, Any]) -> None:
         save_module(checkpoint / MODEL, self.model)
         save_module(checkpoint / BEHAVIOUR, self.behaviour)
         save_tree(checkpoint / TRAINING, training)
-        write_text_atomic(checkpoint / STATE, json.dumps({"env_steps": self.env_steps}) + "\n")
 
     def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
         """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined.
@@ -213,19 +209,6 @@ class Run:
         count = self.config.evaluation.final_episodes if episodes is None else episodes
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
         return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=promises)
-
-
-def checkpoint_of(folder: Path) -> Path:
-    """The checkpoint of a run folder: the one before, if a crash came between that and a new one."""
-    return folder / (CHECKPOINT if (folder / CHECKPOINT).exists() or not (folder / LAST).exists() else LAST)
-
-
-def link(file: Path, target: Path) -> None:
-    """Another name for a file that is only ever replaced, never changed; a copy where the disk knows no such names."""
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copy2(file, target)
 
 
 def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:
@@ -243,49 +226,6 @@ def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:
         )
 
 
-def unclaimed(folder: str | Path) -> Path:
-    """A folder for a new run.
-
-    Raises:
-        ValueError: if it already holds one, or is a file.
-    """
-    folder = Path(folder)
-    if folder.is_file() or (folder / CONFIG).exists():
-        raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
-    return folder
-
-
-def claim(folder: Path, config: Any) -> None:
-    """Make `folder` that of a run, by writing its resolved config: of two that try, one succeeds.
-
-    Raises:
-        ValueError: if another run claimed it before.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with (folder / CONFIG).open("x") as file:
-            file.write(dump_yaml(to_mapping(config)))
-    except FileExistsError as error:
-        raise ValueError(f"{folder} already holds a run: choose another --run folder") from error
-
-
-def saved_config(folder: Path, command: str) -> dict[str, Any]:
-    """What the config file of a run says.
-
-    Args:
-        command: what made the run, "train" or "fit".
-    Raises:
-        ValueError: if the folder holds no run, or one of the other kind.
-    """
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
-    mapping = load_yaml(folder / CONFIG)
-    found = "fit" if "data" in mapping else "train"
-    if found != command:
-        raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
-    return mapping
-
-
 def check_device(name: str, key: str = "training.device") -> None:
     """Refuse a device that torch cannot use here.
 
@@ -299,9 +239,3 @@ def check_device(name: str, key: str = "training.device") -> None:
     except (RuntimeError, AssertionError) as error:  # torch raises either, for an unknown name or a missing build
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key}: '{name}' cannot be used here ({reason}); cpu always can") from error
-
-
-def free_folder(name: str) -> Path:
-    """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that holds no run."""
-    folders = (Path("runs") / (name if k == 1 else f"{name}-{k}") for k in range(1, 1_000_000))
-    return next(folder for folder in folders if not (folder / CONFIG).exists())

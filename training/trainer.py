@@ -72,8 +72,7 @@ class Trainer:
     """Collects arrivals for a run, replays them, and updates its model and its behaviour.
 
     Args:
-        state: to go on as another trainer of this run would have: "trainer", what it gave as :meth:`state`, and
-            "behaviour", what its behaviour gave as `training_state`.
+        state: to go on as another trainer of this run would have: what it gave as :meth:`state`.
     """
 
     def __init__(self, run: Run, state: Mapping[str, Any] | None = None) -> None:
@@ -206,12 +205,21 @@ class Trainer:
         After an error in the middle of a step of the environments their episodes are not in it.
         """
         return {
-            "learner": self.learner.state(),
+            "learned": self.learned(),
             "replay": self.run.replay.training_state(),
-            "numbers": [self.before, self.prefilled, self.updates, self.unsound],
+            "numbers": [self.before, self.prefilled, self.unsound],
             "recorder": self.envs.recorder.counters(),
             "episodes": None if self.doing == "collecting" else self._episodes(),
         }
+
+    def learned(self) -> dict[str, Any]:
+        """What the next update of the model depends on besides its weights."""
+        return {"learner": self.learner.state(), "updates": self.updates}
+
+    def learn_on(self, learned: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`learned` gave."""
+        self.learner.load(learned["learner"])
+        self.updates = learned["updates"]
 
     def _episodes(self) -> dict[str, Any] | None:
         """Where the episodes of the environments stand; None where they cannot be played again."""
@@ -227,11 +235,9 @@ class Trainer:
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         """See the class."""
-        self.run.behaviour.load_training_state(state["behaviour"])
-        state = state["trainer"]
-        self.learner.load(state["learner"])
+        self.learn_on(state["learned"])
         same = self.run.replay.load_training_state(state["replay"])
-        self.before, self.prefilled, self.updates, self.unsound = state["numbers"]
+        self.before, self.prefilled, self.unsound = state["numbers"]
         whole = same and state["episodes"] is not None
         found = self._taken_up(state["episodes"]) if whole else np.zeros(self.envs.num_envs, bool)
         self.envs.recorder.count_on(state["recorder"])

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from training.checkpoint import write_bytes_atomic
+from training.weights import write_bytes_atomic
 
 TREE = "tree"  # the entry of the file's metadata that holds everything but tensors
 TENSOR, ARRAY, ITEMS = "__tensor__", "__array__", "__items__"  # mark what JSON has no word for

@@ -17,8 +17,8 @@ from agents.sb3_config import ALGORITHMS, CONTRIB, SB3Config
 from envs import ImaginedVectorEnv, action_spec
 from envs.exact import ExactCartPole, ExactPendulum, ExactState
 from envs.sb3 import ImaginedVecEnv
-from training.checkpoint import load_module, save_module
 from training.tree import load_tree, save_tree
+from training.weights import load_module, save_module
 from worldmodel.spaces import OBSERVATION
 from worldmodel.types import Batch, Rollout
 

@@ -111,8 +111,8 @@ def test_it_is_saved_as_one_file_and_goes_on_learning_from_its_recordings() -> N
         assert set(archive.namelist()) == {
             "config.yaml",
             *(
-                f"checkpoint/{name}"
-                for name in ("model.safetensors", "behaviour.safetensors", "training.safetensors", "state.json")
+                f"checkpoint/00001/{name}"
+                for name in ("model.safetensors", "behaviour.safetensors", "training.safetensors", "manifest.json")
             ),
         }
     again = WorldModelAgent.load("deep/agent.zip")
@@ -122,6 +122,7 @@ def test_it_is_saved_as_one_file_and_goes_on_learning_from_its_recordings() -> N
     assert again.num_timesteps == 30 and len(again.replay_buffer) == 0
     again.load_replay_buffer("buffer")
     assert len(again.replay_buffer) == len(agent.replay_buffer)
+    assert again.trainer is None
     again.learn(25, reset_num_timesteps=False)
     assert again.num_timesteps == again.run.env_steps == 55
     assert again.run.folder == Path("runs/Pendulum-v1") and (again.run.folder / "replay/replay.npz").is_file()
@@ -216,8 +217,9 @@ def test_one_axis_of_steps_and_the_episodes_that_callbacks_read() -> None:
 
 
 def test_the_callback_of_weights_and_biases_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
     from wandb.integration.sb3 import WandbCallback
+
+    import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", project="test"):
@@ -254,3 +256,22 @@ def test_what_cannot_be_loaded_leaves_no_trace_and_names_the_users_file(tmp_path
         WorldModelAgent.load(".")
     with pytest.raises(ValueError, match=r"env is the id of an environment.* not a Monitor"):
         WorldModelAgent(TINY, env=world())  # type: ignore[arg-type]
+
+
+def test_what_is_loaded_learns_on_as_what_was_saved() -> None:
+    """Weights and optimisers: the next update of both is the same, on the same rows."""
+    agent = WorldModelAgent(TINY, seed=3, run="run").learn(30)
+    agent.save("agent")
+    agent.save_replay_buffer("buffer")
+    again = WorldModelAgent.load("agent")
+    again.load_replay_buffer("buffer")
+    results = []
+    for each in (agent, again):
+        trainer = each._started()
+        each.run.replay.rng = np.random.default_rng(1)
+        each.run.replay.served[:] = 0
+        torch.manual_seed(1)
+        trainer.update()
+        results.append({**each.run.model.state_dict(), **{f"b/{k}": v for k, v in each.policy.state_dict().items()}})
+    assert results[0].keys() == results[1].keys()
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

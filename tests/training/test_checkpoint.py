@@ -1,125 +1,107 @@
-"""Weights come back exactly, replaced in one step, and a file that is not ours is refused without running it."""
+"""Checkpoints are whole, known by their checksums, and few."""
 
-import pickle
+import json
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-from training import checkpoint
-from training.checkpoint import load_module, load_tensors, save_module, save_tensors, write_text_atomic
+from training.checkpoint import FORMAT, MANIFEST, Checkpoint, find, new_checkpoint, numbers, prune
 
 
-def small_net(width: int = 3) -> nn.Module:
-    return nn.Sequential(nn.Linear(2, width), nn.BatchNorm1d(width), nn.Linear(width, 1))
+def write(root: Path, mean_return: float | None = None, content: bytes = b"weights") -> Path:
+    steps = 100 * (max(numbers(root), default=0) + 1)
+    with new_checkpoint(root, steps, mean_return) as folder:
+        (folder / "model").write_bytes(content)
+        (folder / "rows").write_bytes(b"rows")
+    return root / f"{steps // 100:05d}"
 
 
-def test_tensors_of_every_kind_come_back(tmp_path: Path) -> None:
-    base = torch.arange(6.0).reshape(2, 3)
-    tensors = {
-        "transposed": base.T,
-        "view": base[0],
-        "scalar": torch.tensor(2.5, dtype=torch.float64),
-        "bool": torch.tensor([True, False]),
-        "int": torch.tensor([2**40]),
-        "half": torch.ones(2, dtype=torch.bfloat16),
-        "empty": torch.zeros(0, 3),
-        "parameter": nn.Parameter(torch.ones(1)),
-    }
-    save_tensors(tmp_path / "new" / "all.safetensors", tensors)
-    loaded = load_tensors(tmp_path / "new" / "all.safetensors")
-    assert loaded.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor), name
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "checkpoint"
 
 
-def test_a_module_comes_back_with_buffers_and_tied_weights(tmp_path: Path) -> None:
-    def tied() -> nn.Module:
-        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
-        net[2].weight = net[0].weight
-        return net
-
-    saved, loaded = tied(), tied()
-    saved(torch.randn(8, 3))
-    save_module(tmp_path / "net", saved)
-    load_module(tmp_path / "net", loaded)
-    assert all(
-        torch.equal(a, b) for a, b in zip(saved.state_dict().values(), loaded.state_dict().values(), strict=True)
-    )
-    assert loaded[2].weight is loaded[0].weight
+def test_what_a_manifest_says(root: Path) -> None:
+    """The checksum is that of `printf weights | sha256sum`."""
+    folder = write(root, -3.5)
+    digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    found = json.loads((folder / MANIFEST).read_text())
+    assert found["files"]["model"] == {"bytes": 7, "sha256": digest}
+    assert (found["format"], found["env_steps"], found["mean_return"]) == (FORMAT, 100, -3.5)
+    assert {"worldmodel", "torch"} <= found.keys()
+    assert Checkpoint.read(folder).files["model"] == (7, digest)
 
 
-def test_another_shape_names_file_parameter_and_both_shapes(tmp_path: Path) -> None:
-    save_module(tmp_path / "net", small_net(3))
-    other = small_net(4)
-    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
-    with pytest.raises(ValueError) as caught:
-        load_module(tmp_path / "net", other)
-    message = str(caught.value)
-    assert str(tmp_path / "net") in message
-    assert "0.weight: shape (3, 2) in the file, (4, 2) in the module" in message
-    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+def test_the_latest_the_best_or_a_number(root: Path) -> None:
+    for score in (-5.0, -1.0, None, -9.0, None):
+        write(root, score)
+    assert [find(root, which)[0].folder.name for which in ("latest", "best", "1")] == ["00005", "00002", "00001"]
+    with pytest.raises(ValueError, match="holds no checkpoint '7' that could be used; there are latest, best, 1, 2, 3"):
+        find(root, "7")
+    with pytest.raises(ValueError, match="holds no checkpoint 'worst'"):
+        find(root, "worst")
 
 
-def test_missing_and_unexpected_names_are_listed(tmp_path: Path) -> None:
-    save_tensors(tmp_path / "net", {"weight": torch.ones(1, 2), "extra": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"bias: missing in the file\n  extra: in the file, unknown to the module"):
-        load_module(tmp_path / "net", nn.Linear(2, 1))
+def test_without_an_evaluation_there_is_no_best(root: Path) -> None:
+    write(root)
+    with pytest.raises(ValueError, match="holds no evaluated checkpoint that could be used; there are 1"):
+        find(root, "best")
 
 
-def test_many_misfits_are_cut_short(tmp_path: Path) -> None:
-    save_tensors(tmp_path / "net", {f"p{index}": torch.ones(1) for index in range(12)})
-    with pytest.raises(ValueError, match=r"and 2 more$"):
-        load_module(tmp_path / "net", nn.Identity())
+def test_no_checkpoint_at_all(root: Path) -> None:
+    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+        find(root)
 
 
-class Malicious:
-    """Unpickling it creates a file."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return (Path.touch, (self.trace,))
-
-
-@pytest.mark.parametrize("write", [lambda bad, path: path.write_bytes(pickle.dumps(bad)), torch.save])
-def test_a_pickle_is_refused_and_not_executed(tmp_path: Path, write: object) -> None:
-    path, trace = tmp_path / "model.safetensors", tmp_path / "executed"
-    write(Malicious(trace), path)  # type: ignore[operator]
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
-        load_module(path, small_net())
-    assert not trace.exists()
-    pickle.loads(pickle.dumps(Malicious(trace)))  # the trap itself works
-    assert trace.exists()
+def test_one_that_is_not_finished_is_not_there(root: Path) -> None:
+    """Whatever ends the writing; the next one clears it away."""
+    write(root)
+    with pytest.raises(OSError), new_checkpoint(root, 200) as folder:
+        (folder / "model").write_bytes(b"half")
+        raise OSError("no space left on device")
+    assert numbers(root) == [1] and find(root)[0].env_steps == 100
+    write(root)
+    assert sorted(path.name for path in root.iterdir()) == ["00001", "00002"]
 
 
-@pytest.mark.parametrize("kept", [0, 4, 60, -1])
-def test_a_file_cut_short_is_a_clear_error(tmp_path: Path, kept: int) -> None:
-    save_module(tmp_path / "net", small_net())
-    (tmp_path / "net").write_bytes((tmp_path / "net").read_bytes()[:kept])
-    with pytest.raises(ValueError, match="cut short"):
-        load_module(tmp_path / "net", small_net())
+@pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest cut", "manifest missing", "manifest odd"])
+def test_a_damaged_one_is_known_and_passed_over(root: Path, damage: str) -> None:
+    write(root)
+    newest = write(root)
+    file = newest / (MANIFEST if damage.startswith("manifest") else "model")
+    if damage == "changed":
+        file.write_bytes(b"weightz")
+    elif damage.endswith("missing"):
+        file.unlink()
+    elif damage.endswith("odd"):
+        file.write_text("[1, 2]")
+    else:
+        file.write_bytes(file.read_bytes()[:-2])
+    found, problems = find(root)
+    assert found.env_steps == 100 and len(problems) == 1 and str(file) in problems[0]
+    if file.name == "model":
+        assert find(root, leave_out=["model"])[0].env_steps == 200  # where it is not needed
+        for path in (root / "00001").iterdir():
+            path.unlink()
+        with pytest.raises(ValueError, match=r"holds no checkpoint that could be used; .*model"):
+            find(root)
 
 
-def test_no_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent"):
-        load_tensors(tmp_path / "absent")
+def test_one_of_a_later_version_is_not_misread(root: Path) -> None:
+    write(root)
+    manifest = write(root) / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": FORMAT + 1}))
+    with pytest.raises(ValueError, match=rf"of format {FORMAT + 1}, written by .*; this version reads up to {FORMAT}"):
+        find(root)
 
 
-def test_a_crash_while_writing_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "config.yaml"
-    write_text_atomic(path, "alt: ä\n")
-
-    def crash(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr(checkpoint.os, "fsync", crash)
-    with pytest.raises(OSError, match="disk full"):
-        write_text_atomic(path, "new: b\n")
-    assert path.read_text(encoding="utf-8") == "alt: ä\n"
-    monkeypatch.undo()
-    write_text_atomic(path, "new: b\n")
-    assert path.read_text(encoding="utf-8") == "new: b\n"
-    assert list(tmp_path.iterdir()) == [path]
+def test_the_newest_and_the_best_are_kept(root: Path) -> None:
+    for score in (-5.0, -1.0, None, -9.0, None):
+        write(root, score)
+        prune(root, keep=2, drop=["rows"])
+    assert numbers(root) == [2, 4, 5]
+    assert not (root / "00002/rows").exists() and (root / "00004/rows").exists()
+    assert find(root, "best", leave_out=["rows"])[0].folder.name == "00002"
+    write(root, 0.0)
+    prune(root, keep=1, drop=["rows"])
+    assert numbers(root) == [6]  # newest and best

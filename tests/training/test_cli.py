@@ -85,7 +85,7 @@ def test_an_environment_beside_the_user_is_found(config: str, tmp_path: Path) ->
     arguments = ["train", config, "--env.id", "my_envs:Mine-v0", "--training.steps", "6", "--run", "out"]
     result = python("-P", "-c", code, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "out" / "checkpoint" / "state.json").is_file()
+    assert (tmp_path / "out" / "checkpoint" / "00001" / "manifest.json").is_file()
 
 
 # -------------------------------------------------------------------------------------------------- evaluate

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import training.trainer
 from training import Run, WorldModelAgent, train
+from training.checkpoint import find
 from training.cli import main
 from training.config import ConfigError, byte_count, load_config
 from training.data_config import DataConfig
@@ -53,7 +54,9 @@ def test_a_run_is_the_same_with_its_replay_on_the_disk(folder: Path, tmp_path: P
     """Bit for bit: what was learned, and what is there afterwards. The rings have been full for some time."""
     memory = train(TINY, run=tmp_path / "memory")
     for name in ("model", "behaviour"):
-        ours, theirs = (load_file(one / f"checkpoint/{name}.safetensors") for one in (folder, memory.folder))
+        ours, theirs = (
+            load_file(find(one / "checkpoint")[0].folder / f"{name}.safetensors") for one in (folder, memory.folder)
+        )
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     loaded = Run.load(folder)
     assert same(loaded.replay.everything(), memory.replay.everything()) and len(loaded.replay) == 60
@@ -117,7 +120,7 @@ def test_a_killed_run_leaves_every_row_that_it_recorded(tmp_path: Path) -> None:
     command = f"from training import train; train({done!r}, run={str(folder)!r})"
     with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
-        while not (folder / "checkpoint/state.json").is_file() and time.monotonic() < until:
+        while not (folder / "checkpoint/00001").is_dir() and time.monotonic() < until:
             time.sleep(0.1)
         time.sleep(0.5)
         os.kill(process.pid, signal.SIGKILL)

@@ -1,6 +1,7 @@
 """Bad input is refused before anything is trained, in one line that names it; bad luck leaves what was recorded."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from gymnasium import spaces
 
 from envs import EnvironmentFault
 from training import Run, train
+from training.checkpoint import numbers
 from training.cli import main
 from training.config import load_config
 from training.schema import merge
@@ -169,6 +171,14 @@ def copied(finished: Path, folder: Path) -> Path:
     return folder
 
 
+def only(folder: Path) -> Path:
+    """The newest checkpoint of a run, which has no other any more."""
+    *others, newest = numbers(folder / "checkpoint")
+    for number in others:
+        shutil.rmtree(folder / f"checkpoint/{number:05d}")
+    return folder / f"checkpoint/{newest:05d}"
+
+
 def test_a_folder_that_holds_a_run_is_kept(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(finished)
     line = refusal(capsys, "train", config_file(tmp_path), "--run", str(finished))
@@ -200,13 +210,13 @@ def test_a_run_stopped_before_its_first_save(
 @pytest.mark.parametrize("name", ["model", "behaviour"])
 def test_missing_weights(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     folder = copied(finished, tmp_path)
-    (folder / "checkpoint" / f"{name}.safetensors").unlink()
+    (only(folder) / f"{name}.safetensors").unlink()
     assert f"{name}.safetensors" in refusal(capsys, "evaluate", str(folder))
 
 
 def test_cut_weights(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = copied(finished, tmp_path)
-    file = folder / "checkpoint" / "model.safetensors"
+    file = only(folder) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:500])
     assert "model.safetensors" in refusal(capsys, "evaluate", str(folder))
 

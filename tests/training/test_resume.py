@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,7 @@ from envs import EnvConfig, RepeatableEpisodes, make
 from training import Run, train
 from training import loop as loops
 from training.cli import main
-from training.loop import resume
-from training.run import CHECKPOINT, LAST
+from training.start import resume
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 30, "num_envs": 2},
@@ -270,14 +270,37 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: Any) 
     assert main(["train", "--resume", str(folder), "--training.steps", "1.2e2"]) == 0
 
 
-def test_a_crash_between_two_checkpoints_leaves_the_one_before(tmp_path: Path) -> None:
-    folder = train(TINY, run=tmp_path / "run").folder
-    expected = outcome(folder)
-    (folder / CHECKPOINT).rename(folder / LAST)
-    (folder / (CHECKPOINT + ".new")).mkdir()  # half written
-    assert all(np.array_equal(value, outcome(folder)[1][name]) for name, value in expected[1].items())
-    assert main(["train", "--resume", str(folder), "--training.steps", "104"]) == 0
-    assert sorted(path.name for path in folder.glob("checkpoint*")) == [CHECKPOINT]
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gaussian", "disk"):
+        config = {**TINY, **VARIANTS[name]}
+        whole, folder = train(config, run=tmp_path / f"whole {name}", seed=5).folder, tmp_path / name
+        with monkeypatch.context() as patch:
+            killed(patch, lambda trainer: trainer.envs.steps >= 30)
+            with pytest.raises(Killed):
+                train(config, run=folder, seed=5)
+        assert not (folder / "checkpoint").exists() and (folder / "metrics.jsonl").read_text()
+        resume(folder)
+        assert_same(whole, folder)
+
+
+@pytest.mark.parametrize("file", ["model", "behaviour", "training", "replay", "manifest"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(file: str, tmp_path: Path, capsys: Any) -> None:
+    """As by a bad disk, one bit of one file. What follows the one before is done again, and ends the same."""
+    folder = train(TINY, run=tmp_path / "run", seed=5).folder
+    shutil.copytree(folder, tmp_path / "whole")
+    damaged = folder / "checkpoint" / "00003"
+    (path,) = damaged.glob(f"{file}.*")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # replay.npz has two names
+    path.write_bytes(content)
+    assert main(["train", "--resume", str(folder)]) == 0
+    said = capsys.readouterr().err
+    assert str(damaged) in said and "00002, of 80 environment steps, takes its place" in said
+    assert_same(tmp_path / "whole", folder)
+    assert sorted(path.name for path in (folder / "checkpoint").iterdir())[-2:] == ["00002", "00003"]
 
 
 @pytest.mark.parametrize(

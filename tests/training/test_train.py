@@ -15,6 +15,7 @@ from agents import Agent, Decision, RandomBehaviour
 from envs import EnvConfig, action_spec, make, observation_specs
 from envs.exact import ExactCartPole, ExactModel, ExactPendulum
 from training import Run, train
+from training.checkpoint import find
 from training.config import load_config
 from training.evaluation import Evaluation, evaluate, evaluation_seeds
 from training.loop import PERIODIC, Loop, promise
@@ -84,6 +85,19 @@ def run(folder: Path, **changes: Any) -> Run:
     return train(merge(TINY, changes), run=folder)
 
 
+CHECKPOINT_FILES = (
+    "manifest.json",
+    "model.safetensors",
+    "behaviour.safetensors",
+    "training.safetensors",
+    "replay.npz",
+)
+
+
+def latest(folder: Path) -> Path:
+    return find(folder / "checkpoint")[0].folder
+
+
 def rows(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in lines]
@@ -91,7 +105,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     files = ("model", "behaviour")
-    return {f"{f}.{k}": v for f in files for k, v in load_file(folder / "checkpoint" / f"{f}.safetensors").items()}
+    return {f"{f}.{k}": v for f in files for k, v in load_file(latest(folder) / f"{f}.safetensors").items()}
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -107,19 +121,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_run_folder(trained: Run) -> None:
+    """The newest two checkpoints; an older one only where it is the best."""
     files = {str(path.relative_to(trained.folder)) for path in trained.folder.rglob("*") if path.is_file()}
-    assert files == {
+    assert {file for file in files if not file.startswith("checkpoint/00001/")} == {
         "config.yaml",
         "lock",
         "metrics.jsonl",
-        "checkpoint/model.safetensors",
-        "checkpoint/behaviour.safetensors",
-        "checkpoint/state.json",
-        "checkpoint/training.safetensors",
-        "checkpoint/replay.npz",
         "replay/replay.npz",
+        *(f"checkpoint/{number:05d}/{name}" for number in (2, 3) for name in CHECKPOINT_FILES),
     }
-    assert (trained.folder / "checkpoint/replay.npz").samefile(trained.folder / "replay/replay.npz")
+    assert (latest(trained.folder) / "replay.npz").samefile(trained.folder / "replay/replay.npz")
     assert load_config(trained.folder / "config.yaml") == trained.config
     assert trained.env_steps == 60
 
@@ -408,10 +419,8 @@ def test_an_algorithm_of_sb3_trains_in_a_run_and_repeats(tmp_path: Path, algorit
     assert any("train/learning_rate" in row and "dream/rollout/ep_rew_mean" in row for row in rows)
     assert "final/imagined_reward" in rows[-1]
     for name in ("model.safetensors", "behaviour.safetensors"):
-        assert (one.folder / "checkpoint" / name).read_bytes() == (two.folder / "checkpoint" / name).read_bytes()
-    one_state, two_state = (
-        load_tree(run.folder / "checkpoint/training.safetensors")["behaviour"] for run in (one, two)
-    )
+        assert (latest(one.folder) / name).read_bytes() == (latest(two.folder) / name).read_bytes()
+    one_state, two_state = (load_tree(latest(run.folder) / "training.safetensors")["behaviour"] for run in (one, two))
     save_tree(tmp_path / "a", one_state)
     save_tree(tmp_path / "b", two_state)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

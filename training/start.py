@@ -1,0 +1,166 @@
+"""From a config to a finished run, at once or in as many parts as it takes."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs import EnvironmentFault
+from training.checkpoint import numbers
+from training.config import Config, load_config, to_mapping
+from training.folder import CONFIG, free_folder, saved_config
+from training.interrupt import Interrupt, patient
+from training.lock import alone
+from training.logger import Logger
+from training.loop import Loop, describe, evaluation_metrics, promise
+from training.progress import Progress
+from training.run import CHECKPOINT, ROWS, TRAINING, Run
+from training.schema import dump_yaml
+from training.trainer import Trainer, diverged
+from training.tree import load_tree
+from training.weights import write_text_atomic
+from worldmodel.memory import keep_memory
+
+
+def train(
+    config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), run: str | Path | None = None, **values: Any
+) -> Run:
+    """Train a world model and an agent in its imagination, and evaluate it at the end.
+
+    Args:
+        config: a YAML file, or a mapping, of differences from the defaults.
+        overrides: `["--section.key", "value", ...]`, as on the command line.
+        run: the folder to make; by default a free one under `runs/`, named after the config.
+        values: `seed=1` or whole sections as mappings.
+    Returns:
+        The run, saved in its folder, whatever ended it: an error or an interrupt leaves what was recorded there.
+    Raises:
+        ValueError: before anything is trained, for a config, an environment or a folder that cannot be used; later
+            only as an `EnvironmentFault`, for an observation or a reward that breaks the environment's contract.
+    """
+    resolved = load_config(config, overrides, **values)
+    name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
+    prepare(resolved)
+    made = Run.create(free_folder(name) if run is None else run, resolved)
+    loop = Loop(Trainer(made))
+    made.begin()
+    with alone(made.folder):
+        return finish(loop)
+
+
+def resume(folder: str | Path, steps: int | None = None) -> Run:
+    """Go on with an interrupted run from its last checkpoint, as if nothing had happened since; without one, from 0.
+
+    On the CPU, and in environments that repeat themselves when they are seeded, it ends with the weights and the
+    metrics of a run that was never interrupted, bit for bit. Where an environment does not, its running episode counts
+    as truncated. A finished run can be given more steps.
+
+    Args:
+        steps: environment steps in all; by default those of its config.
+    Raises:
+        ValueError: if the folder holds no run, another process trains it, none of its checkpoints can be used, or it
+            has taken all its steps.
+    """
+    folder = Path(folder)
+    saved_config(folder, "train")
+    with alone(folder):
+        return _resume(folder, steps)
+
+
+def _resume(folder: Path, steps: int | None) -> Run:
+    loop = _last(folder) if numbers(folder / CHECKPOINT) else _anew(folder)
+    config = loop.config
+    config.training.steps = steps or config.training.steps
+    if loop.finished and loop.steps >= config.training.steps:
+        raise ValueError(f"{folder} has taken its {loop.steps} steps: give it more with --training.steps")
+    loop.finished = False
+    write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
+    return finish(loop)
+
+
+def _last(folder: Path) -> Loop:
+    """What goes on from the last checkpoint of a run."""
+    run = Run.load(folder, at_checkpoint=True)
+    prepare(run.config)
+    assert run.checkpoint is not None
+    state = load_tree(run.checkpoint.folder / TRAINING)
+    if "trainer" not in state:
+        raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
+    loop = Loop(Trainer(run, state["trainer"]))
+    loop.load_state(state["loop"])
+    for number in numbers(folder / CHECKPOINT):
+        if number > int(run.checkpoint.folder.name):  # damaged
+            shutil.rmtree(folder / CHECKPOINT / f"{number:05d}")
+    torch.set_rng_state(state["random"]["cpu"])
+    if state["random"]["cuda"] is not None and loop.cuda:
+        torch.cuda.set_rng_state(state["random"]["cuda"], run.agent.device)
+    return loop
+
+
+def _anew(folder: Path) -> Loop:
+    """What begins a run once more that ended before its first checkpoint: as it was begun, with the same seed."""
+    config = load_config(saved_config(folder, "train"))
+    prepare(config)
+    shutil.rmtree(folder / ROWS, ignore_errors=True)
+    run = Run(folder, config)
+    run.keep_rows()
+    loop = Loop(Trainer(run))
+    loop.logged = {"bytes": 0, "seconds": 0.0, "wandb": None}
+    return loop
+
+
+def prepare(config: Config) -> None:
+    """Tell torch and the system how a run computes."""
+    torch.set_num_threads(config.training.threads)
+    keep_memory()
+
+
+def finish(loop: "Loop") -> Run:
+    """Train to the end and evaluate."""
+    run, steps = loop.trainer.run, loop.config.training.steps
+    with closing(loop.trainer.envs), Progress(steps, loop.steps) as progress, opened(loop, progress) as interrupt:
+        progress.note(run.summary)
+        if loop.steps:
+            lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
+            progress.note(f"goes on at {loop.steps} environment steps{lost}")
+        if not loop.run(steps) and interrupt.asked:
+            raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}")
+        interrupt.at_once = True
+        result = run.evaluate()
+        final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
+        loop.logger.log(final, run.env_steps)
+        loop.finished = True
+        progress.note(f"final evaluation on unseen seeds: {describe(result)}")
+        if line := promise(result):
+            progress.note(line)
+    return run
+
+
+@contextmanager
+def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
+    """A loop with a logger, until whatever ends it: then what was recorded and learned is saved.
+
+    Raises:
+        FloatingPointError: if the training diverged.
+        RuntimeError: from a `ValueError` that is no mistake in what the user gave, which was found before.
+    """
+    run = loop.trainer.run
+    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note, loop.logged)
+    loop.logger, loop.progress = logger, progress
+    try:
+        with patient(progress.note) as loop.interrupt:
+            yield loop.interrupt
+    except EnvironmentFault:
+        raise
+    except torch.linalg.LinAlgError as error:
+        raise diverged(run.env_steps, "a covariance") from error
+    except ValueError as error:
+        raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
+    finally:
+        loop.save()
+        loop.logged = logger.position()
+        logger.close()
+        progress.note(f"run saved in {run.folder}")

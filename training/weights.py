@@ -1,0 +1,107 @@
+"""Weights on disk: safetensors, replaced in one step, read back without executing anything."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write so that a reader, or a crash in between, finds the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")  # in the same folder: a rename across disks is not atomic
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names of the files in a folder would survive the end of the machine, where one can ask for it."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Make a file that does not exist, with all of its content or not at all: of two that try, one succeeds.
+
+    Raises:
+        FileExistsError: if it exists.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    write_text_atomic(partial, text)
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        with path.open("x") as file:
+            file.write(text)
+    finally:
+        partial.unlink()
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """:func:`write_bytes_atomic` of UTF-8 text."""
+    write_bytes_atomic(path, text.encode())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors, atomically."""
+    # Clones: safetensors refuses tensors that share memory, as tied parameters and views do.
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    write_bytes_atomic(path, save(own))
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read back what :func:`save_tensors` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a safetensors file; nothing in it has been executed then.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        return load_file(path, device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a readable safetensors file, or cut short: {error}") from error
+
+
+def save_module(path: Path, module: nn.Module) -> None:
+    """Write parameters and buffers of `module`, atomically."""
+    save_tensors(path, module.state_dict())
+
+
+def load_module(path: Path, module: nn.Module) -> None:
+    """Copy saved weights into `module`, on whatever device it lives.
+
+    Raises:
+        ValueError: if names or shapes differ; `module` is left as it was.
+    """
+    saved = load_tensors(path)
+    misfits = _misfits(saved, module.state_dict())
+    if misfits:
+        shown = "\n  ".join(misfits[:10] + ([f"... and {len(misfits) - 10} more"] if len(misfits) > 10 else []))
+        raise ValueError(f"{path}: was saved from another {type(module).__name__} than this one:\n  {shown}")
+    module.load_state_dict(saved)
+
+
+def _misfits(saved: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    wrong = [
+        f"{name}: shape {tuple(saved[name].shape)} in the file, {tuple(tensor.shape)} in the module"
+        for name, tensor in ours.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    missing = [f"{name}: missing in the file" for name in ours if name not in saved]
+    unexpected = [f"{name}: in the file, unknown to the module" for name in saved if name not in ours]
+    return wrong + missing + unexpected
