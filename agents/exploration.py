@@ -78,7 +78,8 @@ class Plan2Explore(nn.Module):
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """Ensemble, task and, while it is of use, explorer."""
-        metrics, _ = self.disagreement.learner.update(model.feature(states), batch)
+        metrics, report = self.disagreement.learner.update(model.feature(states), batch)
+        metrics["ensemble/skipped"] = report["skipped"]
         metrics |= self.task.learn(model, states, batch)
         if self.exploring and self.config.separate:
             learned = self.explorer.learn(model, states, batch)

@@ -52,10 +52,15 @@ class ReturnScale(nn.Module):
 
     @torch.no_grad()
     def update(self, returns: Tensor) -> None:
-        """Take a batch of returns (any shape) into the average, corrected for its start at zero."""
+        """Take a batch of returns (any shape) into the average, corrected for its start at zero.
+
+        One with numbers that are not finite is left out: the average would never recover from it.
+        """
         low, high = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
-        self.spread.lerp_(high - low, self.rate)
-        self.seen.lerp_(torch.ones_like(self.seen), self.rate)
+        spread = high - low
+        sound = spread.isfinite()
+        self.spread.lerp_(torch.where(sound, spread, self.spread), self.rate)
+        self.seen.lerp_(torch.where(sound, torch.ones_like(self.seen), self.seen), self.rate)
 
     @property
     def value(self) -> Tensor:

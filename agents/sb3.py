@@ -110,10 +110,17 @@ def in_rounds(cls: Any) -> Any:
     class InRounds(cls):
         born = 0
         lifetime = 1
+        factor = 1.0  # of the learning rate
 
         def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
             lived = min(num_timesteps - self.born, self.lifetime)
             super()._update_current_progress_remaining(lived, self.lifetime)
+
+        def _update_learning_rate(self, optimizers: Any) -> None:
+            super()._update_learning_rate(optimizers)
+            for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+                for group in optimizer.param_groups:
+                    group["lr"] *= self.factor
 
     InRounds.__name__ = InRounds.__qualname__ = cls.__name__
     return InRounds
@@ -213,12 +220,17 @@ class SB3Behaviour(nn.Module):
         """The ensemble from replayed states (B, T, ...); and, with every so many of them, a round in the dream."""
         metrics: dict[str, Tensor] = {}
         if self.ensemble is not None:
-            metrics, _ = self.ensemble.learner.update(model.feature(states), batch)
+            metrics, report = self.ensemble.learner.update(model.feature(states), batch)
+            metrics["ensemble/skipped"] = report["skipped"]
         self.updates += 1
         if self.updates % self.config.every == 0:
             self.practise()
             metrics |= of_the_dream(self.metrics)
         return metrics
+
+    def slow_down(self, factor: float) -> None:
+        """Let the learning rate be `factor` times what it would be, from now on."""
+        self.algorithm.factor = factor  # type: ignore[attr-defined]
 
     def practise(self) -> None:
         """One round of learning."""

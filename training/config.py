@@ -71,10 +71,14 @@ class TrainingConfig:
     device: str = "cpu"
     log_every: int = 100  # environment steps between two rows of metrics
     keep: int = 2  # checkpoints, the newest, each with the replay as it was; the best is kept as well
+    skips: int = 10  # updates that were not finite, since a checkpoint, before its weights return with half the lr
+    restores: int = 2  # such returns before the run stops
 
     def __post_init__(self) -> None:
         if min(self.steps, self.prefill, self.threads, self.log_every, self.keep) < 1 or self.pretrain < 0:
             raise ValueError("steps, prefill, threads, log_every and keep must be at least 1, pretrain at least 0")
+        if min(self.skips, self.restores) < 0:
+            raise ValueError(f"skips and restores must be at least 0: {self.skips}, {self.restores}")
         if self.replay_ratio <= 0:
             raise ValueError(f"replay_ratio must be positive: {self.replay_ratio}")
 

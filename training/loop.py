@@ -1,6 +1,5 @@
 """The collect-learn loop, and what a person sees of it."""
 
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -10,12 +9,13 @@ import numpy as np
 import torch
 
 from training.evaluation import Evaluation, evaluate
+from training.faults import LearningFaults
 from training.imagine import MEDIA, ImagineConfig, imagine
 from training.interrupt import Interrupt
 from training.logger import Averages, Logger
 from training.progress import Progress
 from training.run import Run
-from training.trainer import OnStep, Trainer, diverged, unbothered
+from training.trainer import OnStep, Trainer, unbothered
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
@@ -37,6 +37,8 @@ class Loop:
         self.finished = False
         self.evaluation_due = False  # one that has been interrupted
         self.averages = Averages()
+        self.faults = LearningFaults(trainer, lambda line: self.progress.note(line))
+        self.unread = torch.zeros(())  # updates that were skipped since the last row, on the device
         self.recent: deque[tuple[float, int]] = deque(maxlen=RECENT)
         self.shown: dict[str, float] = {}
         self.began = time.monotonic()
@@ -65,14 +67,18 @@ class Loop:
             self.evaluate()
         while goes_on:
             while self.due >= 1 and not self.interrupt.asked:
-                self.averages.add(self.trainer.update())
+                self.learn()
                 self.due -= 1
                 self.progress.update(self.steps, **self.shown)
             before = self.steps
             if before >= until or self.interrupt.asked:
                 break
             unsound = self.trainer.unsound
-            self.trainer.collect(self.trainer.run.behaviour)
+            try:
+                self.trainer.collect(self.trainer.run.behaviour)
+            except FloatingPointError as error:  # an action, of weights that are finite
+                self.faults.restore(str(error))
+                continue
             if self.trainer.unsound > unsound == 0:
                 self.progress.note(f"{self.steps:>7} steps: {UNSOUND}")
             self.trainer.refit_units(before)
@@ -82,6 +88,26 @@ class Loop:
         if self.averages.counts and not self.interrupt.asked:  # what the last steps paid for, or the prefill
             self.log()
         return goes_on and not self.interrupt.asked
+
+    def learn(self) -> None:
+        """One update; what it measured, unless it was skipped."""
+        try:
+            metrics, skipped = self.trainer.update()
+        except torch.linalg.LinAlgError:
+            self.trainer.doing = "nothing"
+            self.faults.count(1, "a covariance has no decomposition")
+            return
+        except FloatingPointError as error:
+            self.trainer.doing = "nothing"
+            self.faults.restore(str(error))
+            return
+        if self.cuda:  # reading it now would wait for the device
+            self.unread = self.unread + skipped
+        elif bool(skipped):
+            self.faults.count(1)
+            return
+        self.trainer.last, self.faults.sound = None, True
+        self.averages.add(metrics)
 
     def stepped(self, on_step: OnStep) -> bool:
         """After each step of the environments: whether to go on."""
@@ -97,7 +123,10 @@ class Loop:
 
     def log(self) -> None:
         metrics = self.averages.pop()
-        broken = [name for name, value in metrics.items() if name.endswith("loss") and not math.isfinite(value)]
+        if skipped := round(float(self.unread)):
+            self.faults.count(skipped)
+        self.unread = torch.zeros(())
+        metrics |= self.faults.metrics()
         if self.recent:
             returns, lengths = zip(*self.recent, strict=True)
             metrics |= {"rollout/ep_rew_mean": float(np.mean(returns)), "rollout/ep_len_mean": float(np.mean(lengths))}
@@ -107,8 +136,6 @@ class Loop:
         metrics["time/frames"] = self.trainer.envs.frames
         metrics["replay/steps"] = len(self.trainer.run.replay)
         self.logger.log(metrics, self.steps)
-        if broken:
-            raise diverged(self.steps, ", ".join(broken))
         names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
         self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}
 
@@ -119,7 +146,7 @@ class Loop:
         self.evaluation_due = self.interrupt.at_once = False
         self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
-        self.save(result.mean)
+        self.save(result.mean if np.isfinite(result.mean) else None)
         if config.videos:
             film(self.trainer.run, self.logger, self.progress, self.steps)
 
@@ -129,7 +156,9 @@ class Loop:
         Args:
             mean_return: of an evaluation of what was learned.
         """
-        self.trainer.run.save(None if self.trainer.doing == "updating" else self.state(), mean_return)
+        resumable = self.trainer.doing != "updating" and self.faults.sound
+        self.faults.recent = 0 if resumable else self.faults.recent
+        self.trainer.run.save(self.state() if resumable else None, mean_return)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, besides weights and recorded rows; see :func:`resume`."""
@@ -146,6 +175,7 @@ class Loop:
                 "logged": self.logger.position(),
                 "finished": self.finished,
                 "evaluation_due": self.evaluation_due,
+                "faults": self.faults.state(),
             },
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
         }
@@ -157,6 +187,7 @@ class Loop:
         self.recent.extend((total, length) for total, length in state["recent"])
         self.began = time.monotonic() - state["logged"]["seconds"]
         self.finished, self.evaluation_due = state["finished"], state["evaluation_due"]
+        self.faults.load_state(state["faults"])
 
 
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:

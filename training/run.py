@@ -141,7 +141,7 @@ class Run:
             say(f"{problem}; {found.folder.name}, of {found.env_steps} environment steps, takes its place")
         with torch.random.fork_rng():
             run = Run(folder, config)
-        run._take(found)
+        run.take(found)
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)
         elif at_checkpoint:
@@ -150,7 +150,7 @@ class Run:
             run.replay.load(folder / REPLAY)
         return run
 
-    def _take(self, checkpoint: Checkpoint) -> None:
+    def take(self, checkpoint: Checkpoint) -> None:
         """Weights, what the behaviour needs to learn on, and how long they have been trained for."""
         load_module(checkpoint.folder / MODEL, self.model)
         load_module(checkpoint.folder / BEHAVIOUR, self.behaviour)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import torch
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
@@ -23,6 +24,8 @@ from worldmodel.replay import Places
 from worldmodel.types import Batch, State, pack, restart, unpack
 
 ROOM = 2**28  # bytes of recorded numbers that units are taken from; of more, every second step, or third, ...
+
+SKIPPED = "/skipped"  # ends the names of the metrics that say whether an update was
 
 Metrics = dict[str, Tensor]
 OnStep = Callable[[], bool]
@@ -68,6 +71,16 @@ def diverged(
     )
 
 
+class Update(NamedTuple):
+    """What an update begins from, besides the weights: enough to compute it again."""
+
+    batch: Batch
+    places: Places
+    now: Annealed
+    start: State | None
+    random: Tensor  # the state of torch's generator
+
+
 class Trainer:
     """Collects arrivals for a run, replays them, and updates its model and its behaviour.
 
@@ -89,6 +102,7 @@ class Trainer:
         self.before = run.env_steps  # that it had been trained for
         self.prefilled = False
         self.updates = 0
+        self.last: Update | None = None
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
         self.ended: list[Episode] = []  # episodes that ended in the last step
@@ -172,25 +186,35 @@ class Trainer:
         model.fit_units(recorded, keep)
         self.run.behaviour.fit_units(recorded, keep)
 
-    def update(self) -> Metrics:
-        """One update of the model on a replayed batch, and one of the behaviour imagined from its states."""
-        self.doing = "updating"
-        metrics = self._update()
-        self.doing = "nothing"
-        return metrics
+    def update(self) -> tuple[Metrics, Tensor]:
+        """One update of the model on a replayed batch, and one of the behaviour imagined from its states.
 
-    def _update(self) -> Metrics:
-        config, replay, model, behaviour = self.config.replay, self.run.replay, self.run.model, self.run.behaviour
-        device = self.config.training.device
+        Returns:
+            Metrics, and whether numbers were not finite and a part of the update was skipped.
+        """
+        self.doing = "updating"
+        self.last = self.drawn()
+        metrics = self.learn(self.last)
+        self.doing = "nothing"
+        skipped = [metrics.pop(name) for name in list(metrics) if name.endswith(SKIPPED)]
+        return metrics, torch.stack(skipped).amax()
+
+    def drawn(self) -> Update:
+        """What the next update begins from."""
+        config, replay, device = self.config.replay, self.run.replay, self.config.training.device
         places = replay.draw(config.batch_size, config.window)
-        batch = replay.gather(places, device)
         start = self.context(places, device) if config.context else None
         now = annealed(self.config.objective, self.updates, device)
-        (states, metrics), report = self.learner.update(batch, now, start)
+        return Update(replay.gather(places, device), places, now, start, torch.get_rng_state())
+
+    def learn(self, update: Update) -> Metrics:
+        """The update itself."""
+        model, behaviour, batch = self.run.model, self.run.behaviour, update.batch
+        (states, metrics), report = self.learner.update(batch, update.now, update.start)
         self.updates += 1
         states = type(states)(*(field.detach() for field in states))
-        if config.context:
-            replay.remember(places, pack(states))
+        if self.config.replay.context:
+            self.run.replay.remember(update.places, pack(states))
         if self.joint is None:
             metrics |= {f"world_model/{name}": value for name, value in report.items()}
             return {**metrics, **behaviour.learn(model, states, batch)}

@@ -30,7 +30,12 @@ class LaProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient; none where the attribute `found_inf` is set to 1.
+
+        The name is that of torch's own optimisers, which read it from a gradient scaler.
+        """
+        if getattr(self, "found_inf", None):
+            return
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:

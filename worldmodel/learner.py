@@ -45,6 +45,8 @@ def build_optimizer(parameters: list[nn.Parameter], config: LearnerConfig) -> to
 class Learner:
     """Minimises a loss over its own parameters only; others that the loss depends on receive no gradient.
 
+    A step whose loss or gradient is not finite is skipped: parameters and optimiser stay as they were.
+
     Args:
         loss: any arguments -> (scalar loss, anything).
         parameters: what is trained.
@@ -57,29 +59,46 @@ class Learner:
     ) -> None:
         self.parameters, self.config = list(parameters), config
         self.optimizer = build_optimizer(self.parameters, config)
+        self.factor = 1.0  # of the learning rate
         self.warmup = LinearLR(self.optimizer, 1 / config.warmup, 1.0, config.warmup) if config.warmup else None
         compiles = config.compile == "update"
         self.loss = compiled(loss, "learner.compile", fullgraph=True, dynamic=False) if compiles else loss
 
     def update(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
-        """One step. Returns the second result of the loss, detached by its maker, and {"loss", "grad_norm"}."""
+        """One step, or none.
+
+        Returns:
+            The second result of the loss, detached by its maker, and {"loss", "grad_norm", "skipped"}, the last being
+            1 where the step was skipped, else 0.
+        """
         loss, aux = self.loss(*args)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
         norm = self.clipped()
+        skipped = (~(loss.detach().isfinite() & norm.isfinite())).float()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # read on the device: nothing waits for it
         self.optimizer.step()
         if self.warmup is not None:
             self.warmup.step()
-        return aux, {"loss": loss.detach(), "grad_norm": norm}
+        return aux, {"loss": loss.detach(), "grad_norm": norm, "skipped": skipped}
+
+    def slow_down(self, factor: float) -> None:
+        """Let the learning rate be `factor` times what the config says, from now on."""
+        change, self.factor = factor / self.factor, factor
+        for group in self.optimizer.param_groups:
+            group["lr"] *= change
+        if self.warmup is not None:
+            self.warmup.base_lrs = [lr * change for lr in self.warmup.base_lrs]
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on besides the parameters, as nested mappings of tensors and numbers."""
         warmup = None if self.warmup is None else self.warmup.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "warmup": warmup}
+        return {"optimizer": self.optimizer.state_dict(), "warmup": warmup, "factor": self.factor}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
+        self.factor = state["factor"]
         if self.warmup is not None:
             self.warmup.load_state_dict(state["warmup"])
 

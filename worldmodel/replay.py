@@ -245,11 +245,15 @@ class SequenceReplay:
         return Batch(obs, tensor("prev_action", 0), reward, first, last, terminal, torch.ones_like(reward))
 
     def remember(self, places: Places, latents: torch.Tensor) -> None:
-        """Store the latent states (B, T, D) inferred at these places, until their steps are forgotten."""
+        """Store the latent states (B, T, D) inferred at these places, until their steps are forgotten.
+
+        Those that are not finite, as float16, are not known afterwards.
+        """
         if self.latents is None:
             self.storage.add_beside(LATENT, Column(np.dtype(np.float16), (latents.shape[-1],)))
-        self.storage.put(LATENT, places.env, places.slot, latents.detach().cpu().numpy())
-        self.known[places.env, places.slot] = True
+        rows = latents.detach().half().cpu()
+        self.storage.put(LATENT, places.env, places.slot, rows.numpy())
+        self.known[places.env, places.slot] = rows.isfinite().all(-1).numpy()
 
     @property
     def latents(self) -> np.ndarray | None:

@@ -136,3 +136,13 @@ def test_return_scale_is_saved_with_its_owner() -> None:
     scale.update(torch.linspace(0, 50, 50))
     copy.load_state_dict(scale.state_dict())
     assert copy.value.item() == scale.value.item() > 1
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_returns_that_are_not_finite_leave_the_scale_as_it_was(broken: float) -> None:
+    scale, other = ReturnScale(), ReturnScale()
+    for batch in (torch.linspace(0, 50, 101), torch.full((8,), broken), torch.linspace(0, 10, 101)):
+        scale.update(batch)
+        if batch.isfinite().all():
+            other.update(batch)
+    assert torch.equal(scale.value, other.value) and float(scale.value) > 1

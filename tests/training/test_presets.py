@@ -91,7 +91,7 @@ def test_a_preset_learns_from_pixels_that_it_does_not_decode(preset: str, tmp_pa
     named = list(made.run.model.named_parameters())
     assert not any(torch.equal(p, q) or not p.isfinite().all() for (_, p), q in zip(named, before, strict=True))
     assert not any(name.startswith("decoders") for name, _ in named) and "projector.weight" in dict(named)
-    metrics = made.update()
+    metrics, _ = made.update()
     assert 0 < float(metrics["world_model/redundancy"]) < made.run.model.projector.out_features * 1.1  # type: ignore
     assert "world_model/log_likelihood/observation" not in metrics
 

@@ -279,3 +279,48 @@ def test_compile_switch_gives_the_same_updates(monkeypatch: pytest.MonkeyPatch, 
     torch.testing.assert_close(two.own, one.own)
     assert not torch.equal(two.own, torch.ones(3))
     assert two.other.grad is None
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "laprop"])
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_skipped(optimizer: Any, broken: str) -> None:
+    """Parameters, moments and step counts stay; the next step is that of a learner that never met it."""
+    bad = {"loss": lambda x: x.sum() * torch.inf, "gradient": lambda x: (x - x.detach()).abs().sqrt().sum()}[broken]
+
+    def learned(kinds: str) -> tuple[nn.Parameter, dict[str, Any], list[float]]:
+        parameter, queue = nn.Parameter(torch.tensor([3.0, -4.0])), list(kinds)
+
+        def loss() -> tuple[Tensor, None]:
+            return (parameter.square().sum() if queue.pop(0) == "." else bad(parameter)), None
+
+        learner = Learner(loss, [parameter], LearnerConfig(optimizer=optimizer, lr=0.1, weight_decay=0.1))
+        skipped = [float(learner.update()[1]["skipped"]) for _ in kinds]
+        return parameter, learner.state()["optimizer"]["state"][0], skipped
+
+    one, state, skipped = learned(".!.!!.")
+    other, expected, _ = learned("...")
+    assert skipped == [0, 1, 0, 1, 1, 0]
+    assert torch.equal(one, other) and not torch.equal(one, torch.tensor([3.0, -4.0]))
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_a_learner_that_is_slowed_down_takes_smaller_steps(warmup: int) -> None:
+    """LaProp's first step is lr in every direction; a state that was saved knows how slow it was."""
+
+    def step(factors: list[float]) -> float:
+        parameter = nn.Parameter(torch.tensor([1.0]))
+        config = LearnerConfig(optimizer="laprop", lr=0.1, warmup=warmup)
+        learner = Learner(lambda: (parameter.sum(), None), [parameter], config)
+        for factor in factors:
+            learner.slow_down(factor)
+        state = learner.state()
+        again = Learner(lambda: (parameter.sum(), None), [parameter], config)
+        again.load(state)
+        again.slow_down(factors[-1])  # is what it is
+        again.update()
+        return 1 - float(parameter)
+
+    whole = step([1.0])
+    assert step([0.5]) == pytest.approx(whole / 2, rel=1e-4)
+    assert step([0.5, 0.25]) == pytest.approx(whole / 4, rel=1e-4)

@@ -253,3 +253,14 @@ def test_latent_states_take_room_only_as_steps_are_stored() -> None:
     assert [float(replay.latents[0, slot, 0]) for slot in (0, 1100, 3100)] == [1, 1100, 2000]
     latent, known = replay.context(replay._places(np.zeros((1, 1), int), np.array([[1101]])))  # type: ignore[misc]
     assert known.all() and bool((latent == 1100).all())
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), 1e6])
+def test_latent_states_that_are_not_finite_are_not_remembered(broken: float) -> None:
+    """Nor those that are not as float16: a window that began from them would spread it."""
+    replay = filled((6,), capacity=6)
+    places = replay.draw(64, 6)
+    latents = torch.ones(64, 6, 2)
+    latents[:, 2, 1] = broken
+    replay.remember(places, latents)
+    assert replay.known[0].tolist() == [True, True, False, True, True, True]
