@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,19 +81,28 @@ class Checkpoint:
 
 @contextmanager
 def new_checkpoint(root: Path, env_steps: int, mean_return: float | None = None) -> Iterator[Path]:
-    """A folder to fill, which becomes the newest checkpoint under `root` at the end, unless an error comes first."""
+    """A folder to fill, which becomes the newest checkpoint under `root` at the end; after an error it is gone."""
     for leftover in root.glob(f"*{PARTIAL}"):
         shutil.rmtree(leftover)
     target = root / f"{max(numbers(root), default=0) + 1:05d}"
     partial = target.with_name(target.name + PARTIAL)
     partial.mkdir(parents=True)
-    yield partial
-    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(partial.iterdir())}
-    about = {"format": FORMAT, **versions(), "env_steps": env_steps, "mean_return": mean_return, "files": files}
-    write_text_atomic(partial / MANIFEST, json.dumps(about, indent=1) + "\n")
-    sync_folder(partial)
-    partial.rename(target)
+    try:
+        yield partial
+        _seal(partial, {"env_steps": env_steps, "mean_return": mean_return})
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     sync_folder(root)
+
+
+def _seal(folder: Path, about: dict[str, Any]) -> None:
+    """Write the manifest of everything in a folder, and have all of it reach the disk."""
+    files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+    whole = {"format": FORMAT, **versions(), **about, "files": files}
+    write_text_atomic(folder / MANIFEST, json.dumps(whole, indent=1) + "\n")
+    sync_folder(folder)
 
 
 def numbers(root: Path) -> list[int]:

@@ -6,7 +6,6 @@ they are read. Both records carry `global_step`, in environment steps, as their 
 
 import json
 import math
-import os
 import subprocess
 import time
 from collections import Counter
@@ -19,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.wandb_run import Mode, start_wandb
+from training.lines import Lines
+from training.wandb_run import Mode, finish_wandb, first_line, start_wandb
 from worldmodel.shadow import HOME
 
 Metrics = Mapping[str, Tensor | float]
@@ -95,10 +95,8 @@ class Logger:
     ) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.began = time.monotonic() - (since["seconds"] if since else 0)
-        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
-        if since:
-            self.file.truncate(min(since["bytes"], self.file.tell()))
-            self.file.seek(0, os.SEEK_END)
+        self.say = say
+        self.lines = Lines(run_dir / "metrics.jsonl", since["bytes"] if since else None, say)
         self.run = start_wandb(
             run_dir,
             config.wandb,
@@ -115,15 +113,13 @@ class Logger:
         row = {"global_step": step, **numbers(metrics)}
         seconds = round(time.monotonic() - self.began, 3)
         line = {"global_step": step, "seconds": seconds, **{name: _json_safe(value) for name, value in row.items()}}
-        self.file.write(json.dumps(line, allow_nan=False) + "\n")
-        self.file.flush()
-        if self.run is not None:
-            self.run.log(row)
+        self.lines.write(json.dumps(line, allow_nan=False) + "\n")
+        self._online(row)
 
     def position(self) -> dict[str, Any]:
         """Where both records stand."""
         seconds, name = time.monotonic() - self.began, None if self.run is None else self.run.id
-        return {"bytes": self.file.tell(), "seconds": seconds, "wandb": name}
+        return {"bytes": self.lines.written, "seconds": seconds, "wandb": name}
 
     def films(self, paths: Iterable[Path], step: int) -> None:
         """Show WebM films on Weights & Biases, from where they lie; as `media/NAME`, at `step` environment steps."""
@@ -132,13 +128,30 @@ class Logger:
         import wandb
 
         shown = {f"media/{path.stem}": wandb.Video(str(path), format="webm") for path in paths}
-        self.run.log({**shown, "global_step": step})
+        self._online({**shown, "global_step": step})
+
+    def _online(self, row: Mapping[str, Any]) -> None:
+        """Give a row to Weights & Biases; the first time that it fails is the last."""
+        if self.run is None:
+            return
+        try:
+            self.run.log(dict(row))
+        except Exception as error:  # whatever has become of it: the run goes on
+            self._gone(error)
+
+    def _gone(self, error: Exception) -> None:
+        self.say(f"Weights & Biases: off from here ({first_line(error)}); metrics.jsonl has everything")
+        self.run = None
 
     def close(self) -> None:
         """Finish both records; further calls of :meth:`log` are errors."""
-        self.file.close()
-        if self.run is not None:
-            self.run.finish()
+        self.lines.close()
+        if self.run is None:
+            return
+        try:
+            finish_wandb(self.run, self.say)
+        except Exception as error:
+            self._gone(error)
 
 
 def _json_safe(value: float) -> float | None:

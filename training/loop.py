@@ -146,7 +146,12 @@ class Loop:
         self.evaluation_due = self.interrupt.at_once = False
         self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
-        self.save(result.mean if np.isfinite(result.mean) else None)
+        try:
+            self.save(result.mean if np.isfinite(result.mean) else None)
+        except OSError as error:
+            self.progress.note(
+                f"{self.steps:>7} steps: not saved ({error}); the checkpoint before stays, and training goes on"
+            )
         if config.videos:
             film(self.trainer.run, self.logger, self.progress, self.steps)
 
@@ -194,7 +199,7 @@ def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
     """What the model foretells now, in moving pictures."""
     try:
         made = imagine(run, ImagineConfig(), run.folder / MEDIA / f"{steps:07d}")
-    except ValueError as error:  # of episodes that are still too short
+    except (ValueError, OSError) as error:  # of episodes that are still too short; of a full disk
         progress.note(f"{steps:>7} steps: no videos, {error}")
         return
     logger.films([path for path in made if path.suffix == ".webm"], steps)

@@ -1,7 +1,8 @@
 """From a config to a finished run, at once or in as many parts as it takes."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from training.trainer import Trainer, diverged
 from training.tree import load_tree
 from training.weights import write_text_atomic
 from worldmodel.memory import keep_memory
+
+PATIENCE = 300.0  # seconds for which the last save of a run is tried again
+AGAIN = 5.0  # seconds between two attempts
 
 
 def train(
@@ -139,6 +143,25 @@ def finish(loop: "Loop") -> Run:
     return run
 
 
+def insist(save: Callable[[], None], say: Callable[[str], None]) -> None:
+    """Save what would be lost otherwise: a disk that is full is tried again for `PATIENCE` seconds.
+
+    Raises:
+        OSError: if it stays full.
+    """
+    until, said = time.monotonic() + PATIENCE, False
+    while True:
+        try:
+            return save()
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise
+            if not said:
+                say(f"not saved ({error}): tried again for {PATIENCE / 60:.0f} minutes, in which space can be made")
+            said = True
+            time.sleep(AGAIN)
+
+
 @contextmanager
 def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     """A loop with a logger, until whatever ends it: then what was recorded and learned is saved.
@@ -160,7 +183,7 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     except ValueError as error:
         raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
     finally:
-        loop.save()
+        insist(loop.save, progress.note)
         loop.logged = logger.position()
         logger.close()
         progress.note(f"run saved in {run.folder}")

@@ -50,7 +50,7 @@ def _online(run_dir: Path, about: Mapping[str, Any]) -> "tuple[wandb.Run | None,
         if not wandb.login(prompt=False, verify=False):
             return None, "no API key found; `wandb login` stores one"
     except wandb.Error as error:
-        return None, _first_line(error)
+        return None, first_line(error)
     return _attempt(run_dir, "online", about)
 
 
@@ -58,16 +58,24 @@ def _attempt(
     run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]
 ) -> "tuple[wandb.Run | None, str]":
     """A run, or None and why there is none."""
-    import wandb
 
     try:
         return _init(run_dir, mode, about), ""
-    except wandb.Error as error:
-        return None, _first_line(error)
+    except Exception as error:  # whatever is wrong with it: the run goes on
+        return None, first_line(error)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".")
+def finish_wandb(run: "wandb.Run", say: Callable[[str], None]) -> None:
+    """End a run; where the network does not take the rest of it in time, `say` how to upload it later."""
+    try:
+        run.finish()
+    except TimeoutError:
+        say(f"Weights & Biases: not all of it could be uploaded. To do that later: wandb sync {run.settings.sync_dir}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short."""
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _init(run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]) -> "wandb.Run":
@@ -79,5 +87,6 @@ def _init(run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str,
         reinit="create_new",  # the run is ours alone, even beside one that the user has open
         init_timeout=CONNECT_SECONDS,
         finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
     )
     return wandb.init(dir=run_dir, mode=mode, settings=settings, **about)

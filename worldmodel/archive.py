@@ -1,5 +1,6 @@
 """Every stored row of a replay as one `.npz` file, to keep, to hand on or to fit a model to."""
 
+import os
 from pathlib import Path
 from typing import IO
 from zipfile import BadZipFile, ZipFile
@@ -19,13 +20,24 @@ def write_archive(file: Path, storage: Storage) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.stem}.partial.npz")
-    with ZipFile(partial, "w") as archive:
-        with archive.open(f"{STORED}.npy", "w") as member:
-            np.lib.format.write_array(member, storage.stored, allow_pickle=False)
-        for name in storage.columns:
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                _write_column(member, storage, name)
-    partial.replace(file)
+    try:
+        with partial.open("wb") as content:
+            with ZipFile(content, "w") as archive:
+                _write_members(archive, storage)
+            content.flush()
+            os.fsync(content.fileno())
+        partial.replace(file)
+    except BaseException:  # of a full disk: what there is of it is in the way
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _write_members(archive: ZipFile, storage: Storage) -> None:
+    with archive.open(f"{STORED}.npy", "w") as member:
+        np.lib.format.write_array(member, storage.stored, allow_pickle=False)
+    for name in storage.columns:
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+            _write_column(member, storage, name)
 
 
 def _write_column(member: IO[bytes], storage: Storage, name: str) -> None:

@@ -1,0 +1,51 @@
+"""A file that grows by whole lines, and never loses one to a disk that is full for a while."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Lines:
+    """Appends lines to a file; what cannot be written waits in memory for the next attempt.
+
+    Args:
+        keep: bytes of an existing file that stay; by default all.
+        say: gets a line for a person when writing begins to fail, and when it works again.
+    """
+
+    def __init__(self, file: Path, keep: int | None, say: Callable[[str], None]) -> None:
+        self.file, self.say = file, say
+        self.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        there = os.fstat(self.descriptor).st_size
+        self.written = there if keep is None else min(keep, there)  # bytes of whole lines
+        os.ftruncate(self.descriptor, self.written)
+        self.waiting = b""
+
+    def write(self, line: str) -> None:
+        """Append a line that ends with a line feed, and those that wait."""
+        failed, self.waiting = bool(self.waiting), self.waiting + line.encode()
+        problem = self._attempt()
+        if problem and not failed:
+            self.say(f"{self.file} cannot be written ({problem}): its lines are kept in memory, and tried again")
+        if failed and not problem:
+            self.say(f"{self.file} can be written again: nothing is missing in it")
+
+    def _attempt(self) -> str:
+        """Write what waits; why not, if that fails, and then nothing of it is in the file."""
+        rest = memoryview(self.waiting)
+        try:
+            os.lseek(self.descriptor, self.written, os.SEEK_SET)
+            while rest:
+                rest = rest[os.write(self.descriptor, rest) :]
+        except OSError as error:
+            os.ftruncate(self.descriptor, self.written)
+            return error.strerror or str(error)
+        self.written += len(self.waiting)
+        self.waiting = b""
+        return ""
+
+    def close(self) -> None:
+        """Try a last time, and say what could not be written."""
+        if self.waiting and (problem := self._attempt()):
+            self.say(f"{self.file}: {self.waiting.count(10)} line(s) could not be written ({problem})")
+        os.close(self.descriptor)
