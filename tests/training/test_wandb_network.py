@@ -24,7 +24,9 @@ class Server(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.path == "/graphql":
+            RUN["name"] = json.loads(asked)["variables"].get("name", RUN["name"])
         answer = json.dumps({"data": {"upsertBucket": {"bucket": RUN, "inserted": True}}}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
