@@ -1,7 +1,11 @@
-"""One thread, small world models of every member, and random windows for them."""
+"""One thread, small world models of every member, random windows for them, and what makes two runs the same."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,3 +122,33 @@ def window_fixture() -> Callable[..., Batch]:
 @pytest.fixture(name="without_noise")
 def without_noise_fixture() -> Callable[[WorldModel], WorldModel]:
     return without_noise
+
+
+CLOCKS = ("seconds", "time/fps", "time_elapsed")  # end the names of what a clock says
+
+
+def _outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Metrics but for what a clock says; weights, and everything recorded."""
+    from training import Run
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    metrics = [{k: v for k, v in json.loads(line).items() if not k.endswith(CLOCKS)} for line in lines]
+    run = Run.load(folder)
+    recorded = run.replay.everything()
+    tensors = {**run.model.state_dict(), **{f"behaviour/{k}": v for k, v in run.behaviour.state_dict().items()}}
+    tensors |= {f"obs/{k}": v for k, v in recorded.obs.items()}
+    tensors |= {name: value for name, value in recorded._asdict().items() if isinstance(value, torch.Tensor)}
+    return metrics, {name: value.numpy() for name, value in tensors.items()}
+
+
+@pytest.fixture
+def assert_same_run() -> Callable[[Path, Path], None]:
+    """Of two run folders: the same metrics, weights and rows, bit for bit."""
+
+    def check(one: Path, other: Path) -> None:
+        (metrics, arrays), (metrics2, arrays2) = _outcome(one), _outcome(other)
+        assert metrics == metrics2 and arrays.keys() == arrays2.keys()
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(value, arrays2[name], err_msg=name)
+
+    return check

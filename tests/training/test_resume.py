@@ -79,28 +79,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+Same = Callable[[Path, Path], None]
+
+
 class Killed(BaseException):
     """As if by kill -9: nobody saves anything."""
 
 
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Metrics but for what a clock says, weights, and everything recorded."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metrics = [
-        {k: v for k, v in row.items() if not k.endswith(("seconds", "time/fps", "time_elapsed"))} for row in rows
-    ]
-    run = Run.load(folder)
-    weights = {**run.model.state_dict(), **{f"b/{k}": v for k, v in run.behaviour.state_dict().items()}}
-    recorded = run.replay.everything()
-    rows = {**{f"obs/{k}": v.numpy() for k, v in recorded.obs.items()}, "u": recorded.prev_action.numpy()}
-    return metrics, {k: v.numpy() for k, v in weights.items()}, rows | {"r": recorded.reward.numpy()}
-
-
-def assert_same(one: Path, other: Path) -> None:
-    (metrics, weights, rows), (metrics2, weights2, rows2) = outcome(one), outcome(other)
-    assert metrics == metrics2
-    for name, value in (weights | rows).items():
-        np.testing.assert_array_equal(value, (weights2 | rows2)[name], err_msg=name)
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def killed(monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool]) -> None:
@@ -117,7 +104,9 @@ def killed(monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool]) -> None
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_killed_run_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
     """From its last checkpoint, after 40 (or 80) steps; what came after that is done again."""
     config = {**TINY, **VARIANTS[name]}
     whole = train(config, run=tmp_path / "whole", seed=5).folder
@@ -129,12 +118,16 @@ def test_a_killed_run_goes_on_bit_for_bit(name: str, tmp_path: Path, monkeypatch
                 train(config, run=folder, seed=5)
         torch.rand(3)  # whatever the other process has drawn
         resume(folder)
-        assert_same(whole, folder)
+        assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize("death", [7, 33, 61])
 def test_a_run_that_is_asked_to_stop_goes_on_from_there(
-    death: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    death: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    assert_same_run: Same,
 ) -> None:
     """In the prefill and later; SIGTERM is what batch systems send."""
     whole = train(TINY, run=tmp_path / "whole", seed=5).folder
@@ -153,7 +146,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     assert Run.load(folder).env_steps < death + 4
     assert main(["train", "--resume", str(folder)]) == 0
     assert "goes on at" in capsys.readouterr().err
-    assert_same(whole, folder)
+    assert_same_run(whole, folder)
 
 
 def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: Path, capsys: Any) -> None:
@@ -162,7 +155,7 @@ def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: P
     assert "has taken its 100 steps: give it more with --training.steps" in capsys.readouterr().err
     assert main(["train", "--resume", str(folder), "--training.steps", "140"]) == 0
     assert Run.load(folder).env_steps == 140 and Run.load(folder).config.training.steps == 140
-    finals = [row for row in outcome(folder)[0] if "final/mean_reward" in row]
+    finals = [row for row in rows(folder) if "final/mean_reward" in row]
     assert [row["global_step"] for row in finals] == [100, 140]
 
 
@@ -233,11 +226,13 @@ def test_rows_that_took_the_place_of_older_ones_stay(
     run = resume(folder)
     assert "goes on at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
     assert run.env_steps == 100 and len(run.replay) == 20
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["global_step"] for row in rows] == sorted(row["global_step"] for row in rows)
+    steps = [row["global_step"] for row in rows(folder)]
+    assert steps == sorted(steps)
 
 
-def test_an_evaluation_that_is_interrupted_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_is_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
     """It is left at once: it may take long. The final one as well."""
     whole = train(TINY, run=tmp_path / "whole", seed=5).folder
     evaluate, calls = loops.evaluate, []
@@ -255,7 +250,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(tmp_path: Path, monkeyp
             train(TINY, run=folder, seed=5)
         assert len(calls) == 1 and Run.load(folder).env_steps == 40
     resume(folder)
-    assert_same(whole, folder)
+    assert_same_run(whole, folder)
 
 
 def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: Any) -> None:
@@ -271,7 +266,7 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: Any) 
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
     for name in ("gaussian", "disk"):
         config = {**TINY, **VARIANTS[name]}
@@ -282,11 +277,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_once_more(
                 train(config, run=folder, seed=5)
         assert not (folder / "checkpoint").exists() and (folder / "metrics.jsonl").read_text()
         resume(folder)
-        assert_same(whole, folder)
+        assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize("file", ["model", "behaviour", "training", "replay", "manifest"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(file: str, tmp_path: Path, capsys: Any) -> None:
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
+    file: str, tmp_path: Path, capsys: Any, assert_same_run: Same
+) -> None:
     """As by a bad disk, one bit of one file. What follows the one before is done again, and ends the same."""
     folder = train(TINY, run=tmp_path / "run", seed=5).folder
     shutil.copytree(folder, tmp_path / "whole")
@@ -299,7 +296,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(file: str, tmp
     assert main(["train", "--resume", str(folder)]) == 0
     said = capsys.readouterr().err
     assert str(damaged) in said and "00002, of 80 environment steps, takes its place" in said
-    assert_same(tmp_path / "whole", folder)
+    assert_same_run(tmp_path / "whole", folder)
     assert sorted(path.name for path in (folder / "checkpoint").iterdir())[-2:] == ["00002", "00003"]
 
 
