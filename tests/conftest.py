@@ -1,6 +1,9 @@
 """One thread, small world models of every member, and random windows for them."""
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +106,13 @@ def without_noise(model: WorldModel) -> WorldModel:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of an environment that fails on request, where other processes find it too."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "broken"))
+    return importlib.import_module("failing")
 
 
 @pytest.fixture(name="build")
