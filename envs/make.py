@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -93,7 +93,7 @@ def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
 
     def fresh() -> gym.Env[Any, Any]:
         alone = training and config.timeout is not None
-        return CheckContract(ProcessEnv(build, config.timeout) if alone and config.timeout else build(), index)
+        return CheckContract(ProcessEnv(build, cast(float, config.timeout)) if alone else build(), index)
 
     return Restart(fresh, index, config.restarts, proven=not training)
 

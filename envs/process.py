@@ -20,6 +20,7 @@ START = 300.0  # seconds to import, to build, and to begin
 PATIENCE = 5.0  # seconds to close an environment
 ORPHAN = 2.0  # times its timeout that a process works on an answer which nobody may be waiting for any more
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+UNBEGUN = 'see above why; a script that trains must do so under `if __name__ == "__main__"`'
 PLAIN = (bool, int, float, str, np.generic, np.ndarray)
 
 
@@ -85,7 +86,8 @@ class ProcessEnv(gym.Env[Any, Any]):
         if code is not None and code < 0:
             hint = ", as it does where memory runs out" if code == -signal.SIGKILL else ""
             return EnvironmentFault(f"its process died in {what} by {signal.Signals(-code).name}{hint}")
-        return EnvironmentFault(f"its process died in {what} with exit code {code}")
+        hint = f": {UNBEGUN}" if what == "start" else ""
+        return EnvironmentFault(f"its process died in {what} with exit code {code}{hint}")
 
     def _kill(self) -> None:
         self.process.kill()

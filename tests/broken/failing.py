@@ -43,6 +43,8 @@ class Failing(gym.Env[Any, Any]):
             return observation, reward
         if self.how == "exception":
             raise RuntimeError("the simulator died")
+        if self.how in ("sleep", "busy"):
+            os.write(1, b"hangs\n")
         if self.how == "sleep":
             time.sleep(1000)
         if self.how == "busy":

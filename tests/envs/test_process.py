@@ -126,7 +126,7 @@ def test_nothing_is_left_in_the_system(failing: Any, tmp_path: Path) -> None:
     """After environments that were closed, forgotten, ended and died."""
     for how in ("", "kill"):  # the fork server and what it needs stay
         ProcessEnv(partial(failing.Failing, how, at=1), PATIENT).close()
-    before, pids = len(os.listdir("/proc/self/fd")), []
+    before, pids, closed = len(os.listdir("/proc/self/fd")), [], []
     for turn in range(32):
         env = ProcessEnv(partial(failing.Failing, ("", "kill", "exit", "sleep")[turn % 4], at=1), 0.2)
         pids.append(env.process.pid)
@@ -134,8 +134,10 @@ def test_nothing_is_left_in_the_system(failing: Any, tmp_path: Path) -> None:
         if turn % 4:
             with pytest.raises(EnvironmentFault):
                 env.step(ACTION)
+            closed.append(env)
         elif turn % 8:
             env.close()
+            closed.append(env)
         del env
     assert not [pid for pid in pids if pid and alive(pid)]
     assert len(os.listdir("/proc/self/fd")) == before
@@ -177,10 +179,23 @@ def test_no_process_outlives_its_owner(how: str, what: str, tmp_path: Path) -> N
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}) as owner:
         assert owner.stdout is not None
         pid = int(owner.stdout.readline())
+        if what == "step":
+            assert owner.stdout.readline() == b"hangs\n"
         if what == "leave":
             assert owner.wait(timeout=60) == 0
         owner.kill()
     assert not alive(pid)
+
+
+def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
+    """Python runs it again in each process that it starts."""
+    script = tmp_path / "script.py"
+    script.write_text("from envs import EnvConfig, make\nmake(EnvConfig(timeout=5.0), training=True)\n")
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=120)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 1 and "EnvironmentFault: its process died in start with exit code 1: see above" in last
+    assert '`if __name__ == "__main__"`' in last
 
 
 def test_a_config_says_seconds() -> None:
