@@ -35,12 +35,20 @@ class ProcessEnv(gym.Env[Any, Any]):
         factory: makes the environment there: a function that can be pickled.
         timeout: seconds for one step or reset.
     Raises:
+        ValueError: if the factory cannot be pickled.
         EnvironmentFault: if there is no answer in time, the process has died, or the environment has raised an
             exception, with its text. After the first two it is of no more use.
     """
 
     def __init__(self, factory: Callable[[], gym.Env[Any, Any]], timeout: float) -> None:
         self.timeout = timeout
+        try:
+            pickle.dumps(factory)
+        except Exception as error:  # of whatever the environment is given
+            raise ValueError(
+                f"an environment cannot be sent to a process of its own: {error}. Give env.kwargs numbers, strings and "
+                "functions of a module, or leave env.timeout at null"
+            ) from error
         context = cast(Any, multiprocessing.get_context(METHOD))
         if METHOD == "forkserver":  # no effect once it runs; a new process then takes no time to import
             context.set_forkserver_preload(["__main__", "envs.make"])
@@ -84,8 +92,9 @@ class ProcessEnv(gym.Env[Any, Any]):
         code = self.process.exitcode
         self._kill()
         if code is not None and code < 0:
-            hint = ", as it does where memory runs out" if code == -signal.SIGKILL else ""
-            return EnvironmentFault(f"its process died in {what} by {signal.Signals(-code).name}{hint}")
+            name = signal.Signals(-code).name
+            hint = ", as it does where memory runs out" if name == "SIGKILL" else ""
+            return EnvironmentFault(f"its process died in {what} by {name}{hint}")
         hint = f": {UNBEGUN}" if what == "start" else ""
         return EnvironmentFault(f"its process died in {what} with exit code {code}{hint}")
 

@@ -187,6 +187,11 @@ def test_no_process_outlives_its_owner(how: str, what: str, tmp_path: Path) -> N
     assert not alive(pid)
 
 
+def test_what_cannot_be_sent_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cannot be sent .*pickle.* env.timeout at null"):
+        make(EnvConfig(kwargs={"g": lambda: 9.8}, timeout=PATIENT), training=True)
+
+
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     """Python runs it again in each process that it starts."""
     script = tmp_path / "script.py"
