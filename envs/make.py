@@ -42,9 +42,7 @@ class EnvConfig:
     image_size: int = 64  # pixels a side of every image among the observations; the networks take 32, 64, 96 and 128
     grey: bool = False  # whether images lose their colour: a third of the memory
     life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
-    restarts: int = (
-        10  # of a failed environment, before the run stops; 0: at the first fault. A resumed run counts anew
-    )
+    restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
     timeout: float | None = None  # seconds for one step or reset; if given, each environment of training lives in a
     # process of its own, whose hang or death costs an episode, not the run
 

@@ -19,9 +19,7 @@ class Evaluation(NamedTuple):
     lengths: list[int]  # environment steps of each episode
     unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
     imagined: list[float] | None = None  # what the model promises for the same episodes, if it was asked
-    faults: Sequence[
-        str
-    ] = ()  # what went wrong in environments: other episodes than these were begun, and do not count
+    faults: Sequence[str] = ()  # what went wrong in environments, in episodes that do not count
 
     @property
     def mean(self) -> float:
