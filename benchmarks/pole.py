@@ -10,6 +10,7 @@ nothing but pixels is measured.
 
 import argparse
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -58,7 +59,7 @@ def played(run: Run, episodes: int, steps: int, at_random: bool) -> Batch:
     agent = run.agent
     if at_random:
         agent = Agent(run.model, RandomBehaviour(run.action_spec), run.obs_specs, run.action_spec)
-    envs = make_vector(run.config.env, episodes)
+    envs = make_vector(replace(run.config.env, restarts=0), episodes)
     replay = SequenceReplay(
         observation_specs(envs.single_observation_space), run.action_spec, episodes, episodes * steps
     )

@@ -34,7 +34,7 @@ EPISODES = 20
 
 def evaluated(model: Any, task: str) -> float:
     """Mean return of the deterministic policy."""
-    envs = make_vector(EnvConfig(task), EPISODES)
+    envs = make_vector(EnvConfig(task, restarts=0), EPISODES)
     observation, _ = envs.reset(seed=evaluation_seeds(EPISODES, PERIODIC))
     total, running = np.zeros(EPISODES), np.ones(EPISODES, bool)
     while running.any():

@@ -7,7 +7,9 @@ from envs.faults import EnvironmentFault
 from envs.images import Images, Rendered
 from envs.imagined import ImaginedEnv, ImaginedVectorEnv
 from envs.make import EnvConfig, make, make_vector, time_limit
+from envs.process import ProcessEnv
 from envs.recorder import RecordEnvTrajectories, RecordTrajectories
+from envs.restart import Restart
 from envs.spaces import action_spec, observation_specs
 from envs.starts import PriorStarts, ReplayedStarts
 from envs.wrappers import ActionRepeat
@@ -21,11 +23,13 @@ __all__ = [
     "ImaginedEnv",
     "ImaginedVectorEnv",
     "PriorStarts",
+    "ProcessEnv",
     "RecordEnvTrajectories",
     "RecordTrajectories",
     "Rendered",
     "RepeatableEpisodes",
     "ReplayedStarts",
+    "Restart",
     "action_spec",
     "make",
     "make_vector",

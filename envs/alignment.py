@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from envs.faults import EnvironmentFault, Faults, named, structure_fault, value_faults
+from envs.faults import FAULT, REWARD, Faults, blamed, named, reported, structure_fault, value_faults
 from envs.wrappers import FRAMES
 from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation
 from worldmodel.types import Arrival
@@ -27,8 +27,10 @@ from worldmodel.types import Arrival
 Sink = Callable[[Arrival, np.ndarray], None]
 """Takes n rows and the (n,) environment indices they belong to, without repeats: `SequenceReplay.add` is one."""
 
+Cut = Callable[[np.ndarray], None]
+"""Makes the last row of each of these environments (n,) the last of its episode: `SequenceReplay.cut` is one."""
+
 Rows = dict[str, np.ndarray]  # encoded observations {key: (n, width)}
-REWARD = "the reward"  # stands for an observation key in a fault
 
 
 class Episode(NamedTuple):
@@ -47,38 +49,56 @@ class Recorder:
         num_envs: n.
         mode: when the environments reset.
         sink: receives the rows.
+        cut: is told of each episode in which an environment failed (`infos[FAULT]`): of that step there is no row, the
+            one before is the last. Without it that row ends nothing, and the next one begins an episode all the same.
     Attributes:
         steps: decisions over all environments; resets do not count.
         frames: simulator frames over all environments, from `infos[FRAMES]` where an environment reports it.
+        faults: times that an environment failed, and went on as another one.
     """
 
     def __init__(
-        self, obs_specs: ObservationSpecs, action_spec: ActionSpec, num_envs: int, mode: AutoresetMode, sink: Sink
+        self,
+        obs_specs: ObservationSpecs,
+        action_spec: ActionSpec,
+        num_envs: int,
+        mode: AutoresetMode,
+        sink: Sink,
+        cut: Cut | None = None,
     ) -> None:
         self.obs_specs, self.action_spec, self.num_envs = obs_specs, action_spec, num_envs
-        self.mode, self.sink = mode, sink
+        self.mode, self.sink, self.cut = mode, sink, cut
         self.steps = 0
         self.frames = 0
+        self.faults = 0
         self._vector_steps = 0
         self._ready = False  # nothing is missing since a reset: no fault, and no step left unrecorded
         self._ended = np.zeros(num_envs, bool)  # by the previous step; of no interest where that also reset them
         self._total_reward = np.zeros(num_envs)  # of the running episodes
         self._length = np.zeros(num_envs, np.int64)
         self._episodes: list[Episode] = []
+        self._failures: list[str] = []
 
     def pop_episodes(self) -> list[Episode]:
         """The episodes completed since the last call, oldest first."""
         episodes, self._episodes = self._episodes, []
         return episodes
 
+    def pop_failures(self) -> list[str]:
+        """What went wrong in environments since the last call, oldest first."""
+        failures, self._failures = self._failures, []
+        return failures
+
     def counters(self) -> dict[str, Any]:
         """What it has counted, as numbers and arrays."""
+        counted = {"steps": self.steps, "frames": self.frames, "vector_steps": self._vector_steps}
         running = {"total_reward": self._total_reward.copy(), "length": self._length.copy()}
-        return {"steps": self.steps, "frames": self.frames, "vector_steps": self._vector_steps, **running}
+        return {**counted, "faults": self.faults, **running}
 
     def count_on(self, counters: Mapping[str, Any]) -> None:
         """Count on from what :meth:`counters` gave, in the middle of episodes that have been recorded so far."""
         self.steps, self.frames, self._vector_steps = (counters[key] for key in ("steps", "frames", "vector_steps"))
+        self.faults = counters.get("faults", 0)  # an earlier version did not count them
         self._total_reward, self._length = counters["total_reward"].copy(), counters["length"].copy()
         self._ready = True
 
@@ -110,11 +130,15 @@ class Recorder:
         index = flat - np.asarray(self.action_spec.start)
         return ((index >= 0) & (index < np.asarray(self.action_spec.classes))).all(axis=1)
 
-    def reset(self, observation: Any, mask: np.ndarray | None = None) -> None:
+    def reset(self, observation: Any, mask: np.ndarray | None = None, infos: Mapping[str, Any] | None = None) -> None:
         """Record the observation (n, ...) of a reset of all environments, or of those in `mask` (n,) bool.
 
         An episode cut short by it gets no last row: nothing ended, so nothing is terminal.
+
+        Args:
+            infos: of that reset, where they say which environments failed in it.
         """
+        self._note_failures(infos or {})
         first = np.ones(self.num_envs, bool) if mask is None else mask
         ready, self._ready = self._ready or mask is None, False
         self._ended = self._ended & ~first
@@ -134,6 +158,8 @@ class Recorder:
     ) -> None:
         """Record what a step with `controls` (n, A) returned, as Gymnasium's vector environments return it.
 
+        Of an environment that failed in this step nothing is recorded but the reset of the one that took its place.
+
         Raises:
             EnvironmentFault: at the first observation or reward that breaks the environment's contract, after
                 every sound row of this step has reached the sink.
@@ -141,20 +167,38 @@ class Recorder:
         self._vector_steps += 1
         first = self._ended if self.mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
         last = (np.asarray(terminated, bool) | np.asarray(truncated, bool)) & ~first
+        failed = self._failed(infos) & ~first
         reward = np.where(first, 0.0, self._checked_reward(reward))
         obs = self._encode(observation)
         resets_now = last if self.mode is AutoresetMode.SAME_STEP else np.zeros(self.num_envs, bool)
-        reached, faults = self._with_final(obs, infos, resets_now)
+        reached, faults = self._with_final(obs, infos, resets_now & ~failed)
         terminal = np.asarray(terminated, bool) & last
         prev_action = np.where(first[:, None], np.float32(0), controls)
         rows = Arrival(reached, prev_action, reward.astype(np.float32), first, last, terminal)
-        faults = self._give(rows, np.ones(self.num_envs, bool), faults)
+        faults = self._give(rows, ~failed, faults)
+        if failed.any() and self.cut is not None:
+            self.cut(np.flatnonzero(failed))
         if resets_now.any():
             faults = self._give(self._first_rows(obs), resets_now, {}) | faults
-        self._count(reward, last, ~first, infos, faults)
+        self._count(reward, last, ~(first | failed), infos, faults)
         self._ended = last
         self._raise_first(faults)
         self._ready = True
+
+    def _failed(self, infos: Mapping[str, Any]) -> np.ndarray:
+        """Which environments (n,) failed in this step, rather than in the reset that follows in the same step."""
+        of_step = infos.get("final_info", {}) if self.mode is AutoresetMode.SAME_STEP else infos
+        for each in (infos.get("final_info", {}), infos):
+            self._note_failures(each)
+        if FAULT not in of_step:
+            return np.zeros(self.num_envs, bool)
+        return np.array([bool(reported(of_step, env)) for env in range(self.num_envs)])
+
+    def _note_failures(self, infos: Mapping[str, Any]) -> None:
+        if FAULT in infos:
+            found = [text for env in range(self.num_envs) for text in reported(infos, env)]
+            self.faults += len(found)
+            self._failures += found
 
     def _first_rows(self, obs: Rows) -> Arrival:
         n = self.num_envs
@@ -215,7 +259,7 @@ class Recorder:
         self.frames += int(_frames(infos, self.num_envs)[live].sum())
         self._total_reward += reward
         self._length += live
-        for env in np.flatnonzero(last).tolist():
+        for env in np.flatnonzero(last & live).tolist():
             if env not in faults:
                 self._episodes.append(Episode(float(self._total_reward[env]), int(self._length[env]), env))
         self._total_reward[last] = 0
@@ -225,9 +269,7 @@ class Recorder:
         if not faults:
             return
         env = min(faults)
-        key, problem = faults[env]
-        what = REWARD if key is REWARD else f"observation '{key}'"
-        raise EnvironmentFault(f"{what} of environment {env} {problem} at step {self._vector_steps}")
+        raise blamed(*faults[env], env, self._vector_steps)
 
 
 def _frames(infos: Mapping[str, Any], num_envs: int) -> np.ndarray:

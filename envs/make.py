@@ -1,7 +1,9 @@
 """EnvConfig -> environments: what of an environment is configured, and in which order it is put around it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -12,9 +14,11 @@ from envs.faults import named
 from envs.ids import by_id
 from envs.images import Images, Rendered
 from envs.lives import EndWithLife, console
+from envs.process import ProcessEnv
+from envs.restart import Restart
 from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites.minigrid import symbolic
-from envs.wrappers import ActionRepeat, CheckObservation, RecordState
+from envs.wrappers import ActionRepeat, CheckContract, RecordState
 
 LifeLoss = Literal["ignore", "end"]
 
@@ -24,7 +28,7 @@ class EnvConfig:
     """One environment, and how many of it.
 
     Raises:
-        ValueError: if a number is below 1, or `kwargs` sets what has a field of its own.
+        ValueError: if a number is too small, or `kwargs` sets what has a field of its own.
     """
 
     id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; or of a suite, as
@@ -38,12 +42,19 @@ class EnvConfig:
     image_size: int = 64  # pixels a side of every image among the observations; the networks take 32, 64, 96 and 128
     grey: bool = False  # whether images lose their colour: a third of the memory
     life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
+    restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
+    timeout: float | None = None  # seconds for one step or reset; if given, each environment of training lives in a
+    # process of its own, whose hang or death costs an episode, not the run
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "action_repeat", "time_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
+        if self.restarts < 0:
+            raise ValueError(f"env.restarts must be at least 0, got {self.restarts}")
+        if self.timeout is not None and not self.timeout > 0:
+            raise ValueError(f"env.timeout must be above 0 seconds, or null for no process, got {self.timeout}")
         if self.image_size < SMALLEST_IMAGE:
             raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")
         if self.life_loss not in get_args(LifeLoss):
@@ -58,7 +69,8 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
 
     With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed. Only
     with `training` is it the one to learn from, of which `config.life_loss` may end episodes: all others are the task.
-    Unless lives end them, its episodes can be played again then (:class:`envs.episodes.RepeatableEpisodes`).
+    Unless lives end them, its episodes can be played again then (:class:`envs.episodes.RepeatableEpisodes`), and where
+    it fails another one takes its place (:class:`envs.restart.Restart`).
 
     A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
     so that repeating actions leaves the task as long as its author made it.
@@ -66,6 +78,26 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
     Raises:
         ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`.
     """
+    if not training:
+        return CheckContract(_built(config, draw), index)
+    env = _replaced(config, index, training)
+    # Games that a lost life interrupts go on without a reset: they have no seed of their own.
+    return RepeatableEpisodes(env) if config.life_loss != "end" else env
+
+
+def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
+    """One environment that is made anew where it fails. What an evaluation plays in has been learned from before."""
+    build = partial(_built, config, training=training)
+
+    def fresh() -> gym.Env[Any, Any]:
+        alone = training and config.timeout is not None
+        return CheckContract(ProcessEnv(build, cast(float, config.timeout)) if alone else build(), index)
+
+    return Restart(fresh, index, config.restarts, proven=not training)
+
+
+def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym.Env[Any, Any]:
+    """An environment with all that `config` puts around it; see :func:`make`."""
     limit = None if config.time_limit is None else -1
     env = by_id(config.id, config.kwargs, limit, draw or config.pixels)
     if config.action_repeat > 1:
@@ -78,11 +110,7 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
     env = Rendered(env, config.record_state) if config.pixels else symbolic(env)
     if any(layout(space) for space in named(env.observation_space).values()):
         env = Images(env, config.image_size, config.grey)
-    if config.record_state:
-        env = RecordState(env)
-    env = CheckObservation(env, index)
-    # Games that a lost life interrupts go on without a reset: they have no seed of their own.
-    return RepeatableEpisodes(env) if training and config.life_loss != "end" else env
+    return RecordState(env) if config.record_state else env
 
 
 def time_limit(config: EnvConfig) -> int | None:
@@ -98,7 +126,8 @@ def time_limit(config: EnvConfig) -> int | None:
 def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SyncVectorEnv:
     """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
 
-    `training`: see :func:`make`.
+    One that fails is replaced, as `infos["final_info"][FAULT]` says of a step and `infos[FAULT]` of a reset; see
+    :class:`envs.restart.Restart`. `training`: see :func:`make`.
 
     Raises:
         ValueError: as :func:`make`.
@@ -106,5 +135,8 @@ def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool =
     count = config.num_envs if num_envs is None else num_envs
     if count < 1:
         raise ValueError(f"num_envs must be at least 1, got {count}")
-    factories = [lambda index=index: make(config, index, training=training) for index in range(count)]
+    factories: list[Callable[[], gym.Env[Any, Any]]] = [
+        partial(make, config, index, training=True) if training else partial(_replaced, config, index, training=False)
+        for index in range(count)
+    ]
     return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -6,8 +6,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
-from envs.alignment import Episode, Recorder, Sink
-from envs.faults import named
+from envs.alignment import Cut, Episode, Recorder, Sink
+from envs.faults import FAULT, named
 from envs.spaces import action_spec, observation_specs
 from envs.wrappers import FRAMES
 
@@ -27,9 +27,18 @@ class _Counted:
         """Simulator frames recorded: decisions times action repeat, except where an episode ended earlier."""
         return self.recorder.frames
 
+    @property
+    def faults(self) -> int:
+        """Times that an environment failed and another one took its place; see :class:`envs.Restart`."""
+        return self.recorder.faults
+
     def pop_episodes(self) -> list[Episode]:
         """The episodes completed since the last call, oldest first."""
         return self.recorder.pop_episodes()
+
+    def pop_failures(self) -> list[str]:
+        """What went wrong in environments since the last call, oldest first."""
+        return self.recorder.pop_failures()
 
 
 class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
@@ -38,11 +47,13 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
     Args:
         env: a vector environment that declares `metadata["autoreset_mode"]`.
         sink: receives the rows, as `SequenceReplay.add` does.
+        cut: ends the episode of an environment that failed, as `SequenceReplay.cut` does; see
+            :class:`envs.alignment.Recorder`.
     Raises:
         ValueError: if the spaces are not supported, or the autoreset mode is not declared.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], sink: Sink) -> None:
+    def __init__(self, env: VectorEnv[Any, Any, Any], sink: Sink, cut: Cut | None = None) -> None:
         super().__init__(env)
         if "autoreset_mode" not in env.metadata:
             raise ValueError(f"{env} declares no metadata['autoreset_mode']: without it actions cannot be aligned")
@@ -52,6 +63,7 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
             env.num_envs,
             AutoresetMode(env.metadata["autoreset_mode"]),
             sink,
+            cut,
         )
 
     def reset(
@@ -60,7 +72,7 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
         """Reset all environments, or with `options={"reset_mask": mask}` some of them, and record it."""
         mask = (options or {}).get("reset_mask")  # read first: the vector environment removes it
         observation, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        self.recorder.reset(observation, mask)
+        self.recorder.reset(observation, mask, infos)
         return observation, infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -77,24 +89,28 @@ class RecordEnvTrajectories(_Counted, gym.Wrapper[Any, Any, Any, Any]):
         env = RecordEnvTrajectories(gymnasium.make("Pendulum-v1"), replay.add)
     """
 
-    def __init__(self, env: gym.Env[Any, Any], sink: Sink) -> None:
+    def __init__(self, env: gym.Env[Any, Any], sink: Sink, cut: Cut | None = None) -> None:
         super().__init__(env)
         specs, control = observation_specs(env.observation_space), action_spec(env.action_space)
-        self.recorder = Recorder(specs, control, 1, AutoresetMode.DISABLED, sink)
+        self.recorder = Recorder(specs, control, 1, AutoresetMode.DISABLED, sink, cut)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self.recorder.reset(_batched(observation))
+        self.recorder.reset(_batched(observation), None, _listed(info))
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         controls = self.recorder.controls(np.asarray(action)[None])
         observation, reward, terminated, truncated, info = self.env.step(action)
         ends = np.array([terminated]), np.array([truncated])
-        frames = {FRAMES: np.array([info[FRAMES]])} if FRAMES in info else {}
-        self.recorder.step(controls, _batched(observation), np.asarray(reward)[None], *ends, frames)
+        self.recorder.step(controls, _batched(observation), np.asarray(reward)[None], *ends, _listed(info))
         return observation, reward, terminated, truncated, info
 
 
 def _batched(observation: Any) -> dict[str, np.ndarray]:
     return {key: np.asarray(value)[None] for key, value in named(observation).items()}
+
+
+def _listed(info: dict[str, Any]) -> dict[str, Any]:
+    """What a recorder reads of an info, as that of a vector of one environment."""
+    return {key: [info[key]] for key in (FRAMES, FAULT) if key in info}

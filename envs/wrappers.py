@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.faults import EnvironmentFault, named, structure_fault
+from envs.faults import REWARD, blamed, named, observation_fault, reward_fault
 from envs.spaces import observation_specs
 from worldmodel.spaces import STATE
 
@@ -83,12 +83,15 @@ class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return self._with_state(observation), reward, terminated, truncated, info
 
 
-class CheckObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Checks keys and shapes before a vector environment stacks them, where the culprit can still be named.
+class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Checks observations and rewards before a vector environment stacks them, where the culprit can still be named.
 
     Args:
         env: whose observation space is the truth.
         index: of the environment in its vector environment.
+    Raises:
+        EnvironmentFault: at an observation that is not of the space, or a reward that is no finite number; it says at
+            which step of the episode.
     """
 
     def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
@@ -99,19 +102,21 @@ class CheckObservation(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         self.specs = observation_specs(env.observation_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.steps = 0
         observation, info = self.env.reset(seed=seed, options=options)
         self._check(observation)
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self.steps += 1
-        result = self.env.step(action)
-        self._check(result[0])
-        return result
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._check(observation)
+        problem = reward_fault(reward)
+        if problem:
+            raise blamed(REWARD, problem, self.index, self.steps)
+        return observation, reward, terminated, truncated, info
 
     def _check(self, observation: Any) -> None:
-        fault = structure_fault(self.specs, observation)
+        fault = observation_fault(self.specs, observation)
         if fault:
-            key, problem = fault
-            message = f"observation '{key}' of environment {self.index} {problem} at step {self.steps}"
-            raise EnvironmentFault(message)
+            raise blamed(*fault, self.index, self.steps)

@@ -1,5 +1,6 @@
 """One thread, small world models of every member, random windows for them, and what makes two runs the same."""
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,13 @@ def without_noise(model: WorldModel) -> WorldModel:
 @pytest.fixture(params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of an environment that fails on request, where other processes find it too."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "broken"))
+    return importlib.import_module("failing")
 
 
 @pytest.fixture(name="build")

@@ -213,7 +213,7 @@ class WorldModelAgent:
 
     def _on_step(self, callback: BaseCallback) -> bool:
         trainer = self._started()
-        self.num_timesteps += trainer.envs.num_envs
+        self.num_timesteps = self.run.env_steps - self.steps_before  # a failed step is none
         infos: list[dict[str, Any]] = [{} for _ in trainer.start]
         for episode in trainer.ended:
             infos[episode.env]["episode"] = {"r": episode.total_reward, "l": episode.length}

@@ -173,7 +173,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
         summary: dict[str, Any] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
         summary |= {"imagined_return": result.promise}
         about = {"lengths": result.lengths, "env_steps": run.env_steps, "unsound_from_step": result.unsound}
-        print(json.dumps({**summary, **about}))
+        print(json.dumps({**summary, **about, "environment_faults": len(result.faults)}))
 
 
 def _diagnose(options: argparse.Namespace, _: list[str]) -> None:

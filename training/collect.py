@@ -29,13 +29,15 @@ def collect(config: Config, steps: int, out: Path) -> int:
     specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
     capacity = 2 * steps + 2 * envs.num_envs  # an episode of one step is two rows
     replay = SequenceReplay(specs, control, envs.num_envs, capacity)
-    recorded = RecordTrajectories(envs, replay.add)
+    recorded = RecordTrajectories(envs, replay.add, replay.cut)
     recorded.action_space.seed(config.seed)
     try:
         with Progress(steps) as progress:
             recorded.reset(seed=config.seed)
             while recorded.steps < steps:
                 recorded.step(np.asarray(recorded.action_space.sample()))
+                for failure in recorded.pop_failures():
+                    progress.note(f"{recorded.steps:>7} steps: {failure}")
                 progress.update(recorded.steps)
     finally:
         replay.save(out)

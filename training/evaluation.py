@@ -1,12 +1,14 @@
 """Returns of an agent in environments of its own."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from agents import Agent, AgentState
-from envs import EnvConfig, make_vector, time_limit
+from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
+from envs.faults import reported
 
 VECTOR = 32  # episodes run side by side
 TINY = 1e-6  # what counts as a return of 0
@@ -17,6 +19,7 @@ class Evaluation(NamedTuple):
     lengths: list[int]  # environment steps of each episode
     unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
     imagined: list[float] | None = None  # what the model promises for the same episodes, if it was asked
+    faults: Sequence[str] = ()  # what went wrong in environments, in episodes that do not count
 
     @property
     def mean(self) -> float:
@@ -53,44 +56,58 @@ def evaluate(
 ) -> Evaluation:
     """Run `episodes` whole episodes, each from a reset with its own seed.
 
-    The random state of torch is left as it was, so that evaluating more often does not change what is learned.
+    The random state of torch is left as it was, so that evaluating more often does not change what is learned. An
+    episode in which its environment failed does not count, and the next seed of the stream is played instead.
 
     Args:
         imagine: also imagine each episode from its first observation on, up to the environment's time limit; as far as
             the longest real one where it has none.
     Raises:
         ValueError: if `episodes` is below 1.
+        EnvironmentFault: if environments fail more often than `env.restarts` allows.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1: {episodes}")
-    seeds = evaluation_seeds(episodes, stream)
-    batches = [seeds[i : i + VECTOR] for i in range(0, episodes, VECTOR)]
+    results: list[Evaluation] = []
+    faults: list[str] = []
+    drawn, left = 0, episodes
     with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
         torch.manual_seed(stream)
-        results = [_side_by_side(agent, env, batch, deterministic, imagine) for batch in batches]
+        while left:
+            seeds = evaluation_seeds(drawn + min(left, VECTOR), stream)[drawn:]
+            results.append(_side_by_side(agent, env, seeds, deterministic, imagine))
+            drawn, left = drawn + len(seeds), left - len(results[-1].returns)
+            faults += results[-1].faults
+            if len(faults) > env.restarts:
+                raise EnvironmentFault(f"evaluating stops after {len(faults)} failures of environments: {faults[-1]}")
     return Evaluation(
         [r for each in results for r in each.returns],
         [n for each in results for n in each.lengths],
         min((each.unsound for each in results if each.unsound is not None), default=None),
         [r for each in results for r in each.imagined or []] if imagine else None,
+        faults,
     )
 
 
 def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool, imagine: bool) -> Evaluation:
-    """One episode per environment. Those that end early go on into episodes that do not count."""
+    """One episode per environment, without those in which it failed. What comes after it does not count."""
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
-    unsound = None
+    whole, unsound = np.ones(count, bool), None
     envs = make_vector(config, count)
     try:
-        observation, _ = envs.reset(seed=list(seeds))
+        observation, infos = envs.reset(seed=list(seeds))
+        faults = _faults(infos, count)
         state, start, first = None, np.ones(count, bool), None
         while running.any():
             actions, state = agent.predict(observation, state, start, deterministic)
             first = first or state
             if unsound is None and (running & ~state.sound.cpu().numpy()).any():
                 unsound = int(length.max()) + 1
-            observation, reward, terminated, truncated, _ = envs.step(actions)
+            observation, reward, terminated, truncated, infos = envs.step(actions)
+            found = _faults(infos.get("final_info", {}), count)
+            faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
+            whole &= ~(running & np.array([bool(texts) for texts in found]))
             total += np.where(running, reward, 0)
             length += running
             start = terminated | truncated
@@ -99,7 +116,19 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
         envs.close()
     steps = time_limit(config) or int(length.max())
     imagined = imagined_returns(agent, first, steps, deterministic) if imagine and first else None
-    return Evaluation(total.tolist(), length.tolist(), unsound, imagined)
+    kept = np.flatnonzero(whole).tolist()
+    return Evaluation(
+        total[kept].tolist(),
+        length[kept].tolist(),
+        unsound,
+        None if imagined is None else [imagined[env] for env in kept],
+        [text for texts in faults for text in texts],
+    )
+
+
+def _faults(infos: Mapping[str, Any], count: int) -> list[tuple[str, ...]]:
+    """What went wrong in each of so many environments."""
+    return [reported(infos, env) for env in range(count)]
 
 
 @torch.no_grad()

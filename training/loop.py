@@ -19,6 +19,7 @@ from training.trainer import OnStep, Trainer, unbothered
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
+AGAIN = "which does not count: other episodes were played instead"
 TRUSTED = 0.1  # of the real return: how far the imagined one may be from it before a run warns
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
@@ -112,6 +113,8 @@ class Loop:
     def stepped(self, on_step: OnStep) -> bool:
         """After each step of the environments: whether to go on."""
         self.recent.extend((episode.total_reward, episode.length) for episode in self.trainer.ended)
+        for failure in self.trainer.failures:
+            self.progress.note(f"{self.steps:>7} steps: {failure}")
         return on_step() and not self.interrupt.asked
 
     def report(self, before: int) -> None:
@@ -132,6 +135,8 @@ class Loop:
             metrics |= {"rollout/ep_rew_mean": float(np.mean(returns)), "rollout/ep_len_mean": float(np.mean(lengths))}
         if self.trainer.unsound:
             metrics["rollout/unsound_decisions"] = self.trainer.unsound
+        if self.trainer.envs.faults:
+            metrics["rollout/env_faults"] = self.trainer.envs.faults
         metrics["time/fps"] = self.steps / (time.monotonic() - self.began)
         metrics["time/frames"] = self.trainer.envs.frames
         metrics["replay/steps"] = len(self.trainer.run.replay)
@@ -212,13 +217,16 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
         "eval/std_reward": result.std,
         "eval/mean_ep_length": float(np.mean(result.lengths)),
     }
+    if result.faults:
+        metrics["eval/env_faults"] = len(result.faults)
     return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
 def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
-    return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{unsound}"
+    faults = f"; its environments failed {len(result.faults)} time(s), {AGAIN}" if result.faults else ""
+    return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{unsound}{faults}"
 
 
 def promise(result: Evaluation) -> str:

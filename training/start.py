@@ -43,7 +43,7 @@ def train(
         The run, saved in its folder, whatever ended it: an error or an interrupt leaves what was recorded there.
     Raises:
         ValueError: before anything is trained, for a config, an environment or a folder that cannot be used; later
-            only as an `EnvironmentFault`, for an observation or a reward that breaks the environment's contract.
+            only as an `EnvironmentFault`, for an environment that fails more often than `env.restarts` allows.
     """
     resolved = load_config(config, overrides, **values)
     name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem

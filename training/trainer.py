@@ -91,7 +91,7 @@ class Trainer:
     def __init__(self, run: Run, state: Mapping[str, Any] | None = None) -> None:
         self.run, self.config = run, run.config
         self.doing: Literal["nothing", "collecting", "updating"] = "nothing"  # what an error has interrupted
-        self.envs = RecordTrajectories(make_vector(run.config.env, training=True), run.replay.add)
+        self.envs = RecordTrajectories(make_vector(run.config.env, training=True), run.replay.add, run.replay.cut)
         self.loss = partial(model_loss, run.model, run.config.objective)
         self.joint = together(run) if run.config.training.joint else None
         trained = list(run.model.parameters())
@@ -106,6 +106,7 @@ class Trainer:
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
         self.ended: list[Episode] = []  # episodes that ended in the last step
+        self.failures: list[str] = []  # what went wrong in environments in the last step
         self.reward = np.zeros(self.envs.num_envs)  # of the last step
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
         self.lost = 0  # episodes that could not be taken up again
@@ -129,7 +130,7 @@ class Trainer:
             self.run.replay.remember(self.run.replay.newest(), pack(latent))
         self.observation, self.reward, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
-        self.ended = self.envs.pop_episodes()
+        self.ended, self.failures = self.envs.pop_episodes(), self.envs.pop_failures()
         self.run.env_steps = self.before + self.envs.steps
         self.doing = "nothing"
 
@@ -280,7 +281,9 @@ class Trainer:
         saved = episodes["observation"]
         for place, (env, position) in enumerate(zip(vector.envs, episodes["positions"], strict=True)):
             observation = cast(RepeatableEpisodes, env).go_to(position)
-            same = all(np.array_equal(value, saved[key][place]) for key, value in named(observation).items())
+            same = observation is not None and all(
+                np.array_equal(value, saved[key][place]) for key, value in named(observation).items()
+            )
             if not same:
                 observation, _ = env.reset()
             found.append(same)

@@ -325,6 +325,7 @@ class SequenceReplay:
             "written": self.written.copy(),
             "served": self.served - self.storage.oldest,
             "known": self.known[env, slot] & there,
+            "is_last": self.storage.take("is_last", *self._ends()),
         }
         return state if self.latents is None else {**state, "latents": self.storage.take(LATENT, env, slot)}
 
@@ -342,6 +343,8 @@ class SequenceReplay:
                 self.rng.bit_generator.state, self.served = state["random"], self.written.copy()
                 return False
             self.storage.roll_back(state["written"])
+            if "is_last" in state:  # a cut changes a row that was there before; an earlier version made none in a run
+                self.storage.put("is_last", *self._ends(), state["is_last"])
         self.rng.bit_generator.state = state["random"]
         self.served = self.storage.oldest + state["served"]
         env, slot, there = self._by_age()
@@ -351,6 +354,11 @@ class SequenceReplay:
             self.storage.put(LATENT, env, slot, latents)
         self.known[env, slot] = known & there
         return True
+
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Environments (n,) that have rows, and the slots of the newest ones."""
+        envs = np.flatnonzero(self.storage.stored)
+        return envs, (self.written[envs] - 1) % self.length
 
     def _by_age(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Environments (num_envs, 1), slots (num_envs, L) of their rows by age, and which of these there are."""

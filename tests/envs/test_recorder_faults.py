@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import envs
 from envs.probes import Counter
-from envs.wrappers import CheckObservation
+from envs.wrappers import CheckContract
 
 FAULTS = {
     "nan": "observation 'x' of environment 0 is not finite at step 2",
@@ -89,7 +89,7 @@ def test_wrong_shape_in_a_final_observation(faulty: Any, rows: Any) -> None:
 
 @pytest.mark.parametrize(("what", "problem"), [("shape", "has shape"), ("missing", "is missing")])
 def test_what_cannot_be_stacked_names_its_environment(what: str, problem: str, faulty: Any, rows: Any) -> None:
-    makers = [lambda i=i, kind=kind: CheckObservation(faulty(kind, 2), i) for i, kind in enumerate(("none", what))]
+    makers = [lambda i=i, kind=kind: CheckContract(faulty(kind, 2), i) for i, kind in enumerate(("none", what))]
     recorded = envs.RecordTrajectories(SyncVectorEnv(makers, autoreset_mode="SameStep"), rows.add)
     recorded.reset()
     recorded.step(np.zeros(2, int))

@@ -91,7 +91,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def breaking(folder: Path, how: str, at: int, **changes: Any) -> str:
-    env = {"id": "test-errors/Breaks-v0", "kwargs": {"how": how, "at": at}, "time_limit": None}
+    """A run that ends at the first fault."""
+    env = {"id": "test-errors/Breaks-v0", "kwargs": {"how": how, "at": at}, "time_limit": None, "restarts": 0}
     return config_file(folder, env=env, **changes)
 
 
@@ -281,9 +282,10 @@ def test_a_fault_is_an_exception_of_its_own_in_python(tmp_path: Path) -> None:
     assert recorded(tmp_path / "run") == 9
 
 
-def test_a_crash_of_the_environment_passes_through_and_leaves_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="the simulator died"):
+def test_a_crash_of_the_environment_says_where_and_leaves_a_run(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"the simulator died \(test_errors.py, line \d+\)") as found:
         train(breaking(tmp_path, "crash", 15), run=tmp_path / "run")
+    assert isinstance(found.value.__cause__, RuntimeError)
     assert recorded(tmp_path / "run") == 15
 
 
