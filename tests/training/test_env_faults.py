@@ -16,8 +16,9 @@ from training import Run, train
 from training import loop as loops
 from training.cli import main
 from training.evaluation import evaluate, evaluation_seeds
-from training.loop import describe, resume
+from training.loop import describe
 from training.schema import merge
+from training.start import resume
 
 ID = "failing:test-failing/Failing-v0"
 OF_VALUES = ("nan", "inf", "shape", "dtype", "class", "missing", "reward nan", "reward inf", "reward shape")
