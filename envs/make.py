@@ -15,6 +15,9 @@ from envs.lives import EndWithLife, console
 from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites.minigrid import symbolic
 from envs.wrappers import ActionRepeat, CheckObservation, RecordState
+from worldmodel.limits import at_most
+
+MOST_ENVS, MOST_STEPS, LARGEST_IMAGE = 10_000, 10**7, 1_024  # stepped one by one; of an episode; pixels a side
 
 LifeLoss = Literal["ignore", "end"]
 
@@ -44,6 +47,7 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
+        at_most(self, num_envs=MOST_ENVS, action_repeat=1_000, time_limit=MOST_STEPS, image_size=LARGEST_IMAGE)
         if self.image_size < SMALLEST_IMAGE:
             raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")
         if self.life_loss not in get_args(LifeLoss):

@@ -15,6 +15,7 @@ from training.dataset_io import divided, read, read_parts
 from training.fit_config import FitConfig, load_fit_config
 from training.run import check_device, claim, saved_config
 from training.scores import Score, as_results, score
+from worldmodel.limits import outlined
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
 from worldmodel.outputs import Standardise
@@ -33,8 +34,9 @@ class FitRun:
     def __init__(self, folder: Path, config: FitConfig, obs_specs: ObservationSpecs, units: Standardise) -> None:
         self.folder, self.config, self.obs_specs, self.units = folder, config, obs_specs, units
         check_device(config.fit.device, "fit.device")
-        torch.manual_seed(config.seed)
         control = ActionSpec((len(units.loc),))
+        outlined(lambda: WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards), "the model")
+        torch.manual_seed(config.seed)
         model = WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards)
         self.model = model.to(config.fit.device)
         check_objective(self.model, config.objective)

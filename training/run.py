@@ -22,6 +22,7 @@ from training.evaluation import Evaluation, evaluate
 from training.schema import dump_yaml, load_yaml, to_mapping
 from training.tree import load_tree, save_tree
 from worldmodel.disk import MANIFEST, Disk, check_room
+from worldmodel.limits import check_memory, outlined
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
 from worldmodel.replay import SequenceReplay
@@ -54,6 +55,7 @@ class Run:
         recorded, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
         self.obs_specs = observed(recorded)
         env.close()
+        self._check_sizes()
         torch.manual_seed(config.seed)
         self.model = WorldModel.build(config.model, self.obs_specs, self.action_spec).to(config.training.device)
         name, dynamics = config.model.dynamics.name, self.model.dynamics
@@ -80,6 +82,14 @@ class Run:
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.env_steps = 0  # that the agent has been trained for
 
+    def _check_sizes(self) -> None:
+        """Refuse networks that do not fit into the memory, before any of it is asked for."""
+        config = self.config
+        model = outlined(lambda: WorldModel.build(config.model, self.obs_specs, self.action_spec), "the model")
+        if config.behaviour.name != "sb3":
+            size, spec = model.feature_size, self.action_spec
+            outlined(lambda: build_behaviour(config.behaviour, size, spec), "the behaviour")
+
     def _behaviour(self, action_space: Space[Any]) -> "Trained | SB3Behaviour":
         if self.config.behaviour.name != "sb3":
             return build_behaviour(self.config.behaviour, self.model.feature_size, self.action_spec)
@@ -97,6 +107,11 @@ class Run:
         run = Run(unclaimed(folder), config)
         if config.replay.disk:
             check_room(run.folder, run.replay.max_bytes)
+        else:
+            rows = min(run.replay.max_bytes, config.training.steps * run.replay.row_bytes)
+            check_memory(rows, "the rows of the replay", "set replay.disk: true, or lower replay.capacity")
+        batch = config.replay.batch_size * config.replay.window * (run.replay.row_bytes + 4 * run.model.feature_size)
+        check_memory(batch, "the batches of the replay", "lower replay.batch_size or replay.window")
         return run
 
     def begin(self) -> None:
@@ -261,10 +276,16 @@ def claim(folder: Path, config: Any) -> None:
     Raises:
         ValueError: if another run claimed it before.
     """
+    text = dump_yaml(to_mapping(config))
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with (folder / CONFIG).open("x") as file:
-            file.write(dump_yaml(to_mapping(config)))
+        with (folder / CONFIG).open("x", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+            except OSError:  # a full disk: half a config would say that there is a run
+                (folder / CONFIG).unlink()
+                raise
     except FileExistsError as error:
         raise ValueError(f"{folder} already holds a run: choose another --run folder") from error
 
