@@ -132,9 +132,9 @@ def told(error: Exception, debug: bool = False) -> str:
 
 def printable(text: str) -> str:
     """A message that leaves a terminal as it is and fits on its screen; lines that are indented go on with a list."""
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     shown = "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+    shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"  # escapes grow
     first, *rest = shown.split("\n")
     return first + "".join(f"\n{line}" if line.startswith("  ") else f" {line}" for line in rest)
 

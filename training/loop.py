@@ -20,7 +20,7 @@ from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Averages, Logger
 from training.progress import Progress
-from training.run import CONFIG, TRAINING, Run, checkpoint_of, free_folder, saved_config
+from training.run import CONFIG, TRAINING, Run, checkpoint_of, fitting_state, free_folder, saved_config
 from training.schema import dump_yaml
 from training.trainer import OnStep, Trainer, diverged, unbothered
 from training.tree import load_tree
@@ -81,11 +81,12 @@ def _resume(folder: Path, steps: int | None) -> Run:
     run = Run.load(folder, at_checkpoint=True)
     prepare(run.config)
     state = load_tree(checkpoint_of(folder) / TRAINING)
-    if "trainer" not in state:
+    if not isinstance(state, dict) or "trainer" not in state:
         raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
     run.config.training.steps = steps or run.config.training.steps
-    loop = Loop(Trainer(run, state))
-    loop.load_state(state["loop"])
+    with fitting_state(checkpoint_of(folder) / TRAINING):
+        loop = Loop(Trainer(run, state))
+        loop.load_state(state["loop"])
     if loop.finished and loop.steps >= run.config.training.steps:
         raise ValueError(f"{folder} has taken its {loop.steps} steps: give it more with --training.steps")
     loop.finished = False

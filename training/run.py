@@ -7,9 +7,10 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from gymnasium import Space
@@ -31,6 +32,8 @@ from worldmodel.spaces import observed
 if TYPE_CHECKING:
     from agents.build import Trained
     from agents.sb3 import SB3Behaviour
+
+T = TypeVar("T")
 
 CONFIG, CHECKPOINT, ROWS, REPLAY = "config.yaml", "checkpoint", "replay", "replay/replay.npz"
 MODEL, BEHAVIOUR, STATE = "model.safetensors", "behaviour.safetensors", "state.json"  # in the checkpoint
@@ -143,7 +146,7 @@ class Run:
             ValueError: if the folder holds no run, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = load_config(saved_config(folder, "train"))
+        config = read_config(folder, saved_config(folder, "train"), load_config)
         config.training.device = device or config.training.device
         config.env.id = env or config.env.id
         with torch.random.fork_rng():
@@ -161,8 +164,9 @@ class Run:
             state = load_tree(checkpoint / TRAINING)
             if "behaviour" not in state:
                 raise ValueError(f"{checkpoint / TRAINING} was written by an earlier version: train the run anew")
-            run.behaviour.load_training_state(state["behaviour"])
-        run.env_steps = json.loads((checkpoint / STATE).read_text())["env_steps"]
+            with fitting_state(checkpoint / TRAINING):
+                run.behaviour.load_training_state(state["behaviour"])
+        run.env_steps = _env_steps(checkpoint / STATE)
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)
         elif at_checkpoint:
@@ -262,11 +266,17 @@ def unclaimed(folder: str | Path) -> Path:
     """A folder for a new run.
 
     Raises:
-        ValueError: if it already holds one, or is a file.
+        ValueError: if it already holds one, is a file, or cannot be made.
     """
     folder = Path(folder)
-    if folder.is_file() or (folder / CONFIG).exists():
-        raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+    try:
+        if folder.is_file() or (folder / CONFIG).exists():
+            raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:  # a name too long
+        raise ValueError(f"{folder} can hold no run: {error.strerror}") from error
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{folder} can hold no run: {there} is no folder to write to; choose another --run folder")
     return folder
 
 
@@ -274,10 +284,14 @@ def claim(folder: Path, config: Any) -> None:
     """Make `folder` that of a run, by writing its resolved config: of two that try, one succeeds.
 
     Raises:
-        ValueError: if another run claimed it before.
+        ValueError: if another run claimed it before, or it cannot be made.
+        OSError: if the disk is full; the folder is no run then.
     """
     text = dump_yaml(to_mapping(config))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} can hold no run: {error.strerror}; choose another --run folder") from error
     try:
         with (folder / CONFIG).open("x", encoding="utf-8") as file:
             try:
@@ -307,6 +321,43 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     return mapping
 
 
+def read_config(folder: Path, saved: Mapping[str, Any], load: Callable[[Mapping[str, Any]], T]) -> T:
+    """The config that was saved with a run.
+
+    Raises:
+        ValueError: naming its file, if it does not fit this version, or was changed into what it cannot be.
+    """
+    try:
+        return load(saved)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
+
+
+def _env_steps(file: Path) -> int:
+    """What the state file of a checkpoint says."""
+    try:
+        steps = json.loads(file.read_text(encoding="utf-8"))["env_steps"]
+        if type(steps) is not int or not 0 <= steps < 2**63:
+            raise ValueError(f"env_steps is {steps!r}")
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as the state of a run: {error!r}") from error
+    return steps
+
+
+@contextmanager
+def fitting_state(file: Path) -> Iterator[None]:
+    """While what a file holds is put into the parts of a run.
+
+    Raises:
+        ValueError: naming the file, for anything missing in it, or of another kind or shape than the parts have.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{file} is no training state of this run: {reason}") from error
+
+
 def check_device(name: str, key: str = "training.device") -> None:
     """Refuse a device that torch cannot use here.
 
@@ -316,8 +367,8 @@ def check_device(name: str, key: str = "training.device") -> None:
         ValueError: with torch's reason.
     """
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, for an unknown name or a missing build
+        torch.zeros(1, device=name).cpu()  # what a device without memory, as `meta`, cannot give back
+    except (RuntimeError, AssertionError, ValueError) as error:  # for an unknown name, a missing build, no memory
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key}: '{name}' cannot be used here ({reason}); cpu always can") from error
 

@@ -53,7 +53,7 @@ def load_tree(path: Path) -> Any:
         with safe_open(path, "pt") as file:
             described = json.loads((file.metadata() or {})[TREE])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, LookupError, OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable training state, or cut short: {error}") from error
 
     def found(value: Any) -> Any:
@@ -66,7 +66,10 @@ def load_tree(path: Path) -> Any:
             return {key: found(item) for key, item in content}
         return tensors[content] if kind == TENSOR else tensors[content].numpy()
 
-    return found(described)
+    try:
+        return found(described)
+    except (LookupError, ValueError, TypeError) as error:  # a marker before what it does not mark
+        raise ValueError(f"{path}: not a readable training state: {error!r}") from error
 
 
 def shaped(like: Any, tree: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-LARGEST = 2**17  # characters of a text, which are read in two seconds; the longest config has 1,500
+LARGEST = 2**16  # characters of a text, which are read in a second; the longest config has 1,500
 MOST, DEEPEST = 20_000, 50  # values, and levels of nesting, once aliases are expanded
 
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
