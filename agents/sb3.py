@@ -51,7 +51,7 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     module, _, cls = name.rpartition(":") if ":" in name else (ALGORITHMS[name], "", name)
     try:
         found = getattr(import_module(module), cls)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module may be the user's: anything can go wrong in it
         remedy = "pip install 'worldmodel[contrib]' " if module == CONTRIB else ""
         raise ValueError(f"behaviour.sb3.algorithm: {name} cannot be imported: {remedy}({error})") from error
     if not (isinstance(found, type) and issubclass(found, OnPolicyAlgorithm | OffPolicyAlgorithm)):

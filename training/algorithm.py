@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -25,10 +25,13 @@ from training.dream import imagined_steps
 from training.lock import alone
 from training.loop import Loop, opened
 from training.progress import Progress
-from training.run import CHECKPOINT, CONFIG, Run, free_folder
+from training.run import BEHAVIOUR, CHECKPOINT, CONFIG, MODEL, STATE, TRAINING, Run, free_folder
 from training.trainer import Trainer
+from worldmodel.limits import check_memory
 from worldmodel.memory import keep_memory
 from worldmodel.replay import SequenceReplay
+
+SAVED = {CONFIG, *(f"{CHECKPOINT}/{name}" for name in (MODEL, BEHAVIOUR, TRAINING, STATE))}  # files of a saved agent
 
 
 class WorldModelAgent:
@@ -247,11 +250,12 @@ class WorldModelAgent:
         with tempfile.TemporaryDirectory() as name:
             try:
                 with ZipFile(_zipped(path)) as archive:
-                    names = [one for one in archive.namelist() if one == CONFIG or one.startswith(f"{CHECKPOINT}/")]
-                    archive.extractall(name, names)
-            except (BadZipFile, OSError) as error:
-                raise ValueError(f"{path}: no saved agent ({error})") from error
-            if CONFIG not in names:
+                    found = [one for one in archive.infolist() if one.filename in SAVED]
+                    check_memory(sum(one.file_size for one in found), "its files", "this is no agent saved here")
+                    archive.extractall(name, found)
+            except Exception as error:  # of zipfile and zlib, which have no error in common for a damaged file
+                raise ValueError(f"{path}: no saved agent ({error or type(error).__name__})") from error
+            if CONFIG not in [one.filename for one in found]:
                 raise ValueError(f"{path}: no saved agent (there is no {CONFIG} in it)")
             run = Run.load(name, None if device == "auto" else device, None if env is None else named(env))
         agent = cls.__new__(cls)
