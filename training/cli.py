@@ -6,6 +6,7 @@ Imports torch only after the arguments are understood.
 import argparse
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -142,11 +143,16 @@ def printable(text: str) -> str:
 def _unheard() -> bool:
     """Whether nobody reads standard output any more; then nothing is written there either, at the exit."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -272,12 +272,24 @@ def unclaimed(folder: str | Path) -> Path:
     try:
         if folder.is_file() or (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+    except OSError as error:  # a name too long
+        raise ValueError(f"{folder} can hold no run: {error.strerror}; choose another --run folder") from error
+    check_writable(folder)
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that files cannot be put into, and that cannot be made either, before there is anything to write.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    try:
         there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     except OSError as error:  # a name too long
-        raise ValueError(f"{folder} can hold no run: {error.strerror}") from error
+        raise ValueError(f"{folder}: {error.strerror}: choose another folder") from error
     if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"{folder} can hold no run: {there} is no folder to write to; choose another --run folder")
-    return folder
+        raise ValueError(f"{folder}: {there} is no folder that can be written to: choose another")
 
 
 def claim(folder: Path, config: Any) -> None:

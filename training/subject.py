@@ -102,7 +102,9 @@ def _replay_of(file: Path, run: Run) -> SequenceReplay:
     for key, spec in run.obs_specs.items():
         found = arrays.get(OBS + key)
         if spec.classes and found is not None and found.max(initial=0) >= max(spec.classes):
-            raise ValueError(f"{file}: '{key}' holds {found.max()}, the environment of the model less than {max(spec.classes)}")
+            raise ValueError(
+                f"{file}: '{key}' holds {found.max()}, the environment of the model less than {max(spec.classes)}"
+            )
     known = {name: array for name, array in arrays.items() if name.startswith(OBS + STATE)}
     states = {name.removeprefix(OBS): ObservationSpec(array.shape[2:]) for name, array in known.items()}
     stored = arrays["stored"]

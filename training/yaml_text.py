@@ -1,4 +1,4 @@
-"""YAML as configs are written in it: scalars of version 1.2, and nothing that only an attacker or a mistake would write.
+"""YAML as configs are written in it: scalars of version 1.2, and nothing that only a mistake or an attack would be.
 
 What is read is plain data: mappings, lists and scalars. No tag makes an object of any other kind, so that reading a
 file executes nothing. Aliases are expanded by whoever walks the result, of which a few lines can ask for more than

@@ -70,6 +70,8 @@ def outlined(build: Callable[[], M], what: str) -> M:
         raise ValueError(f"{what} cannot have these sizes: {reason}") from error
     count = sum(parameter.numel() for parameter in module.parameters())
     check_memory(
-        count * PER_PARAMETER, f"the {count:,} parameters of {what} and what training them needs", "choose smaller sizes"
+        count * PER_PARAMETER,
+        f"the {count:,} parameters of {what} and what training them needs",
+        "choose smaller sizes",
     )
     return module

@@ -94,7 +94,9 @@ WRONG = ("[]", "[1, 2]", "{}", "{a: 1}", "null", "true", "'text'", "''", "2026-0
 def wrong_type(rng: Random, tiny: dict[str, Any]) -> Case:
     leaf = pick(rng, [leaf for leaf in LEAVES if leaf.hint is not Any])
     value = yaml.safe_load(pick(rng, WRONG))
-    return Case("wrong type", {"c.yaml": text_of(changed(rng, tiny, leaf.path, value))}, [], (leaf.path[-1], leaf.path[0]))
+    return Case(
+        "wrong type", {"c.yaml": text_of(changed(rng, tiny, leaf.path, value))}, [], (leaf.path[-1], leaf.path[0])
+    )
 
 
 def out_of_range(rng: Random, tiny: dict[str, Any]) -> Case:
@@ -125,7 +127,9 @@ def unknown_key(rng: Random, tiny: dict[str, Any]) -> Case:
 def wrong_nesting(rng: Random, tiny: dict[str, Any]) -> Case:
     section, other = pick(rng, SECTIONS), pick(rng, SECTIONS)
     value = pick(rng, ([], [1], "text", 3, True, [{"name": 1}], nested(other, {})))
-    return Case("wrong nesting", {"c.yaml": text_of(changed(rng, tiny, section, value))}, [], (section[-1], "unknown key"))
+    return Case(
+        "wrong nesting", {"c.yaml": text_of(changed(rng, tiny, section, value))}, [], (section[-1], "unknown key")
+    )
 
 
 # ---------------------------------------------------------------------------------------------- bad text
@@ -237,16 +241,22 @@ def long_and_deep(rng: Random, tiny: dict[str, Any]) -> Case:
 
 def extends(rng: Random, tiny: dict[str, Any]) -> Case:
     good = text_of(base(rng, tiny))
-    name = pick(rng, ("c.yaml", "./c.yaml", "d.yaml", "e.yaml", "", ".", "..", "/", "gone.yaml", "n" * 300, "a\tb", "~"))
+    name = pick(
+        rng, ("c.yaml", "./c.yaml", "d.yaml", "e.yaml", "", ".", "..", "/", "gone.yaml", "n" * 300, "a\tb", "~")
+    )
     value = pick(rng, (name, name, name, ["d.yaml"], 3, True, {"d.yaml": 1}, "/dev/zero", "/proc/self/mem", "x/y.yaml"))
     files = {"c.yaml": text_of({"extends": value}) + good, "d.yaml": text_of({"extends": "c.yaml"}) + good}
-    bad = pick(rng, (b"- a list\n", b"\x00", b"extends: d.yaml\n", b"modle: {}\n", b"env: [\n", text_of({"extends": 5})))
+    bad = pick(
+        rng, (b"- a list\n", b"\x00", b"extends: d.yaml\n", b"modle: {}\n", b"env: [\n", text_of({"extends": 5}))
+    )
     return Case("extends", files | {"e.yaml": bad}, [], ())
 
 
 # ------------------------------------------------------------------------- what no value alone is wrong with
 
-SMOOTHERS = [{"model": {"dynamics": {"name": n, n: {"posterior": "smoother"}}}} for n in ("dkf", "dvbf", "srnn", "rvae")]
+SMOOTHERS = [
+    {"model": {"dynamics": {"name": n, n: {"posterior": "smoother"}}}} for n in ("dkf", "dvbf", "srnn", "rvae")
+]
 JOINT = {"training": {"joint": True}}
 CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     *((each, ("posterior",)) for each in SMOOTHERS),
@@ -302,17 +312,42 @@ CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 
 def contradiction(rng: Random, tiny: dict[str, Any]) -> Case:
     changes, mentions = pick(rng, CONTRADICTIONS)
-    return Case("contradiction", {"c.yaml": text_of(merge(merge({"env": {"id": "Pendulum-v1"}}, tiny), changes))}, [], mentions)
+    return Case(
+        "contradiction", {"c.yaml": text_of(merge(merge({"env": {"id": "Pendulum-v1"}}, tiny), changes))}, [], mentions
+    )
 
 
 UNKNOWN = (
     *("", ":", "::", "a:b:c", "Pendulm-v1", "Pendulum-v999", "Pendulum", "pendulum-v1x", "os:Pendulum-v9", "nope:X-v0"),
-    *("..x:X-v0", ".:X-v0", "a/b/c/d", "a b-v0", "dmc:", "dmc:walker", "dmc:walker_fly", "dmc:_", "atari:", "atari:pang"),
-    *("crafter:", "crafter:x", "MiniGrid-Nowhere-v0", "BabyAI-v", "ALE/Pang-v5", "é-v0", "x\ny-v0", "\x1b[31m-v0", "-v0"),
+    *(
+        "..x:X-v0",
+        ".:X-v0",
+        "a/b/c/d",
+        "a b-v0",
+        "dmc:",
+        "dmc:walker",
+        "dmc:walker_fly",
+        "dmc:_",
+        "atari:",
+        "atari:pang",
+    ),
+    *(
+        "crafter:",
+        "crafter:x",
+        "MiniGrid-Nowhere-v0",
+        "BabyAI-v",
+        "ALE/Pang-v5",
+        "é-v0",
+        "x\ny-v0",
+        "\x1b[31m-v0",
+        "-v0",
+    ),
     *("faults/Fails-v0", "GymV21Environment-v0", "phys2d/CartPole-v1", "Taxi-v0", "json:X-v0", "1", "x" * 5000 + "-v0"),
 )
 BAD_SPACES = [(o, "box") for o in ("text", "sequence", "graph", "tuple", "dict", "empty", "none")]
-BAD_SPACES += [("box", a) for a in ("text", "sequence", "graph", "tuple", "dict", "empty", "unbounded", "integers", "point")]
+BAD_SPACES += [
+    ("box", a) for a in ("text", "sequence", "graph", "tuple", "dict", "empty", "unbounded", "integers", "point")
+]
 
 
 def environment(rng: Random, tiny: dict[str, Any]) -> Case:
@@ -321,7 +356,12 @@ def environment(rng: Random, tiny: dict[str, Any]) -> Case:
         changes = {"env": {"id": "faults/Shapeless-v0", "kwargs": {"observed": observed, "acts": acts}}}
         return Case("spaces", {"c.yaml": text_of(merge(base(rng, tiny), changes))}, [], ("space",))
     env_id = pick(rng, UNKNOWN)
-    return Case("environment", {"c.yaml": text_of(changed(rng, tiny, ("env", "id"), env_id))}, [], ("env", "crafter", "ale-py", "dm_control"))
+    return Case(
+        "environment",
+        {"c.yaml": text_of(changed(rng, tiny, ("env", "id"), env_id))},
+        [],
+        ("env", "crafter", "ale-py", "dm_control"),
+    )
 
 
 # ------------------------------------------------------------------------------------------ the command line

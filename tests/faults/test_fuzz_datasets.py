@@ -20,7 +20,7 @@ from training import cli
 
 Random = np.random.Generator
 
-QUICK, SLOW = 30, 1_000  # bad files for each reader: of the default run, and of the slow one
+QUICK, SLOW = 8, 1_000  # bad files for each reader: of the default run, and of the slow one
 ROWS = [(t % 5 + 0.25, t % 3 - 1.5, "ab"[t // 30]) for t in range(60)]  # y, u, run
 FIT: dict[str, Any] = {
     "data": {"window": 5},
@@ -82,7 +82,9 @@ def table(rng: Random) -> tuple[bytes, list[str]]:
     at, column = int(rng.integers(len(rows))), int(rng.integers(2))
     how = rng.integers(12)
     if how == 0:
-        rows[at][column] = pick(rng, ("nan", "inf", "-inf", "1e400", "", " ", "x", "1,5", "1_0", "0x1", "1e39", "é", "=1+1"))
+        rows[at][column] = pick(
+            rng, ("nan", "inf", "-inf", "1e400", "", " ", "x", "1,5", "1_0", "0x1", "1e39", "é", "=1+1")
+        )
     elif how == 1:
         rows[at] = rows[at] + ["7"] * int(rng.integers(1, 4)) if rng.random() < 0.5 else rows[at][:column]
     elif how == 2:

@@ -98,7 +98,7 @@ def test_no_file_of_a_run_is_unpickled(
     monkeypatch.setattr("minari.create_dataset_from_buffers", lambda *_, **__: None)
     content = how(marker) if how is pickled else how(marker, tmp_path)
     refused = set()
-    for name in READERS[file]:
+    for name in READERS[file] if how is pickled else READERS[file][:1]:
         folder = copy()
         (folder / file).write_bytes(content)
         with pytest.raises(ValueError):
@@ -230,7 +230,9 @@ def test_a_column_of_a_replay_lies_in_its_folder(key: str, tmp_path: Path) -> No
     assert (folder / file_name(key)).resolve().parent == folder.resolve()
     if "\0" not in key:
         Disk.create(folder, {key: Column(np.dtype(np.float32), (1,))}, 1, 4)
-    assert [path.name for path in tmp_path.rglob("*") if path.parent != folder] == [*(["deep", "replay"] if folder.exists() else [])]
+    assert [path.name for path in tmp_path.rglob("*") if path.parent != folder] == [
+        *(["deep", "replay"] if folder.exists() else [])
+    ]
 
 
 def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path) -> None:
@@ -272,8 +274,8 @@ def unsafe(source: str) -> list[str]:
         true = {key for key, value in keywords.items() if isinstance(value, ast.Constant) and value.value is True}
         if name in ("eval", "exec", "compile", "os.system", "os.popen", "yaml.unsafe_load", "yaml.full_load"):
             found.append(name)
-        elif name == "torch.load" and "weights_only" not in true:
-            found.append(name)
+        elif name == "torch.load":
+            found += [] if "weights_only" in true else [name]
         elif name in ("np.load", "numpy.load") or name.endswith(".read_array"):
             allow = keywords.get("allow_pickle")
             found += [] if isinstance(allow, ast.Constant) and allow.value is False else [name]
@@ -293,7 +295,12 @@ def test_nothing_in_the_source_executes_what_it_reads(package: str) -> None:
 
 def test_the_check_sees_what_it_looks_for() -> None:
     bad = (
-        *("import pickle", "from pickle import loads", "import torch\ntorch.load(f)", "torch.load(f, weights_only=False)"),
+        *(
+            "import pickle",
+            "from pickle import loads",
+            "import torch\ntorch.load(f)",
+            "torch.load(f, weights_only=False)",
+        ),
         *("np.load(f)", "np.load(f, allow_pickle=True)", "yaml.load(t, yaml.Loader)", "yaml.unsafe_load(t)"),
         *("eval(t)", "exec(t)", "subprocess.run(t, shell=True)", "os.system(t)"),
     )
