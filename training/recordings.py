@@ -34,7 +34,7 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
             if stop - start < 2:
                 continue
             rows = stream, slice(start, stop)
-            obs = {key: arrays[OBS + key][rows] for key in keys}
+            obs = {key: arrays[OBS + key][rows].astype(specs[key].dtype) for key in keys}
             sequences.append(recorded(obs, control[rows], arrays["reward"][rows], arrays["is_terminal"][rows]))
             names.append(f"{file}, stream {stream + 1}, rows {start + 1}-{stop}")
     if not sequences:
