@@ -16,7 +16,7 @@ import torch
 from gymnasium import Space
 
 from agents import Agent, build_behaviour
-from envs import action_spec, make, observation_specs
+from envs import EnvironmentFault, action_spec, make, observation_specs
 from training.checkpoint import load_module, save_module, write_text_atomic
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
@@ -365,6 +365,8 @@ def fitting_state(file: Path) -> Iterator[None]:
     """
     try:
         yield
+    except EnvironmentFault:  # of an episode that is taken up again
+        raise
     except (LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{file} is no training state of this run: {reason}") from error
