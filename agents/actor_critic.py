@@ -16,6 +16,7 @@ from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.imagination import rollout, starts
 from worldmodel.layers import MLP, LayerConfig
 from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.limits import CANDIDATES, HORIZON, LAYERS, at_most
 from worldmodel.model import LatentModel, ScalarOutput, scalar_output
 from worldmodel.networks import Head
 from worldmodel.outputs import Normal
@@ -61,6 +62,7 @@ class ActorCriticConfig:
     def __post_init__(self) -> None:
         if min(getattr(self, name) for name in COUNTS) < 1:
             raise ValueError(f"{', '.join(COUNTS)} must be at least 1: {self}")
+        at_most(self, actor_layers=LAYERS, critic_layers=LAYERS, horizon=HORIZON, starts=CANDIDATES)
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {' or '.join(choices)}: '{getattr(self, name)}'")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.limits import LAYERS, MEMBERS, at_most
 from worldmodel.recurrent import BlockLinear
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch
@@ -26,6 +27,7 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         if self.members < 2 or min(self.hidden, self.layers) < 1:
             raise ValueError(f"members must be at least 2 (one agrees with itself), hidden and layers 1: {self}")
+        at_most(self, members=MEMBERS, layers=LAYERS)
 
 
 class Disagreement(nn.Module):

@@ -30,6 +30,7 @@ from agents.planning import (
 from agents.returns import lambda_returns
 from worldmodel.compiling import compiled
 from worldmodel.imagination import rollout, unroll
+from worldmodel.limits import CANDIDATES, HORIZON, MEMBERS, at_most
 from worldmodel.model import LatentModel
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, State
@@ -70,6 +71,7 @@ class PlannerConfig:
             raise ValueError(f"unknown optimiser '{self.optimiser}' or precision '{self.precision}'")
         if self.horizon < 1 or self.particles < 0:
             raise ValueError(f"horizon must be at least 1, particles at least 0: {self.horizon}, {self.particles}")
+        at_most(self, horizon=HORIZON, particles=MEMBERS, refine=HORIZON, proposals=CANDIDATES)
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount must lie in [0, 1]: {self.discount}")
         for name in ("noise", "refine", "proposals"):

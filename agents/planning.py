@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from agents.plans import PlanFamily, colour, plan_family
+from worldmodel.limits import CANDIDATES, HORIZON, at_most
 from worldmodel.spaces import ActionSpec
 
 Score = Callable[[Tensor], Tensor]
@@ -304,6 +305,7 @@ def _at_least_one(config: object, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1: {getattr(config, name)}")
+        at_most(config, **{name: HORIZON if name == "iterations" else CANDIDATES})
 
 
 def _positive(config: object, *names: str) -> None:

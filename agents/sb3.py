@@ -6,6 +6,7 @@ today dreams them, while weights, optimisers, buffers and schedules go on from w
 """
 
 import copy
+import inspect
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def algorithm_class(name: str) -> type[BaseAlgorithm]:
     module, _, cls = name.rpartition(":") if ":" in name else (ALGORITHMS[name], "", name)
     try:
         found = getattr(import_module(module), cls)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module may be the user's: anything can go wrong in it
         remedy = "pip install 'worldmodel[contrib]' " if module == CONTRIB else ""
         raise ValueError(f"behaviour.sb3.algorithm: {name} cannot be imported: {remedy}({error})") from error
     if not (isinstance(found, type) and issubclass(found, OnPolicyAlgorithm | OffPolicyAlgorithm)):
@@ -146,6 +147,7 @@ def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgori
     if noise and issubclass(cls, TD3):
         shape = dream.action_space.shape or ()
         settings["action_noise"] = NormalActionNoise(np.zeros(shape), np.full(shape, noise))
+    _check_numbers(cls, settings)
     try:
         made = in_rounds(cls)("MlpPolicy", dream, device=device, **settings)
     except (TypeError, AssertionError, ValueError, AttributeError) as error:
@@ -153,6 +155,14 @@ def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgori
     if hasattr(made.policy, "lstm_actor"):
         raise ValueError(f"behaviour.sb3: {config.algorithm} has a memory of its own; the latent state is one already")
     return made
+
+
+def _check_numbers(cls: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse words where an algorithm has a number, which it would find out in the first round."""
+    for name, parameter in inspect.signature(cls).parameters.items():
+        value, number = settings.get(name), type(parameter.default) in (int, float)
+        if number and isinstance(value, str | Mapping):
+            raise ValueError(f"behaviour.sb3.settings.{name}: {value!r} is no number, which {cls.__name__} has there")
 
 
 class SB3Behaviour(nn.Module):

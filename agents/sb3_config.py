@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agents.ensemble import EnsembleConfig
+from worldmodel.limits import CANDIDATES, HORIZON, at_most
 
 OURS, CONTRIB = "stable_baselines3", "sb3_contrib"
 ALGORITHMS = {
@@ -34,6 +35,7 @@ class SB3Config:
         for name in ("envs", "horizon", "every", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1: {getattr(self, name)}")
+        at_most(self, envs=CANDIDATES, horizon=HORIZON)
         if min(self.noise or 0.0, self.penalty) < 0:
             raise ValueError(f"noise and penalty must not be negative: {self.noise}, {self.penalty}")
         for name in RESERVED:

@@ -49,6 +49,10 @@ def by_id(
                 return make(env_id.removeprefix(prefix), **given)
             except TypeError as error:
                 raise ValueError(f"environment '{env_id}' does not take kwargs {dict(kwargs)}: {error}") from error
+            except ValueError:
+                raise
+            except Exception as error:
+                raise ValueError(_broken(env_id, kwargs, error)) from error
     return _of_gymnasium(env_id, given, max_episode_steps)
 
 
@@ -75,6 +79,16 @@ def _of_gymnasium(env_id: str, given: Mapping[str, Any], max_episode_steps: int 
         raise ValueError(f"environment '{env_id}' does not take kwargs {dict(given)}: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"environment '{env_id}': {error}") from error
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(_broken(env_id, given, error)) from error
+
+
+def _broken(env_id: str, given: Mapping[str, Any], error: Exception) -> str:
+    """What to say of an environment whose own code fails: anything can go wrong in it."""
+    with_kwargs = f" with kwargs {dict(given)}" if given else ""
+    return f"environment '{env_id}' cannot be made{with_kwargs}: {type(error).__name__}: {error}"
 
 
 def _extra(name: str) -> str:

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
@@ -20,18 +20,22 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import nn
 
 from agents.sb3 import MetricsWriter, SB3Behaviour
+from training.checkpoint import MANIFEST
 from training.config import load_config
 from training.dream import imagined_steps
 from training.folder import CONFIG, free_folder
 from training.lock import alone
 from training.loop import Loop
 from training.progress import Progress
-from training.run import CHECKPOINT, TRAINING, Run
+from training.run import BEHAVIOUR, CHECKPOINT, MODEL, TRAINING, Run
 from training.start import opened
 from training.trainer import Trainer
-from training.tree import load_tree
+from training.tree import fitting_state, load_tree
+from worldmodel.limits import check_memory
 from worldmodel.memory import keep_memory
 from worldmodel.replay import SequenceReplay
+
+SAVED = {CONFIG, *(f"{CHECKPOINT}/00001/{name}" for name in (MODEL, BEHAVIOUR, TRAINING, MANIFEST))}  # in its zip file
 
 
 class WorldModelAgent:
@@ -232,7 +236,7 @@ class WorldModelAgent:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             learned = self.learned if self.trainer is None else self.trainer.learned()
-            self.run.write(folder, {"behaviour": self.run.behaviour.training_state(), "learned": learned})
+            self.run.write(folder, {"behaviour": self.run.behaviour.training_state(), "trainer": {"learned": learned}})
             target = _zipped(path)
             if isinstance(target, Path):
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -254,15 +258,17 @@ class WorldModelAgent:
         with tempfile.TemporaryDirectory() as name:
             try:
                 with ZipFile(_zipped(path)) as archive:
-                    names = [one for one in archive.namelist() if one == CONFIG or one.startswith(f"{CHECKPOINT}/")]
-                    archive.extractall(name, names)
-            except (BadZipFile, OSError) as error:
-                raise ValueError(f"{path}: no saved agent ({error})") from error
-            if CONFIG not in names:
+                    found = [one for one in archive.infolist() if one.filename in SAVED]
+                    check_memory(sum(one.file_size for one in found), "its files", "this is no agent saved here")
+                    archive.extractall(name, found)
+            except Exception as error:  # of zipfile and zlib, which have no error in common for a damaged file
+                raise ValueError(f"{path}: no saved agent ({error or type(error).__name__})") from error
+            if CONFIG not in [one.filename for one in found]:
                 raise ValueError(f"{path}: no saved agent (there is no {CONFIG} in it)")
             run = Run.load(name, None if device == "auto" else device, None if env is None else named(env))
             assert run.checkpoint is not None
-            learned = load_tree(run.checkpoint.folder / TRAINING)["learned"]
+            with fitting_state(run.checkpoint.folder / TRAINING):
+                learned = load_tree(run.checkpoint.folder / TRAINING)["trainer"]["learned"]
         agent = cls.__new__(cls)
         agent._adopt(run, short(run.config.env.id))
         agent.learned = learned

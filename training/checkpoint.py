@@ -53,7 +53,9 @@ class Checkpoint:
             files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in found["files"].items()}
             score = None if found["mean_return"] is None else float(found["mean_return"])
             checkpoint = Checkpoint(folder, int(found["env_steps"]), score, files)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            if checkpoint.env_steps < 0 or any(Path(name).name != name for name in files):
+                raise ValueError(f"{checkpoint.env_steps} steps, {sorted(files)}")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DamagedError(f"{file} cannot be read: {error!r}") from error
         if made > FORMAT:
             raise ValueError(

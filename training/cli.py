@@ -6,22 +6,33 @@ Imports torch only after the arguments are understood.
 import argparse
 import json
 import os
+import select
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+FAILED, INTERRUPTED, UNHEARD = 2, 130, 141  # exit codes; the last two as a shell has them for SIGINT and SIGPIPE
+LONGEST = 2_000  # characters of an error
 OVERRIDES = "any key of the config can be given as --section.key value, for example --model.hidden 128"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line, as all other errors are told."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(FAILED, f"{self.prog}: error: {printable(message)}; {self.prog} --help shows what it takes\n")
 
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of every command."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="worldmodel",
         description="Learn a world model of a Gymnasium environment, and an agent in its imagination.",
     )
-    which = argparse.ArgumentParser(add_help=False)
+    which = Parser(add_help=False)
     which.add_argument(
         "--checkpoint", default="latest", help="latest, best, or the number of one that was kept; default: %(default)s"
     )
@@ -78,27 +89,78 @@ def parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="turn a recording into a Minari dataset")
     export.add_argument("source", metavar="RUN_OR_NPZ", help="a run folder, or what `collect` wrote")
     export.add_argument("target", metavar="minari:ID", help="for example minari:pendulum/random-v0")
+    for command in commands.choices.values():
+        command.add_argument("--debug", action="store_true", help="show where an error came from")
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 2 with one line that says what is wrong and what would be right."""
+    """Run one command. Returns 0, or 2 with one line that says what is wrong and what would be right.
+
+    With `--debug` a traceback stands before that line. After an interrupt it returns 130; where nobody reads the output
+    to its end (`| head`), 141 and nothing is said.
+    """
     given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser().parse_known_args(given)
     overrides += rest  # top-level keys, and mistakes that the config will name
     if overrides and options.command in ("evaluate", "diagnose", "imagine", "play", "export"):
         parser().error(f"unknown arguments: {' '.join(overrides)}")
-    sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
     signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
     try:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
         COMMANDS[options.command](options, overrides)
-    except (ValueError, FloatingPointError) as error:
-        print(f"worldmodel {options.command}: error: {error}", file=sys.stderr)
-        return 2
+        sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print(f"worldmodel {options.command}: interrupted{interrupt}", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+    except Exception as error:  # whatever it is, it is told in one line
+        if isinstance(error, BrokenPipeError) and _unheard():
+            return UNHEARD
+        if options.debug:
+            traceback.print_exception(error)
+        print(f"worldmodel {options.command}: error: {told(error, options.debug)}", file=sys.stderr)
+        return FAILED
     return 0
+
+
+def told(error: Exception, debug: bool = False) -> str:
+    """What is wrong, for a person: of mistakes in what was given the text alone, of others also their kind."""
+    text = str(error)
+    if isinstance(error, ValueError | FloatingPointError):
+        return printable(text)
+    if isinstance(error, OSError) and error.strerror:
+        return printable(f"{error.strerror}: {error.filename}" if error.filename is not None else error.strerror)
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        text = f"out of memory ({' '.join(text.split())}): lower the sizes of the model, the batch or the replay"
+    else:
+        cause = f", from {type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ else ""
+        text = f"{type(error).__name__}: {text}{cause}"
+    return printable(" ".join(text.split())) + ("" if debug else " (--debug shows where)")
+
+
+def printable(text: str) -> str:
+    """A message that leaves a terminal as it is and fits on its screen; lines that are indented go on with a list."""
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    shown = "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
+    shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"  # escapes grow
+    first, *rest = shown.split("\n")
+    return first + "".join(f"\n{line}" if line.startswith("  ") else f" {line}" for line in rest)
+
+
+def _unheard() -> bool:
+    """Whether nobody reads standard output any more; then nothing is written there either, at the exit."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # it is no file
+        return False
+    if hasattr(select, "poll"):  # not on Windows
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+            return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return True
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

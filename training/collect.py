@@ -6,8 +6,11 @@ import numpy as np
 
 from envs import RecordTrajectories, action_spec, make_vector, observation_specs
 from training.config import Config
+from training.folder import check_writable
 from training.progress import Progress
+from worldmodel.limits import check_memory
 from worldmodel.replay import SequenceReplay
+from worldmodel.storage import arrival_columns, row_bytes
 
 
 def collect(config: Config, steps: int, out: Path) -> int:
@@ -23,11 +26,17 @@ def collect(config: Config, steps: int, out: Path) -> int:
         raise ValueError(f"steps must be at least 1: {steps}")
     if out.suffix != ".npz":
         raise ValueError(f"{out}: --out is a file that ends in .npz")
-    if out.exists():
+    check_writable(out.parent)
+    try:
+        exists = out.exists()
+    except OSError as error:  # a name too long
+        raise ValueError(f"{out}: {error.strerror}: give --out another name") from error
+    if exists:
         raise ValueError(f"{out} exists: give --out a new file")
     envs = make_vector(config.env, training=True)
     specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
     capacity = 2 * steps + 2 * envs.num_envs  # an episode of one step is two rows
+    check_memory(steps * row_bytes(arrival_columns(specs, control)), "that many steps", "lower --steps")
     replay = SequenceReplay(specs, control, envs.num_envs, capacity)
     recorded = RecordTrajectories(envs, replay.add, replay.cut)
     recorded.action_space.seed(config.seed)

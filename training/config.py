@@ -11,10 +11,13 @@ from envs import EnvConfig
 from training.logger import LoggerConfig
 from training.schema import ConfigError, build, load_yaml, merge, parse_overrides, to_mapping
 from worldmodel.learner import LearnerConfig
+from worldmodel.limits import THREADS, at_most
 from worldmodel.model import ModelConfig
 from worldmodel.objective import ObjectiveConfig
 
 T = TypeVar("T")
+
+MOST_ROWS, MOST_EPISODES = 10**9, 10**6  # of a replay, of an evaluation
 
 UNITS = {"": 1} | {f"{letter}B": 1000**power for power, letter in enumerate("kMGT", 1)}
 UNITS |= {f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)}
@@ -49,6 +52,7 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         if min(self.capacity, self.batch_size, self.window) < 1:
             raise ValueError("capacity, batch_size and window must be at least 1")
+        at_most(self, capacity=MOST_ROWS)
         if self.max_bytes is not None and self.max_bytes < 1:
             raise ValueError(f"capacity_bytes must be at least 1: {self.capacity_bytes}")
 
@@ -79,6 +83,7 @@ class TrainingConfig:
             raise ValueError("steps, prefill, threads, log_every and keep must be at least 1, pretrain at least 0")
         if min(self.skips, self.restores) < 0:
             raise ValueError(f"skips and restores must be at least 0: {self.skips}, {self.restores}")
+        at_most(self, threads=THREADS)
         if self.replay_ratio <= 0:
             raise ValueError(f"replay_ratio must be positive: {self.replay_ratio}")
 
@@ -95,6 +100,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if min(self.every, self.episodes, self.final_episodes) < 1:
             raise ValueError("every, episodes and final_episodes must be at least 1")
+        at_most(self, episodes=MOST_EPISODES, final_episodes=MOST_EPISODES)
 
 
 @dataclass

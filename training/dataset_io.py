@@ -10,6 +10,8 @@ from training.recordings import read_recording
 from training.split import split
 from worldmodel.archive import all_rows
 from worldmodel.disk import MANIFEST, Disk, read_manifest
+from worldmodel.limits import check_memory
+from worldmodel.storage import row_bytes
 
 ROWS, REPLAY = Path("replay"), Path("replay/replay.npz")  # in a run folder: a replay on the disk, or one in memory
 MINARI = "minari:"
@@ -56,7 +58,10 @@ def read_rows(folder: Path) -> dict[str, np.ndarray]:
         ValueError: if it is damaged.
     """
     columns, num_envs, _ = read_manifest(folder)
-    return all_rows(Disk.open(folder, columns, num_envs))
+    disk = Disk.open(folder, columns, num_envs)
+    rows = num_envs * int(disk.stored.max(initial=0))
+    check_memory(rows * row_bytes(columns), f"the rows of {folder}", "give a shorter recording")
+    return all_rows(disk)
 
 
 def read_parts(config: DataConfig) -> dict[str, Dataset]:

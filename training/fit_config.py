@@ -9,6 +9,7 @@ from training.config import resolve
 from training.data_config import DataConfig
 from training.logger import LoggerConfig
 from worldmodel.learner import LearnerConfig
+from worldmodel.limits import THREADS, at_most
 from worldmodel.model import ModelConfig
 from worldmodel.objective import ObjectiveConfig
 
@@ -31,6 +32,7 @@ class UpdatesConfig:
             raise ValueError("updates, batch_size, evaluate_every and threads must be at least 1")
         if min(self.patience, self.samples) < 0:
             raise ValueError(f"patience and samples must be at least 0: {self.patience}, {self.samples}")
+        at_most(self, threads=THREADS)
         if not 0 <= self.final_lr_ratio <= 1:
             raise ValueError(f"final_lr_ratio must lie in [0, 1]: {self.final_lr_ratio}")
 

@@ -12,10 +12,11 @@ from training.data_config import DataConfig
 from training.dataset import Dataset, matching
 from training.dataset_io import divided, read, read_parts
 from training.fit_config import FitConfig, load_fit_config
-from training.folder import claim, saved_config
+from training.folder import claim, read_config, saved_config
 from training.run import check_device
 from training.scores import Score, as_results, score
 from training.weights import load_module, save_module, write_text_atomic
+from worldmodel.limits import outlined
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
 from worldmodel.outputs import Standardise
@@ -34,8 +35,9 @@ class FitRun:
     def __init__(self, folder: Path, config: FitConfig, obs_specs: ObservationSpecs, units: Standardise) -> None:
         self.folder, self.config, self.obs_specs, self.units = folder, config, obs_specs, units
         check_device(config.fit.device, "fit.device")
-        torch.manual_seed(config.seed)
         control = ActionSpec((len(units.loc),))
+        outlined(lambda: WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards), "the model")
+        torch.manual_seed(config.seed)
         model = WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards)
         self.model = model.to(config.fit.device)
         check_objective(self.model, config.objective)
@@ -64,7 +66,7 @@ class FitRun:
             ValueError: if the folder holds no fit, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = load_fit_config(saved_config(folder, "fit"))
+        config = read_config(folder, saved_config(folder, "fit"), load_fit_config)
         config.fit.device = device or config.fit.device
         missing = [name for name in (SPECS, MODEL) if not (folder / name).is_file()]
         if missing:
@@ -73,7 +75,10 @@ class FitRun:
             run = FitRun(folder, config, *_specs(folder / SPECS))
         load_module(folder / MODEL, run.model)
         if (folder / RESULTS).is_file():
-            run.results = json.loads((folder / RESULTS).read_text())
+            try:
+                run.results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{folder / RESULTS} cannot be read as the scores of a fit: {error}") from error
         return run
 
     @property
@@ -139,14 +144,28 @@ class FitRun:
 def _specs(file: Path) -> tuple[ObservationSpecs, Standardise]:
     """Observation specs, and the units of controls."""
     try:
-        saved = json.loads(file.read_text())
-        observations = {
-            key: ObservationSpec(tuple(spec["shape"]), tuple(spec["classes"]), tuple(spec["start"]), spec["image"])
-            for key, spec in saved["observations"].items()
-        }
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        observations = {key: _spec(key, spec) for key, spec in saved["observations"].items()}
         loc, scale = (torch.tensor(saved["control"][name], dtype=torch.float32) for name in ("loc", "scale"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not observations or loc.ndim != 1 or loc.shape != scale.shape or not (scale > 0).all():
+            raise ValueError(f"{len(observations)} observations, and units {loc.tolist()}, {scale.tolist()}")
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as the specs of a fit: {error!r}") from error
     units = Standardise(len(loc))
     units.change(loc, scale)
     return observations, units
+
+
+def _spec(key: str, saved: Mapping[str, Any]) -> ObservationSpec:
+    """One observation as a file describes it.
+
+    Raises:
+        ValueError: if it says what none can be.
+    """
+    shape, classes, start, image = (saved[name] for name in ("shape", "classes", "start", "image"))
+    for numbers, least in ((shape, 1), (classes, 1), (start, -(2**63))):
+        if not all(type(number) is int and least <= number < 2**63 for number in numbers):
+            raise ValueError(f"'{key}' is {saved}")
+    if type(image) is not bool or (image and (len(shape) != 3 or classes)) or len(start) != len(classes):
+        raise ValueError(f"'{key}' is {saved}")
+    return ObservationSpec(tuple(shape), tuple(classes), tuple(start), image)

@@ -3,11 +3,14 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from training.schema import dump_yaml, load_yaml, to_mapping
 from training.weights import write_new_text
+
+T = TypeVar("T")
 
 CONFIG = "config.yaml"  # the resolved config; where it is, the folder is taken
 
@@ -16,23 +19,46 @@ def unclaimed(folder: str | Path) -> Path:
     """A folder for a new run.
 
     Raises:
-        ValueError: if it already holds one, or is a file.
+        ValueError: if it already holds one, is a file, or cannot be made.
     """
     folder = Path(folder)
-    if folder.is_file() or (folder / CONFIG).exists():
-        raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+    try:
+        if folder.is_file() or (folder / CONFIG).exists():
+            raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+    except OSError as error:  # a name too long
+        raise ValueError(f"{folder} can hold no run: {error.strerror}; choose another --run folder") from error
+    check_writable(folder)
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that files cannot be put into, and that cannot be made either, before there is anything to write.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    except OSError as error:  # a name too long
+        raise ValueError(f"{folder}: {error.strerror}: choose another folder") from error
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{folder}: {there} is no folder that can be written to: choose another")
 
 
 def claim(folder: Path, config: Any) -> None:
     """Make `folder` that of a run, by writing its resolved config: of two that try, one succeeds.
 
     Raises:
-        ValueError: if another run claimed it before.
+        ValueError: if another run claimed it before, or it cannot be made.
+        OSError: if the disk is full; the folder is no run then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    text = dump_yaml(to_mapping(config))
     try:
-        write_new_text(folder / CONFIG, dump_yaml(to_mapping(config)))
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} can hold no run: {error.strerror}; choose another --run folder") from error
+    try:
+        write_new_text(folder / CONFIG, text)
     except FileExistsError as error:
         raise ValueError(f"{folder} already holds a run: choose another --run folder") from error
 
@@ -52,6 +78,18 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     if found != command:
         raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
     return mapping
+
+
+def read_config(folder: Path, saved: Mapping[str, Any], load: Callable[[Mapping[str, Any]], T]) -> T:
+    """The config that was saved with a run.
+
+    Raises:
+        ValueError: naming its file, if it does not fit this version, or was changed into what it cannot be.
+    """
+    try:
+        return load(saved)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
 def free_folder(name: str) -> Path:

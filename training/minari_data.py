@@ -11,11 +11,12 @@ import numpy as np
 from gymnasium import Env, Space, spaces
 
 from envs import action_spec, make, observation_specs
+from envs.faults import value_faults
 from training.config import load_config
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.dataset_io import MINARI, read
-from training.recordings import check_controls, chosen_keys
+from training.recordings import check_controls, check_finite, chosen_keys
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
 from worldmodel.types import Batch
 
@@ -53,23 +54,48 @@ def read_minari(name: str, source: DataConfig) -> Dataset:
         dataset = minari.load_dataset(name)
     except FileNotFoundError as error:
         raise ValueError(f"{where} is not on this machine; `minari download {name}` fetches it: {error}") from error
-    except BAD_DATASET as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+    except Exception as error:  # of minari and its formats, which have no error in common for a damaged file
+        raise ValueError(f"{where} cannot be read: {error or type(error).__name__}") from error
     specs, control = observation_specs(dataset.observation_space), action_spec(dataset.action_space)
     keys = chosen_keys(where, list(specs), source)
     check_controls(where, control.width, source)
     specs = {key: specs[key] for key in keys}
-    sequences = [_sequence(specs, control, episode) for episode in dataset.iterate_episodes()]
-    names = [f"{where}, episode {index + 1}" for index in range(len(sequences))]
+    sequences, names = list[Batch](), list[str]()
+    try:
+        for episode in dataset.iterate_episodes():
+            names.append(f"{where}, episode {len(names) + 1}")
+            sequences.append(_sequence(names[-1], specs, control, episode))
+    except Exception as error:  # see above
+        place = names[-1] if names else where
+        reason = str(error).removeprefix(f"{place}, ")
+        raise ValueError(f"{place}, cannot be read: {reason or type(error).__name__}") from error
     if not sequences:
         raise ValueError(f"{where}: holds no episode")
     return Dataset.of(specs, sequences, names, from_env=True)
 
 
-def _sequence(specs: ObservationSpecs, control: ActionSpec, episode: Any) -> Batch:
-    """x_1..x_T with u_0..u_{T-1}: an episode of T - 1 steps has T observations, and nothing leads to the first."""
+def _sequence(name: str, specs: ObservationSpecs, control: ActionSpec, episode: Any) -> Batch:
+    """x_1..x_T with u_0..u_{T-1}: an episode of T - 1 steps has T observations, and nothing leads to the first.
+
+    Raises:
+        ValueError: naming the episode and what in it is of another length than the rewards, or outside its space.
+    """
     obs = encode_observation(specs, episode.observations)
-    controls = control.encode(np.asarray(episode.actions))
+    actions, steps = np.asarray(episode.actions), len(episode.rewards)
+    lengths = {key: len(values) - 1 for key, values in obs.items()}
+    lengths |= {"actions": len(actions), "terminations": len(episode.terminations)}
+    for key, length in lengths.items():
+        if length != steps:
+            raise ValueError(f"{name}, '{key}' is of {length} steps, the rewards are of {steps}")
+    if faults := value_faults(specs, obs):
+        raise ValueError(f"{name}, row {min(faults) + 1}: '{faults[min(faults)][0]}' {faults[min(faults)][1]}")
+    if control.classes:
+        index = actions.reshape(steps, -1) - np.asarray(control.start)
+        if ((index < 0) | (index >= np.asarray(control.classes))).any():
+            raise ValueError(f"{name}: an action is outside its space")
+    check_finite(name, "rewards", np.asarray(episode.rewards))
+    controls = control.encode(actions)
+    check_finite(name, "actions", controls)
     before = np.zeros((1, control.width), np.float32)
     return recorded(
         obs,

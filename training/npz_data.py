@@ -1,17 +1,14 @@
 """Sequences from an .npz archive of arrays chosen by name, or of our own making."""
 
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.names import nearest
-from training.recordings import OBS, OWN, check_finite, read_recording
+from training.recordings import OBS, check_finite, read_recording
+from worldmodel.archive import array_names, read_arrays
 from worldmodel.spaces import ObservationSpec
 
 LENGTHS = "lengths"  # the array of an archive that says how long each of its sequences is
@@ -23,24 +20,10 @@ def read_npz(file: Path, source: DataConfig) -> Dataset:
     Raises:
         ValueError: naming file, array, row and column, for what is missing, not finite or of another shape.
     """
-    with _readable(file):
-        archive = np.load(file, allow_pickle=False)
-        held = list(archive.files)
+    held = array_names(file)
     ours = "stored" in held and any(name.startswith(OBS) for name in held)
-    if ours and (missing := sorted(OWN - set(held))):
-        raise ValueError(f"{file}: a recording without {', '.join(missing)}: record it again")
-    wanted = held if ours else _wanted(file, held, source)
-    with archive, _readable(file):
-        arrays = {name: archive[name] for name in wanted}
+    arrays = read_arrays(file, held if ours else _wanted(file, held, source))
     return read_recording(file, arrays, source) if ours else named_arrays(file, arrays, source)
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (BadZipFile, zlib.error, EOFError, OSError, ValueError, AttributeError) as error:  # the last: a single array
-        raise ValueError(f"{file} cannot be read as an .npz archive: {error}") from error
 
 
 def _wanted(file: Path, held: list[str], source: DataConfig) -> list[str]:
@@ -94,12 +77,14 @@ def _sequences(file: Path, name: str, array: np.ndarray, lengths: np.ndarray | N
 
 def _cut(file: Path, name: str, array: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     whole = lengths.ndim == 1 and lengths.dtype.kind in "iu" and len(lengths) and lengths.min() > 0
+    whole = whole and lengths.max() <= array.size  # so that no sum of them overflows
     padded = array.ndim == 3
     if whole and padded and len(lengths) == len(array) and lengths.max() <= array.shape[1]:
         return [rows[:length] for rows, length in zip(array, lengths, strict=True)]
     if whole and not padded and lengths.sum() == len(array):
         return np.split(array, np.cumsum(lengths)[:-1])
+    total = f"of sum {lengths.sum()}" if lengths.dtype.kind in "iu" else f"of {lengths.dtype}"
     raise ValueError(
-        f"{file}: 'lengths' {lengths.shape} of sum {lengths.sum()} does not divide '{name}' {array.shape} into "
+        f"{file}: 'lengths' {lengths.shape} {total} does not divide '{name}' {array.shape} into "
         "sequences: whole numbers from 1 up, whose sum is the number of rows"
     )

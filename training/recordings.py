@@ -11,7 +11,9 @@ from training.names import nearest
 from worldmodel.spaces import STATE, ObservationSpec, observed
 
 OWN = {"stored", "prev_action", "reward", "is_first", "is_last", "is_terminal"}  # arrays of every recording
+SCALARS = OWN - {"prev_action"}  # of them those that hold one number a row; observations and controls hold vectors
 OBS = "obs/"
+KINDS = {"f": "real numbers", "i": "whole numbers", "u": "whole numbers from 0 up", "b": "true and false"}
 
 
 def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig) -> Dataset:
@@ -32,7 +34,7 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
             if stop - start < 2:
                 continue
             rows = stream, slice(start, stop)
-            obs = {key: arrays[OBS + key][rows] for key in keys}
+            obs = {key: arrays[OBS + key][rows].astype(specs[key].dtype) for key in keys}
             sequences.append(recorded(obs, control[rows], arrays["reward"][rows], arrays["is_terminal"][rows]))
             names.append(f"{file}, stream {stream + 1}, rows {start + 1}-{stop}")
     if not sequences:
@@ -46,18 +48,34 @@ def check_recording(file: Path, arrays: dict[str, np.ndarray]) -> None:
     Raises:
         ValueError: naming file, array, row and column.
     """
-    stored = arrays["stored"]
-    if stored.dtype.kind not in "iu" or stored.ndim != 1:
+    if missing := sorted(OWN - set(arrays)):
+        raise ValueError(f"{file}: a recording without {', '.join(missing)}: record it again")
+    stored, shape = arrays["stored"], arrays["reward"].shape
+    if stored.dtype.kind not in "iu" or stored.ndim != 1 or stored.min(initial=0) < 0:
         raise ValueError(f"{file}: 'stored' is {stored.shape} of {stored.dtype}, not a row count per stream")
-    shape = arrays["reward"].shape
     for name, array in arrays.items():
         if name == "stored":
             continue
-        if array.shape[:2] != shape or stored.shape != shape[:1] or stored.max(initial=0) > shape[-1]:
+        kinds = _kinds(name)
+        if array.dtype.kind not in kinds:
+            raise ValueError(f"{file}: '{name}' is of {array.dtype}, not {' or '.join(KINDS[kind] for kind in kinds)}")
+        fits = len(shape) == 2 and array.shape[:2] == shape and array.ndim == (2 if name in SCALARS else 3)
+        fits = fits and (name == "prev_action" or 0 not in array.shape[2:])  # nothing may be controlled
+        if not fits or stored.shape != shape[:1] or stored.max(initial=0) > shape[-1]:
             raise ValueError(f"{file}: '{name}' is {array.shape}, which does not fit 'reward' {shape}")
-        if array.dtype.kind == "f":
-            for stream, count in enumerate(stored):
-                check_finite(f"{file}, stream {stream + 1}", name, array[stream, :count])
+        for stream, count in enumerate(stored):
+            where, rows = f"{file}, stream {stream + 1}", array[stream, :count]
+            if array.dtype.kind == "f":
+                check_finite(where, name, rows)
+            elif array.dtype.kind in "iu" and rows.min(initial=0) < 0:
+                raise ValueError(f"{where}, '{name}': {rows.min()} is below 0, where what is discrete begins")
+
+
+def _kinds(name: str) -> str:
+    """The kinds of dtypes that an array of this name may have."""
+    if name.startswith(OBS):
+        return "fiu"
+    return "b" if name.startswith("is_") else "f"
 
 
 def chosen_keys(where: str, held: list[str], source: DataConfig) -> list[str]:

@@ -16,10 +16,11 @@ from envs import action_spec, make, observation_specs
 from training.checkpoint import Checkpoint, find, new_checkpoint, prune
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
-from training.folder import claim, link, saved_config, unclaimed, whisper
-from training.tree import load_tree, save_tree
+from training.folder import claim, link, read_config, saved_config, unclaimed, whisper
+from training.tree import fitting_state, load_tree, save_tree
 from training.weights import load_module, save_module
 from worldmodel.disk import MANIFEST, Disk, check_room
+from worldmodel.limits import check_memory, outlined
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
 from worldmodel.replay import SequenceReplay
@@ -51,6 +52,7 @@ class Run:
         recorded, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
         self.obs_specs = observed(recorded)
         env.close()
+        self._check_sizes()
         torch.manual_seed(config.seed)
         self.model = WorldModel.build(config.model, self.obs_specs, self.action_spec).to(config.training.device)
         name, dynamics = config.model.dynamics.name, self.model.dynamics
@@ -78,6 +80,14 @@ class Run:
         self.env_steps = 0  # that the agent has been trained for
         self.checkpoint: Checkpoint | None = None  # that it was read from
 
+    def _check_sizes(self) -> None:
+        """Refuse networks that do not fit into the memory, before any of it is asked for."""
+        config = self.config
+        model = outlined(lambda: WorldModel.build(config.model, self.obs_specs, self.action_spec), "the model")
+        if config.behaviour.name != "sb3":
+            size, spec = model.feature_size, self.action_spec
+            outlined(lambda: build_behaviour(config.behaviour, size, spec), "the behaviour")
+
     def _behaviour(self, action_space: Space[Any]) -> "Trained | SB3Behaviour":
         if self.config.behaviour.name != "sb3":
             return build_behaviour(self.config.behaviour, self.model.feature_size, self.action_spec)
@@ -95,6 +105,11 @@ class Run:
         run = Run(unclaimed(folder), config)
         if config.replay.disk:
             check_room(run.folder, run.replay.max_bytes)
+        else:
+            rows = min(run.replay.max_bytes, config.training.steps * run.replay.row_bytes)
+            check_memory(rows, "the rows of the replay", "set replay.disk: true, or lower replay.capacity")
+        batch = config.replay.batch_size * config.replay.window * (run.replay.row_bytes + 4 * run.model.feature_size)
+        check_memory(batch, "the batches of the replay", "lower replay.batch_size or replay.window")
         return run
 
     def begin(self) -> None:
@@ -133,7 +148,7 @@ class Run:
             ValueError: if the folder holds no run or no such checkpoint, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = load_config(saved_config(folder, "train"))
+        config = read_config(folder, saved_config(folder, "train"), load_config)
         config.training.device = device or config.training.device
         config.env.id = env or config.env.id
         found, problems = find(folder / CHECKPOINT, checkpoint, () if at_checkpoint else (ROWS_THEN,))
@@ -154,7 +169,8 @@ class Run:
         """Weights, what the behaviour needs to learn on, and how long they have been trained for."""
         load_module(checkpoint.folder / MODEL, self.model)
         load_module(checkpoint.folder / BEHAVIOUR, self.behaviour)
-        self.behaviour.load_training_state(load_tree(checkpoint.folder / TRAINING)["behaviour"])
+        with fitting_state(checkpoint.folder / TRAINING):
+            self.behaviour.load_training_state(load_tree(checkpoint.folder / TRAINING)["behaviour"])
         self.env_steps, self.checkpoint = checkpoint.env_steps, checkpoint
 
     @property
@@ -235,7 +251,7 @@ def check_device(name: str, key: str = "training.device") -> None:
         ValueError: with torch's reason.
     """
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, for an unknown name or a missing build
+        torch.zeros(1, device=name).cpu()  # what a device without memory, as `meta`, cannot give back
+    except (RuntimeError, AssertionError, ValueError) as error:  # for an unknown name, a missing build, no memory
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key}: '{name}' cannot be used here ({reason}); cpu always can") from error

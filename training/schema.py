@@ -7,42 +7,25 @@ nearest right one, a wrong type with the dotted key, the value and what was expe
 
 import difflib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
+
+from training import yaml_text
 
 T = TypeVar("T")
 
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+LARGEST = 2**63  # whole numbers of this size and more fit no size, count or seed
+SHOWN = 200  # characters of a value in a message
 
 
 class ConfigError(ValueError):
     """A config that cannot be built. The message names the dotted key."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads scalars as YAML 1.2 does: `3e-4` is a number and `off` a word. PyYAML follows 1.1: the reverse."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (the name and place are PyYAML's)
-        first: [pair for pair in pairs if pair[0] != _BOOL]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes the words that either version would read as something else."""
-
-
-_Loader.add_implicit_resolver(_BOOL, re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(_FLOAT, _NUMBER, list("-+.0123456789"))
 
 
 # ------------------------------------------------------------------------------------------------ building
@@ -62,7 +45,7 @@ def build(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T:
 def _build(cls: type[T], mapping: Any, where: str, known: list[str]) -> T:
     mapping = {} if mapping is None else mapping  # a YAML section whose every line is commented out
     if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where or 'config'}: {mapping!r} is not a section of keys and values")
+        raise ConfigError(f"{where or 'config'}: {shown(mapping)} is not a section of keys and values")
     hints = _hints(cls)
     for key in mapping:
         if key not in hints:
@@ -91,24 +74,44 @@ def _value(hint: Any, value: Any, dotted: str, known: list[str]) -> Any:
     return _build(section, value, dotted, known)
 
 
+_adapter = cache(TypeAdapter)
+
+
 def _leaf(hint: Any, value: Any, dotted: str) -> Any:
-    adapter = TypeAdapter(hint)
+    if _too_large(value):
+        raise ConfigError(f"{dotted}: {shown(value)} is too large for a whole number of 64 bits")
+    adapter = _adapter(hint)
     for candidate in _readings(value):
         try:
             # Strict, so that no bool becomes an int; as JSON, so that a list becomes a tuple and a string a Path.
             return adapter.validate_json(json.dumps(candidate, allow_nan=False), strict=True)
         except (ValidationError, TypeError, ValueError):
             continue
-    raise ConfigError(f"{dotted}: {value!r} is not {_describe(hint)}")
+    raise ConfigError(f"{dotted}: {shown(value)} is not {_describe(hint)}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as Python writes it, without the middle where that is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
+
+
+def _too_large(value: Any) -> bool:
+    """Whether a whole number somewhere in a value has more than 64 bits."""
+    if isinstance(value, Mapping):
+        return any(map(_too_large, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_too_large, value))
+    return isinstance(value, int) and not -LARGEST <= value < LARGEST
 
 
 def _readings(value: Any) -> Iterator[Any]:
     """The value; a number written as a string; a whole number written as a float (1e6 steps)."""
     yield value
-    if isinstance(value, str) and _NUMBER.match(value):
+    if isinstance(value, str) and yaml_text.NUMBER.match(value):
         value = float(value)
         yield value
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and not _too_large(int(value)):
         yield int(value)
 
 
@@ -197,7 +200,9 @@ def _pairs(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         key, has_value, value = argument.partition("=")
         dotted = key.removeprefix("--")
         if not key.startswith("--") or not all(dotted.split(".")):
-            raise ConfigError(f"{argument!r} is not an override: write --section.key value")
+            raise ConfigError(f"{shown(argument)} is not an override: write --section.key value")
+        if dotted.count(".") > yaml_text.DEEPEST:
+            raise ConfigError(f"--{dotted}: nested deeper than {yaml_text.DEEPEST} levels")
         if not has_value:
             value = next(rest, "--")
             if value.startswith("--"):
@@ -221,13 +226,23 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    if path.resolve() in above:
+    try:
+        place, is_file = path.resolve(), path.is_file()
+        if not is_file:
+            beside = sorted(other.name for other in path.parent.glob("*.yaml"))
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long or no name, links in a circle
+        raise ConfigError(f"no config at {path}: {error}") from error
+    if place in above:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(file.name for file in above)}")
-    if not path.is_file():
-        beside = sorted(other.name for other in path.parent.glob("*.yaml"))
-        by = f" (which {above[-1]} extends)" if above else ""
+    by = f" (which {above[-1]} extends)" if above else ""
+    if not is_file:
         raise ConfigError(f"no config at {path}{by}: {path.parent}/ holds {', '.join(beside) or 'no .yaml file'}")
-    content = _parse(path.read_bytes(), str(path))
+    try:
+        with path.open("rb") as file:
+            text = file.read(yaml_text.LARGEST + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}{by} cannot be read: {error.strerror}") from error
+    content = _parse(text, str(path))
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path}: holds a {type(content).__name__} at the top, not keys and values")
     content = content or {}
@@ -235,18 +250,16 @@ def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return content
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: {EXTENDS} is the name of a file, not {base!r}")
-    return merge(_load(path.parent / base, (*above, path.resolve())), content)
+        raise ConfigError(f"{path}: {EXTENDS} is the name of a file, not {shown(base)}")
+    return merge(_load(path.parent / base, (*above, place)), content)
 
 
 def _parse(text: str | bytes, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{source}{line}: not valid YAML: {error.problem}") from error
-    except (yaml.YAMLError, ValueError) as error:  # a forbidden character; an impossible date
-        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+        return yaml_text.parse(text)
+    except ValueError as error:
+        joint = ", " if str(error).startswith("line ") else ": "
+        raise ConfigError(f"{source}{joint}{error}") from error
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -266,4 +279,4 @@ def _plain(value: Any) -> Any:
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
     """YAML text that :func:`load_yaml` reads back to the same mapping, in the order of its keys."""
-    return yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False)
+    return yaml_text.dump(mapping)

@@ -12,7 +12,7 @@ import torch
 from envs import EnvironmentFault
 from training.checkpoint import numbers
 from training.config import Config, load_config, to_mapping
-from training.folder import CONFIG, free_folder, saved_config
+from training.folder import CONFIG, free_folder, read_config, saved_config
 from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
@@ -21,7 +21,7 @@ from training.progress import Progress
 from training.run import CHECKPOINT, ROWS, TRAINING, Run
 from training.schema import dump_yaml
 from training.trainer import Trainer, diverged
-from training.tree import load_tree
+from training.tree import fitting_state, load_tree
 from training.weights import write_text_atomic
 from worldmodel.memory import keep_memory
 
@@ -91,10 +91,11 @@ def _last(folder: Path) -> Loop:
     prepare(run.config)
     assert run.checkpoint is not None
     state = load_tree(run.checkpoint.folder / TRAINING)
-    if "trainer" not in state:
+    if not isinstance(state, dict) or "loop" not in state:
         raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
-    loop = Loop(Trainer(run, state["trainer"]))
-    loop.load_state(state["loop"])
+    with fitting_state(run.checkpoint.folder / TRAINING):
+        loop = Loop(Trainer(run, state["trainer"]))
+        loop.load_state(state["loop"])
     for number in numbers(folder / CHECKPOINT):
         if number > int(run.checkpoint.folder.name):  # damaged
             shutil.rmtree(folder / CHECKPOINT / f"{number:05d}")
@@ -106,7 +107,7 @@ def _last(folder: Path) -> Loop:
 
 def _anew(folder: Path) -> Loop:
     """What begins a run once more that ended before its first checkpoint: as it was begun, with the same seed."""
-    config = load_config(saved_config(folder, "train"))
+    config = read_config(folder, saved_config(folder, "train"), load_config)
     prepare(config)
     shutil.rmtree(folder / ROWS, ignore_errors=True)
     run = Run(folder, config)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from training.dataset_io import REPLAY
 from training.fit_run import SPECS, FitRun
 from training.recordings import OBS, check_recording
 from training.run import Run
+from worldmodel.archive import read_arrays
 from worldmodel.diagnostics.windows import each
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Standardise
@@ -97,15 +97,17 @@ def _replay_of(file: Path, run: Run) -> SequenceReplay:
     Raises:
         ValueError: if the file cannot be read or does not fit.
     """
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        stored, _ = arrays["stored"], arrays["reward"]  # both, or it is no recording
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} cannot be read as a recording of `worldmodel collect`: {error}") from error
+    arrays = read_arrays(file)
     check_recording(file, arrays)
+    for key, spec in run.obs_specs.items():
+        found = arrays.get(OBS + key)
+        if spec.classes and found is not None and found.max(initial=0) >= max(spec.classes):
+            raise ValueError(
+                f"{file}: '{key}' holds {found.max()}, the environment of the model less than {max(spec.classes)}"
+            )
     known = {name: array for name, array in arrays.items() if name.startswith(OBS + STATE)}
     states = {name.removeprefix(OBS): ObservationSpec(array.shape[2:]) for name, array in known.items()}
+    stored = arrays["stored"]
     capacity = len(stored) * max(int(stored.max(initial=0)), 1)
     replay = SequenceReplay({**run.obs_specs, **states}, run.action_spec, len(stored), capacity)
     replay.load(file)

@@ -1,7 +1,8 @@
 """Nested state on disk, such as an optimiser's: tensors and numbers, read back without executing anything."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from envs import EnvironmentFault
 from training.weights import write_bytes_atomic
 
 TREE = "tree"  # the entry of the file's metadata that holds everything but tensors
@@ -53,7 +55,7 @@ def load_tree(path: Path) -> Any:
         with safe_open(path, "pt") as file:
             described = json.loads((file.metadata() or {})[TREE])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
+    except (SafetensorError, LookupError, OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable training state, or cut short: {error}") from error
 
     def found(value: Any) -> Any:
@@ -66,7 +68,10 @@ def load_tree(path: Path) -> Any:
             return {key: found(item) for key, item in content}
         return tensors[content] if kind == TENSOR else tensors[content].numpy()
 
-    return found(described)
+    try:
+        return found(described)
+    except (LookupError, ValueError, TypeError) as error:  # a marker before what it does not mark
+        raise ValueError(f"{path}: not a readable training state: {error!r}") from error
 
 
 def shaped(like: Any, tree: Any) -> Any:
@@ -77,3 +82,19 @@ def shaped(like: Any, tree: Any) -> Any:
         parts = [shaped(part, item) for part, item in zip(like, tree, strict=True)]
         return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
     return tree
+
+
+@contextmanager
+def fitting_state(file: Path) -> Iterator[None]:
+    """While what a file holds is put into the parts of a run.
+
+    Raises:
+        ValueError: naming the file, for anything missing in it, or of another kind or shape than the parts have.
+    """
+    try:
+        yield
+    except EnvironmentFault:  # of an episode that is taken up again
+        raise
+    except (LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{file} is no training state of this run: {reason}") from error

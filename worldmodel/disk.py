@@ -252,9 +252,11 @@ def read_manifest(folder: Path) -> tuple[dict[str, Column], int, int]:
         num_envs, length = int(found["num_envs"]), int(found["slots"])
         if min(num_envs, length) < 1:
             raise ValueError(f"it has {num_envs} environments with {length} slots")
+        if any(column.dtype.kind not in "biuf" or min(column.shape, default=0) < 0 for column in columns.values()):
+            raise ValueError(f"its columns are no numbers: {_named(columns)}")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no replay: {MANIFEST} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as the description of a replay: {error!r}") from error
     return columns, num_envs, length
 
@@ -268,7 +270,7 @@ def _checked(folder: Path, columns: Columns, num_envs: int) -> int:
         raise ValueError(f"{folder} holds the replay of {envs} environments, here are {num_envs}")
     sizes = {file_name(name): _file_size(column, num_envs, length) for name, column in columns.items()}
     for name, size in {COUNTERS: 16 * num_envs, **sizes}.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
+        found = _size(folder / name)
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes instead of {size}"
             raise ValueError(f"{folder / name} {what}: the replay is damaged, its rows cannot be used")
@@ -276,6 +278,14 @@ def _checked(folder: Path, columns: Columns, num_envs: int) -> int:
     if (written < 0).any() or (begun < written).any():
         raise ValueError(f"{folder / COUNTERS}: {written} rows written of {begun} begun: the replay is damaged")
     return length
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        return file.stat().st_size if file.is_file() else None
+    except OSError:  # a name that no file can have
+        return None
 
 
 def _named(columns: Columns) -> str:

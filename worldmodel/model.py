@@ -11,6 +11,7 @@ from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
 from worldmodel.images import ImageDecoder, Pixels
 from worldmodel.layers import LayerConfig
+from worldmodel.limits import LAYERS, at_most
 from worldmodel.networks import Encoder, Head
 from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, SymlogNormal, TwoHot
 from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
@@ -48,6 +49,7 @@ class ModelConfig:
             raise ValueError(
                 f"hidden and encoder_layers must be at least 1, decoder_layers and head_layers at least 0: {self}"
             )
+        at_most(self, encoder_layers=LAYERS, decoder_layers=LAYERS, head_layers=LAYERS)
         if self.image_depth < 1 or self.image_std <= 0:
             raise ValueError(
                 f"image_depth must be at least 1, image_std positive: {self.image_depth}, {self.image_std}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.bounds import importance_bound
+from worldmodel.limits import MEMBERS, at_most
 from worldmodel.model import WorldModel
 from worldmodel.redundancy import redundancy
 from worldmodel.types import Batch, Elbo, Inference, State
@@ -49,6 +50,7 @@ class ObjectiveConfig:
                 "particles must be at least 1, resample in (0, 1], anneal not negative: "
                 f"{self.particles}, {self.resample}, {self.anneal}"
             )
+        at_most(self, particles=MEMBERS)
         if self.free_nats_start is not None and (self.bound != "elbo" or not self.anneal):
             raise ValueError(
                 "free_nats_start is of no effect without anneal, or with another bound than the elbo: "

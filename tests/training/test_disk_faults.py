@@ -166,7 +166,7 @@ def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     done = subprocess.run(command, **PYTHON)
     assert done.returncode == 2, done.stderr
     assert "File too large" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
-    assert "20 steps: not saved" in done.stderr and "60 steps: not saved" in done.stderr
+    assert "40 steps: not saved" in done.stderr and "60 steps: not saved" in done.stderr
     assert [row["global_step"] for row in rows(tmp_path / "run")][-1] == 60
     assert not numbers(tmp_path / "run/checkpoint") and not list((tmp_path / "run").rglob("*partial*"))
 

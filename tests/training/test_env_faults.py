@@ -146,11 +146,13 @@ def test_a_sound_run_says_nothing_of_faults(failing: Any, tmp_path: Path) -> Non
     assert not any("env_faults" in name for row in metrics(run.folder) for name in row)
 
 
-def test_a_process_makes_no_difference(failing: Any, tmp_path: Path) -> None:
+def test_a_process_makes_no_difference(
+    failing: Any, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
     """Weights, rows and metrics of a run are the same with environments in processes, faults included."""
     one = train(with_env(merge(TINY, SHORT), "exception"), run=tmp_path / "here").folder
     other = train(with_env(merge(TINY, SHORT), "exception", timeout=60.0), run=tmp_path / "there").folder
-    assert_same(one, other)
+    assert_same_run(one, other)
 
 
 def test_collecting_goes_on_too(failing: Any, tmp_path: Path, capsys: Any) -> None:
@@ -218,37 +220,18 @@ def killed(patch: pytest.MonkeyPatch, death: int) -> None:
 
 
 def saves_unless_killed(save: Callable[..., None]) -> Callable[..., None]:
-    def saving(loop: Any) -> None:
+    def saving(loop: Any, mean_return: float | None = None) -> None:
         if not isinstance(sys.exception(), Killed):
-            save(loop)
+            save(loop, mean_return)
 
     return saving
 
 
-def outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Metrics but for what a clock says; weights and everything recorded."""
-    clock = ("seconds", "time/fps", "time_elapsed")
-    rows = [{k: v for k, v in row.items() if not k.endswith(clock)} for row in metrics(folder)]
-    run, arrays = Run.load(folder), dict[str, np.ndarray]()
-    for part, module in (("model", run.model), ("behaviour", run.behaviour)):
-        arrays |= {f"{part}/{name}": value.numpy() for name, value in module.state_dict().items()}
-    for env in range(run.config.env.num_envs):
-        stream = run.replay.stream(env)
-        arrays |= {f"{env}/{key}": value.numpy() for key, value in stream.obs.items()}
-        arrays |= {f"{env}/{name}": getattr(stream, name).numpy() for name in stream._fields if name != "obs"}
-    return rows, arrays
-
-
-def assert_same(one: Path, other: Path) -> None:
-    (rows, arrays), (rows2, arrays2) = outcome(one), outcome(other)
-    assert rows == rows2 and arrays.keys() == arrays2.keys()
-    for name, value in arrays.items():
-        np.testing.assert_array_equal(value, arrays2[name], err_msg=name)
-
-
 @pytest.mark.parametrize("at", [0, 1, 3], ids=["reset", "first step", "third step"])
 @pytest.mark.parametrize("disk", [False, True], ids=["memory", "disk"])
-def test_a_killed_run_goes_on_bit_for_bit(at: int, disk: bool, failing: Any, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_bit_for_bit(
+    at: int, disk: bool, failing: Any, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
     """From checkpoints at which the next step fails or does not, some of an episode from another seed than its own."""
     replay = {"batch_size": 2, "window": 4, "disk": disk, "capacity": 400, "context": disk}
     config = with_env({**TINY, "replay": replay, "evaluation": {**TINY["evaluation"], "every": 22}}, "exception")
@@ -265,10 +248,12 @@ def test_a_killed_run_goes_on_bit_for_bit(at: int, disk: bool, failing: Any, tmp
             with pytest.raises(Killed):
                 train(config, run=folder, seed=seed)
         resume(folder)
-        assert_same(whole, folder)
+        assert_same_run(whole, folder)
 
 
-def test_a_failed_step_right_after_a_checkpoint_is_taken_back(failing: Any, tmp_path: Path) -> None:
+def test_a_failed_step_right_after_a_checkpoint_is_taken_back(
+    failing: Any, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
+) -> None:
     """A cut changes a row that the checkpoint counts: resumed, it is as it was until the step fails again."""
     replay = {"batch_size": 2, "window": 4, "disk": True, "capacity": 400}
     config = with_env({**TINY, "replay": replay}, "exception")
@@ -292,7 +277,7 @@ def test_a_failed_step_right_after_a_checkpoint_is_taken_back(failing: Any, tmp_
         patch.setattr(loops.Loop, "run", looks)
         resume(folder)
     assert seen == [False]
-    assert_same(whole, folder)
+    assert_same_run(whole, folder)
 
 
 # --------------------------------------------------------------------------------------------- evaluations

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.layers import MLP, LayerConfig, PosteriorNet
+from worldmodel.limits import LAYERS, at_most
 from worldmodel.recurrent import BlockGRU, GRUCell
 from worldmodel.types import State
 
@@ -27,6 +28,7 @@ class RSSMConfig:
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden, self.blocks, self.prior_layers) < 1:
             raise ValueError(f"deter, hidden, blocks and prior_layers must be at least 1: {self}")
+        at_most(self, prior_layers=LAYERS)
         if self.cell not in ("norm", "plain", "blocks"):
             raise ValueError(f"cell is norm, plain or blocks: '{self.cell}'")
         if self.cell == "blocks" and self.deter % self.blocks:
