@@ -2,9 +2,10 @@
 
     python benchmarks/learning.py classic --seeds 11-15 --jobs 2 --out results/classic.csv
 
-Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run that is finished is
-not made again unless its config has changed, so that the command goes on where it was stopped. From the repository's
-root; the table at the end lists every seed. Final evaluations, on seeds used nowhere else, go to NAME_final.csv.
+Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run is resumed from its
+last checkpoint, and not made again unless its config has changed: the command goes on where it was stopped. From the
+repository's root; the table at the end lists every seed. Final evaluations, on seeds used nowhere else, go to
+NAME_final.csv.
 """
 
 import argparse
@@ -165,24 +166,26 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def finished(curve: Curve, seed: int, root: Path) -> bool:
-    """Whether this very curve, with the config of today, has reached its end."""
-    folder = curve.folder(root, seed)
-    if not any("final/mean_reward" in row for row in rows(folder)):
-        return False
-    return load_config(folder / "config.yaml") == load_config(curve.config, curve.overrides, seed=seed)
+def begun(curve: Curve, seed: int, root: Path) -> bool:
+    """Whether there is a run of this very curve, with the config of today."""
+    file = curve.folder(root, seed) / "config.yaml"
+    return file.is_file() and load_config(file) == load_config(curve.config, curve.overrides, seed=seed)
 
 
 def make(curve: Curve, seed: int, root: Path) -> bool:
-    """Train one curve, unless it is there; whether it is then."""
+    """Train one curve, from where it stands; whether it is there then."""
     folder = curve.folder(root, seed)
-    if finished(curve, seed, root):
-        return True
-    shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "worldmodel", "train", curve.config, "--seed", str(seed), "--run", str(folder)]
+    command = [sys.executable, "-m", "worldmodel", "train"]
+    if begun(curve, seed, root):
+        if any("final/mean_reward" in row for row in rows(folder)):
+            return True
+        command += ["--resume", str(folder)]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        command += [curve.config, "--seed", str(seed), "--run", str(folder), *curve.overrides]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("w") as log:
-        result = subprocess.run([*command, *curve.overrides], stdout=log, stderr=log)
+    with folder.with_suffix(".log").open("a") as log:
+        result = subprocess.run(command, stdout=log, stderr=log)
     print(f"{folder.name}: {'done' if result.returncode == 0 else f'FAILED, see {log.name}'}", flush=True)
     return result.returncode == 0
 

@@ -44,3 +44,18 @@ def test_its_python_runs(document: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_no_shortcut_is_left_over() -> None:
     texts = (HOME / "README.md").read_text() + (HOME / "docs" / "sb3.md").read_text()
     assert all(long in texts for long in SHORTER)
+
+
+def test_the_tests_that_a_document_names_exist() -> None:
+    """`file.py::test`, and `::test` of the file before it."""
+    table = (HOME / "docs/reliability.md").read_text()
+    sources = {f"{path.parent.name}/{path.name}": path.read_text() for path in (HOME / "tests").rglob("test_*.py")}
+    file, found = "", 0
+    for name, test in re.findall(r"`((?:[a-z]+/)?test_[a-z0-9_]+\.py)?(?:::(test_[a-z0-9_]+))?`", table):
+        if not (name or test):  # of a block of code
+            continue
+        file = name or file
+        (source,) = (text for path, text in sources.items() if f"/{path}".endswith(f"/{file}"))
+        assert not test or f"def {test}(" in source, f"{file}::{test}"
+        found += 1
+    assert found > 30

@@ -146,6 +146,24 @@ def test_an_action_that_is_not_finite_brings_a_checkpoint_back(tmp_path: Path, m
     assert made.env_steps == 60 and rows(made.folder)[-2]["training/restored_checkpoints"] == 1
 
 
+def test_a_covariance_without_a_decomposition_is_an_update_that_is_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """What `kvae` meets where its weights have run away; the report says why, and training goes on."""
+    learn, calls = trainers.Trainer.learn, [0]
+
+    def breaks(self: Any, update: Any) -> Any:
+        calls[0] += 1
+        return torch.linalg.cholesky(-torch.eye(2)) if calls[0] == 7 else learn(self, update)
+
+    monkeypatch.setattr(trainers.Trainer, "learn", breaks)
+    folder = train(TINY, run=tmp_path / "run").folder
+    assert "is skipped, a covariance has no decomposition" in capsys.readouterr().err
+    assert rows(folder)[-2]["training/skipped_updates"] == 1
+    (report,) = (folder / "faults").iterdir()
+    assert json.loads((report / "report.json").read_text())["reason"] == "a covariance has no decomposition"
+
+
 @pytest.mark.parametrize(("key", "value"), [("skips", -1), ("restores", -1), ("keep", 0)])
 def test_bad_settings_are_refused(key: str, value: int, capsys: Any) -> None:
     assert main(["train", "configs/pendulum.yaml", f"--training.{key}", str(value)]) == 2
