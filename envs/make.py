@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
@@ -46,8 +46,8 @@ class EnvConfig:
     grey: bool = False  # whether images lose their colour: a third of the memory
     life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
     restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
-    timeout: float | None = None  # seconds for one step or reset; if given, each environment of training lives in a
-    # process of its own, whose hang or death costs an episode, not the run
+    timeout: float | None = None  # seconds for one step or reset; if given, each environment, of evaluations too, lives
+    # in a process of its own, whose hang or death costs an episode, not the run
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "action_repeat", "time_limit"):
@@ -94,8 +94,7 @@ def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
     build = partial(_built, config, training=training)
 
     def fresh() -> gym.Env[Any, Any]:
-        alone = training and config.timeout is not None
-        return CheckContract(ProcessEnv(build, cast(float, config.timeout)) if alone else build(), index)
+        return CheckContract(build() if config.timeout is None else ProcessEnv(build, config.timeout), index)
 
     return Restart(fresh, index, config.restarts, proven=not training)
 

@@ -78,7 +78,7 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         if self.faults > self.limit:
             raise EnvironmentFault(
                 f"{name} has failed {self.faults} time(s), and env.restarts allows {self.limit}: {problem}. Repair the "
-                "environment, or give env.restarts a higher number"
+                "environment and resume the run, which counts anew; or begin one with a higher env.restarts"
             ) from error
         return f"{name} failed ({problem}): a new one with another seed, {self.faults} of at most {self.limit}"
 

@@ -8,6 +8,7 @@ None is ever changed, so that whatever ends a process, the last one or the one b
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import torch
 from training.weights import sync_folder, write_text_atomic
 
 MANIFEST = "manifest.json"
+NAME = re.compile(r"[0-9]{5,}")  # of a checkpoint
 FORMAT = 1  # of checkpoints; later ones read all that came before
 PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
 
@@ -109,7 +111,7 @@ def _seal(folder: Path, about: dict[str, Any]) -> None:
 
 def numbers(root: Path) -> list[int]:
     """Of the checkpoints under `root`, the oldest first."""
-    return sorted(int(folder.name) for folder in root.glob("*") if folder.name.isdecimal()) if root.is_dir() else []
+    return sorted(int(folder.name) for folder in root.glob("*") if NAME.fullmatch(folder.name))
 
 
 def find(root: Path, which: str = "latest", leave_out: Collection[str] = ()) -> tuple[Checkpoint, list[str]]:

@@ -5,6 +5,7 @@ Imports torch only after the arguments are understood.
 
 import argparse
 import json
+import math
 import os
 import select
 import signal
@@ -209,9 +210,12 @@ def more_steps(overrides: Sequence[str]) -> int | None:
     steps = given["training"].get("steps") if isinstance(given.get("training"), dict) else None
     if given and given != {"training": {"steps": steps}}:
         raise ValueError(f"--resume takes no change of the config but --training.steps: {' '.join(overrides)}")
-    if steps is not None and (isinstance(steps, bool | str) or steps != int(steps) or steps < 1):
-        raise ValueError(f"--training.steps must be a whole number from 1 up: {steps}")
-    return None if steps is None else int(steps)
+    if steps is None:
+        return None
+    whole = isinstance(steps, int | float) and not isinstance(steps, bool) and math.isfinite(steps) and steps % 1 == 0
+    if not whole or not 1 <= steps < 2**63:
+        raise ValueError(f"--training.steps must be a whole number from 1 up, of 64 bits: {steps}")
+    return int(steps)
 
 
 def _fit(options: argparse.Namespace, overrides: list[str]) -> None:

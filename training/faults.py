@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from agents.sb3 import SB3Behaviour
 from training.checkpoint import find
 from training.run import CHECKPOINT, ROWS_THEN, TRAINING
-from training.trainer import Trainer, Update, diverged
+from training.trainer import Trainer, Update
 from training.tree import load_tree
 from training.weights import save_tensors, write_text_atomic
 from worldmodel.learner import Learner
@@ -66,11 +66,11 @@ class LearningFaults:
         """
         run, steps, self.sound = self.trainer.run, self.trainer.envs.steps, False
         if self.restored >= self.config.restores:
-            raise diverged(run.env_steps, f"{problem}, after {self.restored} return(s) to a checkpoint")
+            raise self._stop(f"{problem}, after {self.restored} return(s) to a checkpoint")
         try:
             checkpoint, _ = find(run.folder / CHECKPOINT, leave_out=(ROWS_THEN,))
         except ValueError as error:
-            raise diverged(run.env_steps, f"{problem}, before there was a checkpoint to return to") from error
+            raise self._stop(f"{problem}, before there was a checkpoint to return to") from error
         kept = run.env_steps
         run.take(checkpoint)
         run.env_steps = kept  # what was recorded since is still there to learn from
@@ -81,6 +81,13 @@ class LearningFaults:
         self.say(
             f"{steps:>7} steps: {problem}; the weights of checkpoint {checkpoint.folder.name} ({checkpoint.env_steps} "
             f"steps) return, with {SLOWER**self.restored:g} of the learning rate"
+        )
+
+    def _stop(self, problem: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"training diverged by step {self.trainer.run.env_steps}: {problem}. A new run with a lower learner.lr, or "
+            "learning rate of the behaviour, is the first thing to try; rewards or observations of huge numbers are "
+            f"another cause. What was recorded is kept; reports are in {self.trainer.run.folder / FAULTS}"
         )
 
     def slow_down(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -18,6 +19,8 @@ class Lines:
         self.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         there = os.fstat(self.descriptor).st_size
         self.written = there if keep is None else min(keep, there)  # bytes of whole lines
+        if keep is not None and there < keep:
+            say(f"{file} is shorter than it was at the checkpoint: {keep - there} bytes of its lines are gone")
         os.ftruncate(self.descriptor, self.written)
         self.waiting = b""
 
@@ -29,6 +32,13 @@ class Lines:
             self.say(f"{self.file} cannot be written ({problem}): its lines are kept in memory, and tried again")
         if failed and not problem:
             self.say(f"{self.file} can be written again: nothing is missing in it")
+
+    def flush(self) -> None:
+        """Write what waits, and have all of it reach the disk, as far as that has room."""
+        if self.waiting and not self._attempt():
+            self.say(f"{self.file} can be written again: nothing is missing in it")
+        with suppress(OSError):
+            os.fsync(self.descriptor)
 
     def _attempt(self) -> str:
         """Write what waits; why not, if that fails, and then nothing of it is in the file."""

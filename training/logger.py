@@ -117,7 +117,8 @@ class Logger:
         self._online(row)
 
     def position(self) -> dict[str, Any]:
-        """Where both records stand."""
+        """Where both records stand, on the disk."""
+        self.lines.flush()
         seconds, name = time.monotonic() - self.began, None if self.run is None else self.run.id
         return {"bytes": self.lines.written, "seconds": seconds, "wandb": name}
 

@@ -59,9 +59,10 @@ class Progress:
             self.note(f"{step}/{self.total_steps} {self.unit}  {shown}  {self._speed(step):.0f} {self.unit}/s")
 
     def note(self, text: str) -> None:
-        """Print a line that stays: above the bar, or in the log."""
+        """Print a line that stays: above the bar, or in the log; one line, whatever an environment's error holds."""
         self.spoke = time.monotonic()
-        self.console.print(text, markup=False, soft_wrap=True)
+        plain = "".join(letter if letter.isprintable() else " " for letter in text)
+        self.console.print(plain, markup=False, soft_wrap=True)
 
     def _speed(self, step: int) -> float:
         return (step - self.start) / max(time.monotonic() - self.began, 1e-9)

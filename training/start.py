@@ -27,6 +27,7 @@ from worldmodel.memory import keep_memory
 
 PATIENCE = 300.0  # seconds for which the last save of a run is tried again
 AGAIN = 5.0  # seconds between two attempts
+OVERWRITTEN = "its replay is full and has moved on since the checkpoint, so that what follows is not what it would be"
 
 
 def train(
@@ -78,8 +79,8 @@ def _resume(folder: Path, steps: int | None) -> Run:
     loop = _last(folder) if numbers(folder / CHECKPOINT) else _anew(folder)
     config = loop.config
     config.training.steps = steps or config.training.steps
-    if loop.finished and loop.steps >= config.training.steps:
-        raise ValueError(f"{folder} has taken its {loop.steps} steps: give it more with --training.steps")
+    if loop.steps > config.training.steps or (loop.finished and loop.steps == config.training.steps):
+        raise ValueError(f"{folder} has taken {loop.steps} steps: give it more than that with --training.steps")
     loop.finished = False
     write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
     return finish(loop)
@@ -130,9 +131,10 @@ def finish(loop: "Loop") -> Run:
         progress.note(run.summary)
         if loop.steps:
             lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
-            progress.note(f"goes on at {loop.steps} environment steps{lost}")
+            full = f"; {OVERWRITTEN}" if loop.trainer.overwritten else ""
+            progress.note(f"goes on at {loop.steps} environment steps{lost}{full}")
         if not loop.run(steps) and interrupt.asked:
-            raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}")
+            raise KeyboardInterrupt
         interrupt.at_once = True
         result = run.evaluate()
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
@@ -144,7 +146,7 @@ def finish(loop: "Loop") -> Run:
     return run
 
 
-def insist(save: Callable[[], None], say: Callable[[str], None]) -> None:
+def insist(save: Callable[[], None], say: Callable[[str], None], folder: Path) -> None:
     """Save what would be lost otherwise: a disk that is full is tried again for `PATIENCE` seconds.
 
     Raises:
@@ -156,7 +158,8 @@ def insist(save: Callable[[], None], say: Callable[[str], None]) -> None:
             return save()
         except OSError as error:
             if time.monotonic() >= until:
-                raise
+                rest = f"worldmodel train --resume {folder} does again what came after the last checkpoint"
+                raise OSError(error.errno, f"{error.strerror}: not saved; once there is room, {rest}") from error
             if not said:
                 say(f"not saved ({error}): tried again for {PATIENCE / 60:.0f} minutes, in which space can be made")
             said = True
@@ -177,6 +180,8 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     try:
         with patient(progress.note) as loop.interrupt:
             yield loop.interrupt
+    except KeyboardInterrupt as interrupt:  # wherever it came
+        raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}") from interrupt
     except EnvironmentFault:
         raise
     except torch.linalg.LinAlgError as error:
@@ -184,7 +189,7 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     except ValueError as error:
         raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
     finally:
-        insist(loop.save, progress.note)
+        insist(loop.save, progress.note, run.folder)
         loop.logged = logger.position()
         logger.close()
         progress.note(f"run saved in {run.folder}")

@@ -110,6 +110,7 @@ class Trainer:
         self.reward = np.zeros(self.envs.num_envs)  # of the last step
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
         self.lost = 0  # episodes that could not be taken up again
+        self.overwritten = False  # whether a replay on the disk, being full, no longer holds what it did then
         if state is None:
             self.observation, _ = self.envs.reset(seed=run.config.seed)
         else:
@@ -119,7 +120,6 @@ class Trainer:
         """One step of every environment, recorded."""
         if isinstance(behaviour, Plan2Explore):
             behaviour.begin_step(self.envs.steps)
-        self.doing = "collecting"
         agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
         actions, self.acting = agent.predict(self.observation, self.acting, self.start)
         if not np.isfinite(actions).all():
@@ -128,6 +128,7 @@ class Trainer:
         if self.config.replay.context:
             latent = type(self.acting.latent)(*(field.unsqueeze(1) for field in self.acting.latent))
             self.run.replay.remember(self.run.replay.newest(), pack(latent))
+        self.doing = "collecting"
         self.observation, self.reward, terminated, truncated, _ = self.envs.step(actions)
         self.start = terminated | truncated
         self.ended, self.failures = self.envs.pop_episodes(), self.envs.pop_failures()
@@ -262,6 +263,7 @@ class Trainer:
         """See the class."""
         self.learn_on(state["learned"])
         same = self.run.replay.load_training_state(state["replay"])
+        self.overwritten = not same
         self.before, self.prefilled, self.unsound = state["numbers"]
         whole = same and state["episodes"] is not None
         found = self._taken_up(state["episodes"]) if whole else np.zeros(self.envs.num_envs, bool)

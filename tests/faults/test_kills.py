@@ -104,4 +104,4 @@ def test_a_hundred_kills(tmp_path: Path, assert_same_run: Callable[[Path, Path],
         assert_same_run(whole[name].folder, run.folder)
         runs += 1
     print(f"\n{killed.total()} kills in {runs} runs, all of which ended the same: {dict(killed)}")
-    assert killed.total() == KILLS and all(killed[phase] for phase in PHASES), killed
+    assert killed.total() == KILLS and all(killed[phase] for phase in PHASES if phase != "between"), killed

@@ -60,8 +60,11 @@ def test_one_that_is_not_finished_is_not_there(root: Path) -> None:
         (folder / "model").write_bytes(b"half")
         raise OSError("no space left on device")
     assert numbers(root) == [1] and find(root)[0].env_steps == 100
+    for name in ("7", "١٢٣٤٥", "copy"):  # of somebody else
+        (root / name).mkdir()
     write(root)
-    assert sorted(path.name for path in root.iterdir()) == ["00001", "00002"]
+    assert sorted(path.name for path in root.iterdir() if path.name[0] == "0") == ["00001", "00002"]
+    assert numbers(root) == [1, 2]
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "missing", "manifest cut", "manifest missing", "manifest odd"])

@@ -16,6 +16,7 @@ from training import Run, lines, start, train, wandb_run
 from training.checkpoint import numbers
 from training.cli import main
 from training.lines import Lines
+from training.logger import Logger, LoggerConfig
 from training.schema import dump_yaml
 from training.start import resume
 from worldmodel.shadow import HOME
@@ -101,6 +102,31 @@ def test_what_never_could_be_written_is_counted(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "lines").read_text() == "this is a line\n" and "2 line(s) could not be written" in said[-1]
 
 
+def test_lines_that_wait_are_written_before_anyone_asks_where_the_file_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they would come after that place, and be taken for what a resumed run does again."""
+    disk, config = Disk(monkeypatch), LoggerConfig(wandb="disabled")
+    logger = Logger(tmp_path, config, {}, say=lambda line: None)
+    for step in (1, 2):
+        disk.full = step == 2
+        logger.log({"x": step}, step)
+    disk.full = False
+    position = logger.position()
+    logger.close()
+    again = Logger(tmp_path, config, {}, say=lambda line: None, since=position)
+    again.log({"x": 3}, 3)
+    again.close()
+    assert [row["x"] for row in rows(tmp_path)] == [1, 2, 3]
+
+
+def test_a_file_that_lost_lines_is_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "lines").write_text("one line\n")
+    Lines(tmp_path / "lines", 15, said.append).close()
+    assert said == [f"{tmp_path / 'lines'} is shorter than it was at the checkpoint: 6 bytes of its lines are gone"]
+
+
 def test_training_goes_on_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     """From before the evaluation at 40 steps until after it. It ends as if nothing had been."""
     whole = train(TINY, run=tmp_path / "whole", seed=3).folder
@@ -147,7 +173,7 @@ def test_the_last_save_waits_for_room(
     monkeypatch.undo()
     assert Run.load(tmp_path / "run").env_steps == 60
     if recovers:
-        with pytest.raises(ValueError, match="has taken its 60 steps"):
+        with pytest.raises(ValueError, match="has taken 60 steps"):
             resume(tmp_path / "run")
     else:
         assert resume(tmp_path / "run").env_steps == 60  # evaluated once more

@@ -290,10 +290,17 @@ def random_agent(tmp_path: Path, **env: Any) -> Agent:
     return Agent(run.model, RandomBehaviour(run.action_spec), run.obs_specs, run.action_spec)
 
 
-@pytest.mark.parametrize(("episodes", "stream"), [(1, 1), (5, 1), (5, 2), (40, 2)])
-def test_an_evaluation_plays_the_next_seeds_instead(episodes: int, stream: int, failing: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("episodes", "stream", "how"),
+    [(1, 1, "exception"), (5, 1, "exception"), (5, 2, "exception"), (40, 2, "exception"), (5, 1, "kill")],
+)
+def test_an_evaluation_plays_the_next_seeds_instead(
+    episodes: int, stream: int, how: str, failing: Any, tmp_path: Path
+) -> None:
+    """Also where an environment dies: with `env.timeout` that of an evaluation has a process of its own as well."""
     agent = random_agent(tmp_path)
-    config = EnvConfig(ID, kwargs={"how": "exception", "length": 6}, restarts=100)
+    timeout = 60.0 if how == "kill" else None
+    config = EnvConfig(ID, kwargs={"how": how, "length": 6}, restarts=100, timeout=timeout)
     result = evaluate(agent, config, episodes, stream, imagine=True)
     sound, drawn = [], 0
     while len(sound) < episodes:

@@ -152,7 +152,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
 def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: Path, capsys: Any) -> None:
     folder = train(TINY, run=tmp_path / "run", seed=5).folder
     assert main(["train", "--resume", str(folder)]) == 2
-    assert "has taken its 100 steps: give it more with --training.steps" in capsys.readouterr().err
+    assert "has taken 100 steps: give it more than that with --training.steps" in capsys.readouterr().err
     assert main(["train", "--resume", str(folder), "--training.steps", "140"]) == 0
     assert Run.load(folder).env_steps == 140 and Run.load(folder).config.training.steps == 140
     finals = [row for row in rows(folder) if "final/mean_reward" in row]
@@ -306,7 +306,10 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
         (["--resume", "RUN", "configs/pendulum.yaml"], "takes no config, --run or --seed"),
         (["--resume", "RUN", "--seed", "3"], "takes no config, --run or --seed"),
         (["--resume", "RUN", "--learner.lr", "1e-3"], "takes no change of the config but --training.steps"),
-        (["--resume", "RUN", "--training.steps", "many"], "must be a whole number from 1 up: many"),
+        *(
+            (["--resume", "RUN", f"--training.steps={steps}"], "must be a whole number from 1 up, of 64 bits")
+            for steps in ("many", "1e30", ".inf", ".nan", "[1]", "0", "1.5", "true")
+        ),
         (["--resume", "nowhere"], "holds no run"),
         ([], "which config?"),
     ],
