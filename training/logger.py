@@ -107,6 +107,7 @@ class Logger:
             config={**run_config, **provenance()},
             **({"id": since["wandb"], "resume": "allow"} if since and since["wandb"] else {}),
         )
+        self.name = self.run.id if self.run is not None else since["wandb"] if since else None  # there, for good
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Record `metrics` at `step` environment steps."""
@@ -119,8 +120,7 @@ class Logger:
     def position(self) -> dict[str, Any]:
         """Where both records stand, on the disk."""
         self.lines.flush()
-        seconds, name = time.monotonic() - self.began, None if self.run is None else self.run.id
-        return {"bytes": self.lines.written, "seconds": seconds, "wandb": name}
+        return {"bytes": self.lines.written, "seconds": time.monotonic() - self.began, "wandb": self.name}
 
     def films(self, paths: Iterable[Path], step: int) -> None:
         """Show WebM films on Weights & Biases, from where they lie; as `media/NAME`, at `step` environment steps."""

@@ -189,7 +189,9 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     except ValueError as error:
         raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
     finally:
-        insist(loop.save, progress.note, run.folder)
-        loop.logged = logger.position()
-        logger.close()
+        try:
+            insist(loop.save, progress.note, run.folder)
+        finally:
+            loop.logged = logger.position()
+            logger.close()
         progress.note(f"run saved in {run.folder}")
