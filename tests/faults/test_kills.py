@@ -56,6 +56,11 @@ class Run:
         with self.folder.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environ)
 
+    def ended(self, process: "subprocess.Popen[bytes]") -> None:
+        """Let it end by itself: well, or with the word that it had, if it was killed after its last checkpoint."""
+        log = self.folder.with_suffix(".log")
+        assert process.wait() == 0 or "has taken 400 steps" in log.read_text().splitlines()[-1], log.read_text()
+
     def doing(self) -> str:
         return PHASES[self.phase.read_bytes()[0]]
 
@@ -70,7 +75,7 @@ class Run:
             if wanted is not None:  # the next of its moments in some of these, or the very first
                 time.sleep(chance.choice((0, chance.uniform(0, 0.003), chance.uniform(0, 2))))
             if process.poll() is not None:
-                assert process.returncode == 0, self.folder.with_suffix(".log").read_text()
+                self.ended(process)
                 return None
             doing = self.doing()
             process.send_signal(signal.SIGKILL)
@@ -100,7 +105,7 @@ def test_a_hundred_kills(tmp_path: Path, assert_same_run: Callable[[Path, Path],
                 break
             killed[doing] += 1
         if not ended:
-            assert run.start().wait() == 0, run.folder.with_suffix(".log").read_text()
+            run.ended(run.start())
         assert_same_run(whole[name].folder, run.folder)
         runs += 1
     print(f"\n{killed.total()} kills in {runs} runs, all of which ended the same: {dict(killed)}")
