@@ -33,11 +33,14 @@ def parser() -> argparse.ArgumentParser:
         prog="worldmodel",
         description="Learn a world model of a Gymnasium environment, and an agent in its imagination.",
     )
-    which = Parser(add_help=False)
-    which.add_argument(
-        "--checkpoint", default="latest", help="latest, best, or the number of one that was kept; default: %(default)s"
-    )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    _that_learn(commands)
+    _that_look(commands)
+    _that_record(commands)
+    return top
+
+
+def _that_learn(commands: Any) -> None:
     train = commands.add_parser("train", help="train a world model and an agent", epilog=OVERRIDES)
     train.add_argument("config", nargs="?", help="YAML file, for example configs/pendulum.yaml")
     train.add_argument("--seed", type=int, help="of everything random; default: the config's")
@@ -48,6 +51,13 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("data", metavar="DATA", help="a .csv or .npz file, a run folder, or minari:DATASET_ID")
     fit.add_argument("--seed", type=int, help="of everything random but the split; default: the config's")
     fit.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
+
+
+def _that_look(commands: Any) -> None:
+    which = Parser(add_help=False)
+    which.add_argument(
+        "--checkpoint", default="latest", help="latest, best, or the number of one that was kept; default: %(default)s"
+    )
     evaluate = commands.add_parser("evaluate", parents=[which], help="returns of a trained agent on seeds it never saw")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
     evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
@@ -82,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     play.add_argument("--seed", type=int, default=0, help="where it begins, and of all chance; default: %(default)s")
     play.add_argument("--start", type=int, help="begin at this recorded step, 0 being the oldest; default: drawn ones")
     play.add_argument("--device", help="default: the one it was trained on")
+
+
+def _that_record(commands: Any) -> None:
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
     collect.add_argument("config", help="YAML file, for its env section")
     collect.add_argument("--steps", type=int, required=True, help="environment steps")
@@ -92,7 +105,6 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("target", metavar="minari:ID", help="for example minari:pendulum/random-v0")
     for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", help="show where an error came from")
-    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

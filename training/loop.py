@@ -102,12 +102,14 @@ class Loop:
             self.trainer.doing = "nothing"
             self.faults.restore(str(error))
             return
-        if self.cuda:  # reading it now would wait for the device
+        if self.cuda:  # reading it now would wait for the device; the last batch is kept for a report until it is read
             self.unread = self.unread + skipped
         elif bool(skipped):
             self.faults.count(1)
             return
-        self.trainer.last, self.faults.sound = None, True
+        else:
+            self.trainer.last = None
+        self.faults.sound = True
         self.averages.add(metrics)
 
     def stepped(self, on_step: OnStep) -> bool:

@@ -117,7 +117,8 @@ def test_signals_are_left_to_the_owner(failing: Any) -> None:
     env.reset(seed=1)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(env.process.pid, number)  # type: ignore[arg-type]
-    env.step(ACTION)
+    _, reward, *_ = env.step(ACTION)
+    assert np.isfinite(reward) and env.process.is_alive()
     env.close()
 
 
