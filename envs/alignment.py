@@ -98,7 +98,7 @@ class Recorder:
     def count_on(self, counters: Mapping[str, Any]) -> None:
         """Count on from what :meth:`counters` gave, in the middle of episodes that have been recorded so far."""
         self.steps, self.frames, self._vector_steps = (counters[key] for key in ("steps", "frames", "vector_steps"))
-        self.faults = counters.get("faults", 0)  # an earlier version did not count them
+        self.faults = counters["faults"]
         self._total_reward, self._length = counters["total_reward"].copy(), counters["length"].copy()
         self._ready = True
 

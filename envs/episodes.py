@@ -52,8 +52,7 @@ class RepeatableEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         Where the environment does not repeat itself it is another one, and None if the episode ends before.
         """
         self.seed, self.episode = position["seed"], position["episode"]
-        seed = episode_seed(self.seed, self.episode)
-        observation, _ = self._begin(position.get("began", seed))  # an earlier version knew of no other
+        observation, _ = self._begin(position["began"])
         for action in position["actions"]:
             observation, _, terminated, truncated, _ = self.step(action)
             if terminated or truncated:

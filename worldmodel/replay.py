@@ -343,8 +343,7 @@ class SequenceReplay:
                 self.rng.bit_generator.state, self.served = state["random"], self.written.copy()
                 return False
             self.storage.roll_back(state["written"])
-            if "is_last" in state:  # a cut changes a row that was there before; an earlier version made none in a run
-                self.storage.put("is_last", *self._ends(), state["is_last"])
+            self.storage.put("is_last", *self._ends(), state["is_last"])  # a cut changes a row that was there before
         self.rng.bit_generator.state = state["random"]
         self.served = self.storage.oldest + state["served"]
         env, slot, there = self._by_age()
