@@ -206,12 +206,11 @@ def test_any_text_parses_or_is_a_config_error(text: str) -> None:
 
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
+WHOLE = st.integers(-(2**63), 2**63 - 1)  # larger ones are refused
 EXPERIMENTS = st.builds(
     Experiment,
-    env=st.builds(
-        Environment, id=st.text(), count=st.integers(), kwargs=st.dictionaries(st.text(), FLOATS | st.text())
-    ),
-    behaviour=st.builds(Behaviour, horizon=st.integers()),
+    env=st.builds(Environment, id=st.text(), count=WHOLE, kwargs=st.dictionaries(st.text(), FLOATS | st.text())),
+    behaviour=st.builds(Behaviour, horizon=WHOLE),
     extra=st.none() | st.builds(Optimiser, lr=st.floats(min_value=1e-9, allow_infinity=False), clip=st.none() | FLOATS),
     range=st.tuples(FLOATS, FLOATS),
     name=st.none() | st.text() | st.sampled_from(["1e5", "3e-4", "yes", "off", "True", "null", "1", "~", "2026-01-01"]),
