@@ -186,6 +186,17 @@ class ActorCritic(nn.Module):
         fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         return self.critic.output.mean(functional_call(self.critic, fixed, (feature,))).squeeze(-1)
 
+    def values(self, features: Tensor, judged: Tensor) -> Tensor:
+        """(N, H + 1): of every imagined state (N, H + 1, F).
+
+        Args:
+            judged: what the critic says of all but the last (N, H, P). Where it is its own bootstrap, and no gradient
+                has to reach the features, that is most of the answer.
+        """
+        if self.pathwise or self.config.bootstrap == "slow":
+            return self.value(features)
+        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(features[:, -1:])], 1)
+
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """One update in imagination from replayed states (B, T, ...)."""
         return self.update(model, *self.given(model, states, batch))
@@ -224,12 +235,14 @@ class ActorCritic(nn.Module):
         config, discount = self.config, self.config.discount / model.discount
         trajectory = self.imagine(model, starts)
         reward = trajectory.reward if self.reward is None else self.reward(trajectory)
-        value = self.value(trajectory.features)
+        feature = trajectory.features[:, :-1].detach().contiguous()  # a view with gaps is multiplied far more slowly
+        judged = self.critic(feature)
+        value = self.values(trajectory.features, judged.detach())
         returns = lambda_returns(reward, trajectory.cont, value, discount, config.lambda_)
         weight = arrival_weights(alive, trajectory.cont, discount)
         self.scale.update(returns.detach())
         actor, entropy = self.actor_loss(trajectory, returns, value)
-        critic = self.critic_loss(trajectory.features[:, :-1].detach(), returns.detach())
+        critic = self.critic_loss(judged, feature, returns.detach())
         assert actor.shape == critic.shape == weight.shape == trajectory.reward.shape
         loss = (weight * (actor + critic)).mean()
         metrics = {
@@ -261,26 +274,30 @@ class ActorCritic(nn.Module):
         trust = self.config.lambda_ * (1 - ends[:, 1:].float())
         value = imagined.view_as(batch.reward)
         returns = lambda_returns(batch.reward[:, 1:], goes_on, value, self.config.discount, trust)
-        return self.critic_loss(replayed.feature[:, :-1], returns) * (batch.mask * ~ends)[:, :-1]
+        feature = replayed.feature[:, :-1].contiguous()
+        return self.critic_loss(self.critic(feature), feature, returns) * (batch.mask * ~ends)[:, :-1]
 
-    def critic_loss(self, feature: Tensor, returns: Tensor) -> Tensor:
-        """(N, H): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3)."""
-        params = self.critic(feature)
-        loss = -self.critic.output.log_prob(params, returns.unsqueeze(-1))
-        if self.config.slow_regulariser:
-            target = self.slow_critic.mean(feature).detach()
-            loss = loss - self.config.slow_regulariser * self.critic.output.log_prob(params, target)
-        return loss
+    def critic_loss(self, judged: Tensor, feature: Tensor, returns: Tensor) -> Tensor:
+        """(N, H): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3).
+
+        Args:
+            judged: what the critic says of the features, (N, H, P).
+        """
+        output, weight = self.critic.output, self.config.slow_regulariser
+        if not weight:
+            return -output.log_prob(judged, returns.unsqueeze(-1))
+        targets = torch.stack([returns.unsqueeze(-1), self.slow_critic.mean(feature).detach()])
+        to_return, to_slow = output.log_prob(judged, targets)
+        return -to_return - weight * to_slow
 
     def imagine(self, model: LatentModel, starts: State) -> Rollout:
-        """Trajectories of the current policy; with gradients only where the actor learns through them."""
+        """Trajectories of the current policy; with gradients through the model where the actor learns from them."""
 
         def policy(feature: Tensor) -> tuple[Tensor, Tensor]:
             params = self.actor(feature.detach())
-            return self.family.sample(params), params
+            return self.family.sample(params if self.pathwise else params.detach()), params
 
-        with torch.set_grad_enabled(self.pathwise and torch.is_grad_enabled()):
-            return rollout(model, starts, policy, self.config.horizon)
+        return rollout(model, starts, policy, self.config.horizon, through=self.pathwise)
 
     def actor_loss(self, trajectory: Rollout, returns: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H) loss and entropy.
@@ -290,11 +307,9 @@ class ActorCritic(nn.Module):
         """
         scale = self.scale.value if self.config.normalise else 1.0
         if self.pathwise:
-            params = trajectory.policy
             gain = returns / scale
         else:
-            params = self.actor(trajectory.features[:, :-1])  # with gradient, for all steps at once
             advantage = (returns - value[:, :-1]) / scale
-            gain = advantage * self.family.log_prob(params, trajectory.actions)
-        entropy = self.family.entropy(params)
+            gain = advantage * self.family.log_prob(trajectory.policy, trajectory.actions)
+        entropy = self.family.entropy(trajectory.policy)
         return -gain - self.config.entropy * entropy, entropy

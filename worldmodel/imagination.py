@@ -43,22 +43,28 @@ def starts(states: State, batch: Batch, count: int = 0) -> tuple[State, Tensor]:
     return type(states)(*fields), alive
 
 
-def rollout(model: LatentModel, start: State, policy: Policy, horizon: int) -> Rollout:
+def rollout(model: LatentModel, start: State, policy: Policy, horizon: int, through: bool = True) -> Rollout:
     """Imagine `horizon` steps from filtered states (derivation Eq. 36).
 
     Args:
         start: s_0, each field (N, ...). A smoothed state would leak the future it was inferred from.
         policy: called with the features of s_0..s_{H-1}; gradients flow through what it returns.
+        through: whether they also flow through the model, from one step to the next and to what it predicts.
     Returns:
         H + 1 features and H controls, rewards and continuations; see :class:`Rollout` for their indices.
     """
+    through = through and torch.is_grad_enabled()
 
-    def step(state: State, _: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
-        action, params = policy(model.feature(state))
-        state = model.imagine(state, action)
-        return state, (model.feature(state), action, params)
+    def step(carry: tuple[State, Tensor], _: tuple[Tensor, ...]) -> tuple[tuple[State, Tensor], tuple[Tensor, ...]]:
+        state, feature = carry
+        action, params = policy(feature)
+        with torch.set_grad_enabled(through):
+            state = model.imagine(state, action)
+            feature = model.feature(state)
+        return (state, feature), (feature, action, params)
 
-    first = model.feature(start).unsqueeze(1)
-    _, (features, actions, params) = scan(step, start, (), length=horizon)
-    outcome = model.predict(features, decode=False)
-    return Rollout(torch.cat([first, features], 1), actions, params, outcome.reward, outcome.cont)
+    first = model.feature(start)
+    _, (features, actions, params) = scan(step, (start, first), (), length=horizon)
+    with torch.set_grad_enabled(through):
+        outcome = model.predict(features, decode=False)
+    return Rollout(torch.cat([first.unsqueeze(1), features], 1), actions, params, outcome.reward, outcome.cont)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -49,13 +50,30 @@ class LayerConfig:
         return [*([] if norm is None else [norm(width)]), ACTIVATIONS[self.activation]()]
 
 
+ROW = 16
+"""Numbers of 4 bytes in 64, where a row of a matrix begins best."""
+UNLIKELY = -1e30  # a logit whose class has no share in any softmax, and with which 0 times its logarithm is still 0
+
+
+class Logits(nn.Linear):
+    """A linear map to the logits of many classes, (..., inputs) -> (..., at least `outputs`).
+
+    Computed for a multiple of 16, of which those that are added are `UNLIKELY`: a product whose rows begin anywhere, as
+    255 wide ones do, takes twice as long on a CPU.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = -self.out_features % ROW
+        return F.linear(x, F.pad(self.weight, (0, 0, 0, more)), F.pad(self.bias, (0, more), value=UNLIKELY))
+
+
 class MLP(nn.Sequential):
     """`layers` times (Linear, norm, activation), then a Linear to `outputs`: (..., inputs) -> (..., outputs).
 
     The biases stand before the norms because a norm forgets the length of its input: without them an observation and
     its double would look the same. With `outputs=None` the last hidden layer is the result. `output_scale` shrinks
     the initial last layer; 0 makes the first prediction of every input the same (DreamerV3 starts reward and value
-    there).
+    there). `linear`: the kind of that layer.
     """
 
     def __init__(
@@ -66,12 +84,13 @@ class MLP(nn.Sequential):
         outputs: int | None = None,
         output_scale: float = 1.0,
         layer: LayerConfig | None = None,
+        linear: type[nn.Linear] = nn.Linear,
     ) -> None:
         layer, modules = layer or LayerConfig(), list[nn.Module]()
         for width in [inputs] + [hidden] * (layers - 1) if layers else []:
             modules += [nn.Linear(width, hidden), *layer.after(hidden)]
         if outputs is not None:
-            last = nn.Linear(hidden if layers else inputs, outputs)
+            last = linear(hidden if layers else inputs, outputs)
             with torch.no_grad():
                 last.weight.mul_(output_scale)
                 last.bias.zero_()

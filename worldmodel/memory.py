@@ -1,16 +1,21 @@
 """One setting of the C library that a loop over large tensors needs."""
 
-import torch
+import ctypes
 
-LARGEST = 31 * 2**20
-"""Bytes; glibc takes no block above 32 MiB for this."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+MOST = 2**31 - 1
 
 
 def keep_memory() -> None:
-    """Let freed tensors of up to 31 MB be used again, instead of being handed back and asked for anew every time.
+    """Let freed tensors be used again, instead of being handed back and asked for anew every time.
 
-    glibc returns large blocks to the system until it has seen one as large freed; then it keeps such (`mallopt(3)`,
-    the dynamic threshold). Without it, PlaNet's search has 35,000 page faults, a seventh of its time. Costs nothing,
-    and does nothing where the C library is another.
+    glibc maps large blocks one by one and unmaps them when they are freed: the system then fills each page with zeros,
+    60,000 of them in an update of DreamerV3 on vectors, a tenth of its time (`mallopt(3)`). From now on they come from
+    the heap, which is not shortened while less than 2 GiB of it is free. Does nothing where the C library is another.
     """
-    torch.empty(LARGEST, dtype=torch.uint8)  # freed at once
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, MOST)

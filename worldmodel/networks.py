@@ -135,7 +135,7 @@ class Head(nn.Module):
         layer: LayerConfig | None = None,
     ) -> "Head":
         """With a multi-layer perceptron."""
-        return Head(MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer), output)
+        return Head(MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer, output.linear), output)
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.net(feature)

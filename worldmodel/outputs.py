@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldmodel.distributions import LOG_2PI, positive, straight_through
+from worldmodel.layers import Logits
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -30,10 +31,14 @@ class Output(nn.Module, ABC):
 
     width: int
     parameters_size: int  # P
+    linear: type[nn.Linear] = nn.Linear  # the kind of layer that gives the parameters
 
     @abstractmethod
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        """(..., P), (..., width) -> (...): log density or mass in nats."""
+        """(..., P), (..., width) -> (...): log density or mass in nats.
+
+        `value` may have more leading dimensions: several values of one prediction.
+        """
 
     @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
@@ -173,7 +178,7 @@ class Bernoulli(Output):
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         value = value.to(params.dtype)  # recorded as an index
-        return -F.binary_cross_entropy_with_logits(params, value, reduction="none").sum(-1)
+        return -F.binary_cross_entropy_with_logits(params.expand_as(value), value, reduction="none").sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
         return params.sigmoid()
@@ -199,6 +204,7 @@ class Categorical(Output):
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
+        params = params.expand(*value.shape[:-1], -1)
         values = value.split(self.variables, -1)
         pairs = zip(self.groups(params), values, strict=True)
         logs = [logits.log_softmax(-1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1) for logits, chosen in pairs]
@@ -219,6 +225,7 @@ class TwoHot(Output):
     """
 
     bins: Tensor
+    linear = Logits
 
     def __init__(self, bins: int = 255, limit: float = 20.0) -> None:
         super().__init__()
@@ -228,24 +235,25 @@ class TwoHot(Output):
         half = symexp(torch.linspace(-limit, 0, bins // 2 + 1, dtype=torch.float64))
         self.register_buffer("bins", torch.cat([half, -half[:-1].flip(0)]).float(), persistent=False)
 
-    def target(self, value: Tensor) -> Tensor:
-        """(...) -> (..., bins): the two-hot code; values outside the bins go to the last one."""
+    def between(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(...) -> the bin above each value, and the share of it in the target; values outside go to the last one."""
         value = value.clamp(self.bins[0], self.bins[-1])
         above = torch.searchsorted(self.bins, value.contiguous()).clamp(1, len(self.bins) - 1)
         low, high = self.bins[above - 1], self.bins[above]
-        weight = ((value - low) / (high - low)).unsqueeze(-1)
-        code = torch.zeros(*value.shape, len(self.bins), dtype=value.dtype, device=value.device)
-        return code.scatter(-1, above.unsqueeze(-1) - 1, 1 - weight).scatter(-1, above.unsqueeze(-1), weight)
+        return above, (value - low) / (high - low)
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        return (self.target(value.squeeze(-1)) * params.log_softmax(-1)).sum(-1)
+        log = params.log_softmax(-1).expand(*value.shape[:-1], -1)
+        above, share = self.between(value)  # (..., 1)
+        low, high = log.gather(-1, torch.cat([above - 1, above], -1)).unbind(-1)
+        return torch.lerp(low, high, share.squeeze(-1))
 
     def mean(self, params: Tensor) -> Tensor:
         probs = params.softmax(-1)
-        middle = len(self.bins) // 2
+        middle, count = len(self.bins) // 2, len(self.bins)
         # Opposite bins first: where both have the same mass, huge bins cancel exactly, as they must at the start.
-        pairs = (probs[..., middle + 1 :] - probs[..., :middle].flip(-1)) * self.bins[middle + 1 :]
-        return pairs.sum(-1, keepdim=True)
+        pairs = probs[..., middle + 1 : count] - probs[..., :middle].flip(-1)
+        return pairs @ self.bins[middle + 1 :].unsqueeze(-1)
 
     def sample(self, params: Tensor) -> Tensor:
-        return (straight_through(params.softmax(-1)) * self.bins).sum(-1, keepdim=True)
+        return straight_through(params.softmax(-1))[..., : len(self.bins)] @ self.bins.unsqueeze(-1)

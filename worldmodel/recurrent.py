@@ -35,24 +35,30 @@ class GRUCell(nn.Module):
 
 
 class BlockLinear(nn.Module):
-    """`blocks` linear maps side by side: (..., inputs) -> (..., outputs), block-diagonal.
+    """`blocks` linear maps side by side, (..., inputs) -> (..., outputs), block-diagonal but for what all of them see.
 
+    Args:
+        shared: how many numbers every block is given besides its own part of the inputs.
     Raises:
         ValueError: if the sizes cannot be divided into blocks.
     """
 
-    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+    def __init__(self, inputs: int, outputs: int, blocks: int, shared: int = 0) -> None:
         super().__init__()
         if inputs % blocks or outputs % blocks:
             raise ValueError(f"{inputs} inputs and {outputs} outputs cannot be divided into {blocks} blocks")
-        self.blocks = blocks
-        bound = (inputs // blocks) ** -0.5
-        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks).uniform_(-bound, bound))
+        self.blocks, self.sizes = blocks, [inputs // blocks, shared]
+        seen = sum(self.sizes)
+        self.weight = nn.Parameter(torch.empty(blocks, seen, outputs // blocks).uniform_(-(seen**-0.5), seen**-0.5))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor) -> Tensor:
-        parts = x.unflatten(-1, (self.blocks, -1))
-        return torch.einsum("...ki,kio->...ko", parts, self.weight).flatten(-2) + self.bias
+    def forward(self, x: Tensor, shared: Tensor | None = None) -> Tensor:
+        own, others = self.weight.split(self.sizes, 1)
+        parts = x.flatten(0, -2).unflatten(-1, (self.blocks, -1)).transpose(0, 1)  # (blocks, N, inputs / blocks)
+        y = torch.baddbmm(self.bias.view(self.blocks, 1, -1), parts, own)
+        if shared is not None:  # read by all blocks where it is: a copy for each would be most of an imagined step
+            y = torch.baddbmm(y, shared.flatten(0, -2).expand(self.blocks, -1, -1), others)
+        return y.transpose(0, 1).flatten(1).view(*x.shape[:-1], -1)
 
 
 class BlockGRU(nn.Module):
@@ -75,16 +81,14 @@ class BlockGRU(nn.Module):
         self.of_memory, self.of_latent = nn.Linear(size, hidden), nn.Linear(latent, hidden)
         self.of_control = nn.Linear(control, hidden)
         self.norms = nn.ModuleList(RMSNorm(hidden) for _ in range(3))
-        self.inner, self.norm = BlockLinear(size + blocks * 3 * hidden, size, blocks), RMSNorm(size)
+        self.inner, self.norm = BlockLinear(size, size, blocks, shared=3 * hidden), RMSNorm(size)
         self.gates = BlockLinear(size, 3 * size, blocks)
 
     def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
         control = control / control.abs().clamp(min=1).detach()
         inputs = (self.of_memory(h), self.of_latent(z), self.of_control(control))
         x = torch.cat([F.silu(norm(each)) for norm, each in zip(self.norms, inputs, strict=True)], -1)
-        shared = x.unsqueeze(-2).expand(*x.shape[:-1], self.blocks, -1)
-        x = torch.cat([h.unflatten(-1, (self.blocks, -1)).to(shared), shared], -1).flatten(-2)
-        x = self.gates(F.silu(self.norm(self.inner(x))))
+        x = self.gates(F.silu(self.norm(self.inner(h, x))))
         reset, candidate, update = (part.flatten(-2) for part in x.unflatten(-1, (self.blocks, -1)).chunk(3, -1))
         candidate = torch.tanh(reset.sigmoid() * candidate).to(h.dtype)
         return torch.lerp(h, candidate, (update - 1).sigmoid().to(h.dtype))

@@ -171,7 +171,9 @@ def test_replayed_returns_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch
         expected[:, t] = future
     config = settings(discount=0.8, lambda_=lambda_, replay_value=0.3, starts=0)
     learner, seen = ActorCritic(config, 3, DISCRETE), []
-    monkeypatch.setattr(learner, "critic_loss", lambda feature, returns: seen.append(returns) or torch.ones(rows, 8))
+    monkeypatch.setattr(
+        learner, "critic_loss", lambda judged, feature, returns: seen.append(returns) or torch.ones(rows, 8)
+    )
     flags = [torch.from_numpy(each) for each in (first, last, terminal)]
     mask = torch.ones(rows, steps)
     mask[0, :3] = 0
@@ -244,6 +246,15 @@ def test_gradient_kind_follows_the_actions_unless_given() -> None:
     }
     assert chosen[True, "auto"] == "score" and chosen[False, "auto"] == "pathwise"
     assert all(made == asked for (_, asked), made in chosen.items() if asked != "auto")
+
+
+@pytest.mark.parametrize("bootstrap", ["own", "slow"])
+@pytest.mark.parametrize("gradient", ["score", "pathwise"])
+def test_values_are_those_that_returns_bootstrap_from(gradient: Any, bootstrap: Any) -> None:
+    """Also where what the critic has said for its own loss is used again."""
+    _, learner = smooth(CONTINUOUS, gradient=gradient, bootstrap=bootstrap)
+    features = torch.randn(4, 6, 3)
+    torch.testing.assert_close(learner.values(features, learner.critic(features[:, :-1])), learner.value(features))
 
 
 @pytest.mark.parametrize(("spec", "gradient"), KINDS, ids=IDS)
@@ -394,8 +405,8 @@ def test_the_slow_copy_is_a_second_target_of_the_critic() -> None:
         for parameter in learner.slow_critic.parameters():
             parameter.add_(0.1)
         slow = learner.slow_critic.mean(feature)
-    expected = plain.critic_loss(feature, returns) - 0.5 * plain.critic.log_prob(feature, slow)
-    torch.testing.assert_close(learner.critic_loss(feature, returns), expected)
+    expected = plain.critic_loss(plain.critic(feature), feature, returns) - 0.5 * plain.critic.log_prob(feature, slow)
+    torch.testing.assert_close(learner.critic_loss(learner.critic(feature), feature, returns), expected)
 
 
 def test_returns_are_taken_as_they_are_without_normalisation() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import FullGaussian, Gaussian, LatentConfig, OneHot, latent_family
+from worldmodel.distributions import FullGaussian, Gaussian, LatentConfig, OneHot, draw, latent_family
 
 UNIMIX = 0.2
 LOGITS = torch.tensor([2.0, 0.0, -1.0, 0.5, 0.5, -30.0])  # two groups of three classes
@@ -22,6 +22,17 @@ def test_onehot_samples_with_mixed_frequencies() -> None:
     assert (samples.sum(-1) == 1).all()
     error = (mixed() * (1 - mixed()) / len(samples)).sqrt()
     assert ((samples.mean(0) - mixed()).abs() < 4 * error).all()
+
+
+def test_a_draw_is_never_of_a_class_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the first nor the last, at the ends of what a random number can be."""
+    probs = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0])
+    for random, expected in ((0.0, 1), (0.29999, 1), (0.30001, 3), (1 - 2**-24, 3)):
+        monkeypatch.setattr(torch, "rand_like", lambda like, random=random: torch.full_like(like, random))
+        assert draw(probs.expand(7, 5)).tolist() == [[expected]] * 7
+        assert draw(1e-30 * probs.double()).tolist() == [
+            expected
+        ]  # of what is not normalised, and of another precision
 
 
 def test_onehot_mixing_bounds_the_divergence() -> None:

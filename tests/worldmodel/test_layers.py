@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.layers import MLP, LayerConfig, PosteriorNet
+from worldmodel.layers import MLP, LayerConfig, Logits, PosteriorNet
 from worldmodel.networks import Encoder
 from worldmodel.spaces import ObservationSpec
 
@@ -48,3 +48,15 @@ def test_symlog_inputs_need_no_units() -> None:
     encoder.fit({"x": x}, torch.ones(3))
     torch.testing.assert_close(encoder({"x": x}), before)
     torch.testing.assert_close(before, encoder.mlp(torch.tensor([[0.0], [2.302585], [-4.605170]])))
+
+
+@pytest.mark.parametrize("classes", [5, 16, 255])
+def test_logits_of_many_classes_are_a_linear_map_and_classes_that_cannot_be(classes: int) -> None:
+    torch.manual_seed(0)
+    logits, x = Logits(7, classes), torch.randn(3, 2, 7)
+    found = logits(x)
+    assert found.shape[-1] % 16 == 0
+    torch.testing.assert_close(found[..., :classes], F.linear(x, logits.weight, logits.bias))
+    assert (found.softmax(-1)[..., classes:] == 0).all()
+    found.log_softmax(-1)[..., 0].sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in logits.parameters())

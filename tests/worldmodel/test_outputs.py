@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from worldmodel.layers import Logits
 from worldmodel.networks import codes
 from worldmodel.outputs import (
     Bernoulli,
@@ -141,11 +142,17 @@ def two_hot_by_hand(value: float, bins: np.ndarray) -> np.ndarray:
     raise AssertionError(value)
 
 
+def two_hot(output: TwoHot, value: torch.Tensor) -> torch.Tensor:
+    """(...) -> (..., bins): the code that `log_prob` is the cross entropy with."""
+    above, share = (each.unsqueeze(-1) for each in output.between(value))
+    return torch.zeros(*value.shape, len(output.bins)).scatter(-1, above - 1, 1 - share).scatter(-1, above, share)
+
+
 def test_two_hot_golden_numbers() -> None:
     """Five bins at symexp(-2, -1, 0, 1, 2) = (-6.389, -1.718, 0, 1.718, 6.389)."""
     output = TwoHot(5, 2.0)
     torch.testing.assert_close(output.bins, torch.tensor([-6.3890561, -1.7182818, 0.0, 1.7182818, 6.3890561]))
-    targets = output.target(torch.tensor([0.8591409, -1.7182818, 0.0, 100.0, -100.0]))
+    targets = two_hot(output, torch.tensor([0.8591409, -1.7182818, 0.0, 100.0, -100.0]))
     expected = [[0, 0, 0.5, 0.5, 0], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]
     torch.testing.assert_close(targets, torch.tensor(expected, dtype=torch.float32))
 
@@ -154,7 +161,7 @@ def test_two_hot_equals_an_independent_implementation() -> None:
     output, bins = TwoHot(), bins_by_hand(255, 20.0)
     values = torch.cat([torch.tensor([-1e9, -1e7, -3.0, -0.01, 0.0, 0.3, 41.0, 1e5, 1e9]), torch.linspace(-5, 5, 41)])
     by_hand = np.stack([two_hot_by_hand(float(value), bins) for value in values])
-    target = output.target(values)
+    target = two_hot(output, values)
     torch.testing.assert_close(target, torch.from_numpy(by_hand).float(), atol=2e-5, rtol=0)
     torch.testing.assert_close(target.sum(-1), torch.ones(len(values)))
     inside = values.abs() < bins[-1]
@@ -170,6 +177,31 @@ def test_two_hot_mean_is_the_expected_bin_and_log_prob_the_cross_entropy() -> No
     np.testing.assert_allclose(output.mean(params)[:, 0].numpy(), probs @ bins, rtol=1e-4)
     codes = np.stack([two_hot_by_hand(float(each), bins) for each in value])
     np.testing.assert_allclose(output.log_prob(params, value).numpy(), (codes * np.log(probs)).sum(-1), rtol=1e-4)
+
+
+def test_two_hot_reads_logits_of_more_classes_than_bins() -> None:
+    """Those of :class:`worldmodel.layers.Logits`."""
+    torch.manual_seed(0)
+    output, logits = TwoHot(31, 5.0), Logits(4, 31)
+    x, value = torch.randn(6, 4), 20 * torch.randn(6, 1)
+    params = logits(x)[..., :31]
+    for read in (output.mean, lambda params: output.log_prob(params, value)):
+        torch.testing.assert_close(read(logits(x)), read(params))
+    torch.manual_seed(1)
+    drawn = output.sample(logits(x))
+    torch.manual_seed(1)
+    torch.testing.assert_close(drawn, output.sample(params))
+
+
+SEVERAL = [Normal(2), SymlogNormal(2), TwoHot(), Bernoulli(2), Categorical((2, 2, 3))]
+
+
+@pytest.mark.parametrize("output", SEVERAL, ids=lambda output: type(output).__name__)
+def test_one_prediction_can_be_asked_for_several_values(output: Output) -> None:
+    params, values = torch.randn(4, 3, output.parameters_size), torch.rand(5, 4, 3, output.width).round()
+    values = values.long() if isinstance(output, Categorical) else values
+    each = torch.stack([output.log_prob(params, value) for value in values])
+    torch.testing.assert_close(output.log_prob(params, values), each)
 
 
 def test_two_hot_predicts_exactly_zero_where_all_logits_are_equal() -> None:
