@@ -233,16 +233,16 @@ def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
 
 
 def seed_range(text: str) -> range:
-    """ "FIRST-LAST", both included."""
-    first, last = text.split("-")
-    return range(int(first), int(last) + 1)
+    """ "FIRST-LAST", both included, or one."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last or first) + 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument(
-        "--seeds", type=seed_range, default=range(1, 6), help="training seeds FIRST-LAST (default: 1-5)"
+        "--seeds", type=seed_range, default=range(1, 6), help="training seeds FIRST-LAST, or one (default: 1-5)"
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each (default: 1)")
     parser.add_argument("--only", default="", help="curves whose 'task variant' contains this")

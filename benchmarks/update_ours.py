@@ -39,6 +39,7 @@ def compared(width: int, groups: int) -> dict[str, Any]:
     """The memory and all layers so wide, and so many one-hot variables of as many classes."""
     dynamics = {"rssm": {"deter": width, "hidden": width, "cell": "norm", "prior_layers": 1}}
     model = {**PLAIN, "hidden": width, "latent": {"groups": groups, "classes": groups}, "dynamics": dynamics}
+    model["image_depth"] = groups
     return {"model": model, "behaviour": {"actor_critic": {"hidden": width, "actor_layers": 2, "critic_layers": 2}}}
 
 
@@ -74,33 +75,40 @@ def random_batch(batch: int, window: int, pixels: bool, device: str) -> Batch:
 
 
 class Subject:
-    """Model, behaviour and the learner of both, on one batch that never changes."""
+    """Model, behaviour and what makes them learn, on one batch that never changes."""
 
     def __init__(self, config: Config, options: argparse.Namespace) -> None:
         torch.manual_seed(0)
         image = ObservationSpec((64, 64, 3), image=True)
         specs = {"observation": image if options.pixels else ObservationSpec((3,))}
         action = ActionSpec((1,), low=(-1.0,), high=(1.0,))
+        config.learner.compile = options.compile
+        config.behaviour.actor_critic.learner = config.learner
         self.config, self.device = config, options.device
         self.model = WorldModel.build(config.model, specs, action).to(options.device)
         self.behaviour = ActorCritic(config.behaviour.actor_critic, self.model.feature_size, action).to(options.device)
         self.batch = random_batch(options.batch, options.window, options.pixels, options.device)
-        self.parameters = [*self.model.parameters(), *self.behaviour.trained]
-        config.learner.compile = options.compile
-        self.learner = Learner(self.loss, self.parameters, config.learner)
         self.now = annealed(config.objective, 0, options.device)
+        self.parameters = [*self.model.parameters(), *self.behaviour.trained]
+        self.joint = not self.behaviour.pathwise  # see `together` in training/trainer.py
+        trained = self.parameters if self.joint else list(self.model.parameters())
+        self.learner = Learner(self.loss, trained, config.learner)
 
     def loss(self, batch: Batch) -> tuple[Tensor, State]:
-        """That of `training.joint`, see Trainer."""
+        """Of the model, and where both have one loss of the behaviour."""
         loss, (states, _) = model_loss(self.model, self.config.objective, batch, self.now)
-        more, _ = self.behaviour.loss(self.model, *self.behaviour.given(self.model, states, batch))
-        return loss + more, states
+        if self.joint:
+            loss = loss + self.behaviour.loss(self.model, *self.behaviour.given(self.model, states, batch))[0]
+        return loss, type(states)(*(field.detach() for field in states))
 
     def update(self) -> None:
-        self.learner.update(self.batch)
-        self.behaviour.follow()
+        states, _ = self.learner.update(self.batch)
+        if self.joint:
+            self.behaviour.follow()
+        else:
+            self.behaviour.learn(self.model, states, self.batch)
 
-    # The parts, each with its gradient, from states that are given.
+    # The parts, each with its gradient, from states that are given; of score-function gradients.
 
     def parts(self) -> dict[str, Callable[[], Any]]:
         model, batch, behaviour = self.model, self.batch, self.behaviour
@@ -125,8 +133,7 @@ class Subject:
             behaviour.imagine(model, begin)
 
         def actor() -> Tensor:
-            policy = behaviour.actor(feature)
-            return behaviour.actor_loss(trajectory._replace(policy=policy), returns, value)[0].mean()
+            return behaviour.actor_loss(trajectory._replace(policy=behaviour.actor(feature)), returns, value)[0].mean()
 
         def critic() -> Tensor:
             loss = behaviour.critic_loss(behaviour.critic(feature), feature, returns).mean()
@@ -184,6 +191,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--horizon", type=int, default=15)
     parser.add_argument("--width", type=int, help="of every layer and of the memory, instead of the size's")
+    parser.add_argument("--gradient", choices=("score", "pathwise"), default="score", help="of the actor")
+    parser.add_argument("--replay-value", type=float, help="instead of the config's; the others have none")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", default="off", help="learner.compile")
@@ -198,7 +207,10 @@ def main() -> None:
     path, changes = SIZES[options.size]
     if options.width:
         changes = compared(options.width, 16)
-    config = load_config(path, ["--behaviour.actor_critic.horizon", str(options.horizon)], **changes)
+    given = {"horizon": options.horizon, "gradient": options.gradient, "replay_value": options.replay_value}
+    given = {key: value for key, value in given.items() if value is not None}
+    overrides = [text for key, value in given.items() for text in (f"--behaviour.actor_critic.{key}", str(value))]
+    config = load_config(path, overrides, **changes)
     subject = Subject(config, options)
     begun = Clock.now()
     subject.update()

@@ -1,0 +1,193 @@
+"""Seconds of one update of DreamerV3, ours and that of others, in turns on one machine.
+
+    python benchmarks/update.py --sizes S M V3-1m V3-12m --threads 1 2 --out results/update.csv
+    python benchmarks/update.py --sizes S M --threads 1 2 --peers peers/bin/python --out results/update_peers.csv
+    python benchmarks/update.py --sizes S --pixels --peers peers/bin/python --out results/update_pixels.csv
+    python benchmarks/update.py --sizes S --busy --out results/update_busy.csv
+    python benchmarks/update.py --device cuda --sizes V3-12m --compile off update --out results/update_cuda.csv
+
+An update is all of one: batch 16 x 64, model, 15 steps imagined from each of the 1,024 states, actor and critic, their
+gradients, clipping, optimiser (see benchmarks/update_ours.py; the others: benchmarks/update_peers.py, which says how
+their environment is made). Beside others the critic learns from imagined states alone, as theirs do. Everyone has a
+process of their own and takes turns, so that a machine that becomes slower becomes so for all; `ratio` to ours is that
+of the medians of one turn, in the median. `share` is the part of the machine's own matrix products, measured in between
+on as many threads, that ours reaches. `parts` go to NAME_parts.csv. With `--busy` another process multiplies matrices
+on one thread all the time.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+OURS, PEERS = "worldmodel", ("torchrl", "sheeprl")
+COLUMNS = [
+    "size",
+    "input",
+    "gradient",
+    "device",
+    "threads",
+    "compile",
+    "busy",
+    "who",
+    "parameters",
+    "gflop",
+    "seconds",
+    "least",
+]
+COLUMNS += ["most", "cpu_seconds", "ratio", "peak_gflops", "share", "peak_mb", "first_seconds"]
+
+
+class Worker:
+    """A process that makes updates when it is told to, and otherwise sleeps."""
+
+    def __init__(self, who: str, command: list[str], threads: int) -> None:
+        self.who = who
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        environment["PYTHONPATH"] = str(HERE.parent)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.told = self.hear()
+        self.wall: list[list[float]] = []  # of each turn
+        self.cpu: list[float] = []
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.who} ended before it answered: exit code {self.process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def ask(self, what: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        return self.hear()
+
+    def turn(self, updates: int) -> None:
+        taken = self.ask(f"update {updates}" if self.who == OURS else str(updates))
+        self.wall.append(taken["wall"])
+        self.cpu += taken["cpu"]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def workers(options: argparse.Namespace, size: str, threads: int, compile_: str) -> list[Worker]:
+    """Ours, and those of others where they have that size."""
+    asked = ["--size", size, "--threads", str(threads), "--device", options.device]
+    asked += ["--gradient", options.gradient, *(["--pixels"] if options.pixels else [])]
+    ours = [sys.executable, str(HERE / "update_ours.py"), *asked, "--compile", compile_]
+    ours += ["--replay-value", "0"] if options.peers else []
+    made = [Worker(OURS, ours, threads)]
+    if options.peers:
+        theirs = [options.peers, str(HERE / "update_peers.py")]
+        made += [Worker(name, [*theirs, name, *asked, "--cell", "gru"], threads) for name in PEERS]
+    return made
+
+
+def measured(options: argparse.Namespace, size: str, threads: int, compile_: str) -> list[dict[str, Any]]:
+    """A row for each of them, ours first."""
+    made = workers(options, size, threads, compile_)
+    ours, peaks = made[0], []
+    for _ in range(options.rounds):
+        for worker in made:
+            worker.turn(options.updates)
+        peaks.append(ours.ask("peak")["gflops"])
+    common = {"size": size, "input": "pixels" if options.pixels else "vector", "gradient": options.gradient}
+    common |= {"device": device_name(options.device), "threads": threads, "compile": compile_}
+    common |= {"busy": int(options.busy)}
+    rows = [{**common, **row(worker, ours)} for worker in made]
+    first, peak = rows[0], statistics.median(peaks)
+    first |= {"peak_gflops": peak, "peak_mb": ours.ask("memory")["peak_mb"], "first_seconds": ours.told["first"]}
+    if compile_ == "off":
+        first["share"] = first["gflop"] / first["seconds"] / peak
+    if compile_ == "off" and options.gradient == "score":
+        first["parts"] = ours.ask(f"parts {options.updates}")
+    for worker in made:
+        worker.close()
+    return rows
+
+
+def row(worker: Worker, ours: Worker) -> dict[str, Any]:
+    """What one of them took."""
+    turns, compared = ([statistics.median(turn) for turn in each.wall] for each in (worker, ours))
+    ratios = [theirs / our for theirs, our in zip(turns, compared, strict=True)]
+    told = {"who": worker.who, "parameters": worker.told["parameters"], "gflop": worker.told.get("gflop")}
+    told |= {"seconds": statistics.median(turns), "least": min(turns), "most": max(turns)}
+    return {**told, "cpu_seconds": statistics.median(worker.cpu), "ratio": statistics.median(ratios)}
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+
+
+def multiply() -> None:
+    """Until it is ended."""
+    torch.set_num_threads(1)
+    left, right = torch.randn(2, 512, 512)
+    while True:
+        torch.mm(left, right)
+
+
+def short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["S"], help="S, M, V3-1m, V3-12m; default: S")
+    parser.add_argument("--pixels", action="store_true", help="64 x 64 in three colours instead of three numbers")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of torch; default: 1")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", nargs="+", default=["off"], help="values of learner.compile; default: off")
+    parser.add_argument("--peers", metavar="PYTHON", help="the interpreter of an environment that has the others")
+    parser.add_argument("--gradient", default="score", help="of the actor: score, or pathwise; default: score")
+    parser.add_argument("--busy", action="store_true", help="with one other process that computes all the time")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each; default: %(default)s")
+    parser.add_argument("--updates", type=int, default=3, help="updates in a turn; default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    other = multiprocessing.get_context("spawn").Process(target=multiply, daemon=True)
+    if options.busy:
+        other.start()
+    parts_file = options.out.with_name(f"{options.out.stem}_parts.csv")
+    with options.out.open("w", newline="") as file, parts_file.open("w", newline="") as below:
+        table, parts = csv.DictWriter(file, COLUMNS, extrasaction="ignore"), csv.writer(below)
+        table.writeheader()
+        parts.writerow(("size", "input", "threads", "part", "seconds"))
+        for size, threads, compile_ in [
+            (size, threads, compile_)
+            for size in options.sizes
+            for threads in options.threads
+            for compile_ in options.compile
+        ]:
+            rows = measured(options, size, threads, compile_)
+            for each in rows:
+                table.writerow({key: short(value) for key, value in each.items()})
+                print(
+                    "  ".join(f"{key} {short(each[key])}" for key in COLUMNS if each.get(key) is not None), flush=True
+                )
+            for part, seconds in rows[0].get("parts", {}).items():
+                parts.writerow((size, rows[0]["input"], threads, part, short(seconds)))
+            file.flush()
+    if options.busy:
+        other.terminate()
+
+
+if __name__ == "__main__":
+    main()
