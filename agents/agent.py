@@ -75,13 +75,12 @@ class Agent:
         single = self._is_single(named)
         if single:
             named = {key: np.asarray(values)[None] for key, values in named.items()}
-        obs = {
-            key: torch.from_numpy(rows).to(self.device)
-            for key, rows in encode_observation(self.obs_specs, named).items()
-        }
+        device = self.device
+        encoded = encode_observation(self.obs_specs, named)
+        obs = {key: torch.from_numpy(rows).to(device) for key, rows in encoded.items()}
         count = len(next(iter(obs.values())))
         first = np.full(count, state is None) if episode_start is None or state is None else np.asarray(episode_start)
-        is_first = torch.from_numpy(np.broadcast_to(first, count).astype(bool)).to(self.device)
+        is_first = torch.from_numpy(np.broadcast_to(first, count).astype(bool)).to(device)
         state = self.act(self.initial(count) if state is None else state, obs, is_first, deterministic)
         actions = self.action_spec.decode(state.control.cpu().numpy())
         return (actions[0] if single else actions), state

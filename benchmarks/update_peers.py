@@ -40,6 +40,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 LAYERS, BINS = 2, 255
 VECTOR, IMAGE, ACTION = 3, (3, 64, 64), 1
@@ -301,7 +302,12 @@ def main() -> None:
     peer = {"sheeprl": sheeprl, "torchrl": torchrl}[options.peer](options)
     timed(peer, 1, options.device)
     built = {"peer": options.peer, "version": version(options.peer), "torch": torch.__version__}
-    print(json.dumps({**built, "parameters": peer.parameters}), file=output)
+    built["parameters"] = peer.parameters
+    if options.peer == "sheeprl":  # torch's counter cannot look into the tensordicts of TorchRL's modules
+        with FlopCounterMode(display=False) as counter:
+            timed(peer, 1, options.device)
+        built["gflop"] = counter.get_total_flops() / 1e9
+    print(json.dumps(built), file=output)
     for line in sys.stdin:
         print(json.dumps(timed(peer, int(line), options.device)), file=output)
 

@@ -22,6 +22,7 @@ from envs.wrappers import ActionRepeat, CheckContract, RecordState
 from worldmodel.limits import at_most
 
 MOST_ENVS, MOST_STEPS, LARGEST_IMAGE = 10_000, 10**7, 1_024  # stepped one by one; of an episode; pixels a side
+DAY = 86_400  # seconds
 
 LifeLoss = Literal["ignore", "end"]
 
@@ -56,8 +57,9 @@ class EnvConfig:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
         if self.restarts < 0:
             raise ValueError(f"env.restarts must be at least 0, got {self.restarts}")
-        if self.timeout is not None and not self.timeout > 0:
-            raise ValueError(f"env.timeout must be above 0 seconds, or null for no process, got {self.timeout}")
+        if self.timeout is not None and not 0 < self.timeout <= DAY:
+            known = f"above 0 seconds and at most a day ({DAY}), or null for no process"
+            raise ValueError(f"env.timeout must be {known}, got {self.timeout}")
         at_most(self, num_envs=MOST_ENVS, action_repeat=1_000, time_limit=MOST_STEPS, image_size=LARGEST_IMAGE)
         if self.image_size < SMALLEST_IMAGE:
             raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")

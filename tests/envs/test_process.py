@@ -205,7 +205,7 @@ def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
 
 
 def test_a_config_says_seconds() -> None:
-    for timeout in (0.0, -1.0, float("nan")):
+    for timeout in (0.0, -1.0, float("nan"), 1e300, float("inf")):
         with pytest.raises(ValueError, match=r"env.timeout must be above 0 seconds"):
             EnvConfig(timeout=timeout)
     with pytest.raises(ValueError, match=r"env.restarts must be at least 0, got -1"):
