@@ -30,7 +30,11 @@ def described(error: Exception) -> str:
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    try:
+        text = str(error)
+    except Exception:
+        text = "(it cannot say what)"
+    return f"{type(error).__name__}: {text}{where}"
 
 
 def reported(infos: Mapping[str, Any], env: int) -> tuple[str, ...]:
@@ -74,6 +78,20 @@ def reward_fault(reward: Any) -> str | None:
     if array.size != 1 or array.dtype.kind not in "biuf":
         return f"has shape {array.shape} and dtype {array.dtype}, not a number"
     return None if abs(float(array.ravel()[0])) <= LARGEST else "is not finite"
+
+
+def end_fault(terminated: Any, truncated: Any) -> str | None:
+    """What is wrong with the flags that end an episode: each is true or false, or a number."""
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        array = np.asarray(flag)
+        if array.size != 1 or array.dtype.kind not in "biuf":
+            return f"'{name}' has shape {array.shape} and dtype {array.dtype}, not true or false"
+    return None
+
+
+def info_fault(info: Any) -> str | None:
+    """What is wrong with the additional information of one environment."""
+    return None if isinstance(info, dict) else f"'info' is a {type(info).__name__}, not a dictionary"
 
 
 def blamed(key: str, problem: str, env: int, step: int) -> EnvironmentFault:

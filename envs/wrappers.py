@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.faults import REWARD, blamed, named, observation_fault, reward_fault
+from envs.faults import REWARD, EnvironmentFault, blamed, end_fault, info_fault, named, observation_fault, reward_fault
 from envs.spaces import observation_specs
 from worldmodel.spaces import STATE
 
@@ -84,14 +84,14 @@ class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Checks observations and rewards before a vector environment stacks them, where the culprit can still be named.
+    """Checks what comes back before a vector environment stacks it, where the culprit can still be named.
 
     Args:
         env: whose observation space is the truth.
         index: of the environment in its vector environment.
     Raises:
-        EnvironmentFault: at an observation that is not of the space, or a reward that is no finite number; it says at
-            which step of the episode.
+        EnvironmentFault: at an observation that is not of the space, a reward that is no finite number, an end that is
+            neither true nor false, an info that is no dictionary; it says at which step of the episode.
     """
 
     def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
@@ -104,19 +104,21 @@ class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.steps = 0
         observation, info = self.env.reset(seed=seed, options=options)
-        self._check(observation)
+        self._check(observation, info_fault(info))
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         self.steps += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._check(observation)
+        self._check(observation, info_fault(info) or end_fault(terminated, truncated))
         problem = reward_fault(reward)
         if problem:
             raise blamed(REWARD, problem, self.index, self.steps)
-        return observation, reward, terminated, truncated, info
+        return observation, reward, bool(terminated), bool(truncated), info
 
-    def _check(self, observation: Any) -> None:
+    def _check(self, observation: Any, other: str | None) -> None:
         fault = observation_fault(self.specs, observation)
         if fault:
             raise blamed(*fault, self.index, self.steps)
+        if other:
+            raise EnvironmentFault(f"{other}, in environment {self.index} at step {self.steps}")

@@ -23,11 +23,11 @@ from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.checkpoint import MANIFEST
 from training.config import load_config
 from training.dream import imagined_steps
-from training.folder import CONFIG, free_folder
+from training.folder import CHECKPOINT, CONFIG, free_folder
 from training.lock import alone
 from training.loop import Loop
 from training.progress import Progress
-from training.run import BEHAVIOUR, CHECKPOINT, MODEL, TRAINING, Run
+from training.run import BEHAVIOUR, MODEL, TRAINING, Run
 from training.start import opened
 from training.trainer import Trainer
 from training.tree import fitting_state, load_tree

@@ -87,7 +87,7 @@ class Checkpoint:
 def new_checkpoint(root: Path, env_steps: int, mean_return: float | None = None) -> Iterator[Path]:
     """A folder to fill, which becomes the newest checkpoint under `root` at the end; after an error it is gone."""
     for leftover in root.glob(f"*{PARTIAL}"):
-        shutil.rmtree(leftover)
+        remove(leftover)
     target = root / f"{max(numbers(root), default=0) + 1:05d}"
     partial = target.with_name(target.name + PARTIAL)
     partial.mkdir(parents=True)
@@ -112,6 +112,14 @@ def _seal(folder: Path, about: dict[str, Any]) -> None:
 def numbers(root: Path) -> list[int]:
     """Of the checkpoints under `root`, the oldest first."""
     return sorted(int(folder.name) for folder in root.glob("*") if NAME.fullmatch(folder.name))
+
+
+def remove(path: Path) -> None:
+    """A folder with all that is in it; or what somebody put in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def find(root: Path, which: str = "latest", leave_out: Collection[str] = ()) -> tuple[Checkpoint, list[str]]:
@@ -169,7 +177,7 @@ def prune(root: Path, keep: int, drop: Collection[str]) -> None:
     best = max(evaluated, key=_mean_return, default=None)
     for number, checkpoint in old.items():
         if checkpoint is None or checkpoint is not best:
-            shutil.rmtree(root / f"{number:05d}")
+            remove(root / f"{number:05d}")
             continue
         for name in drop:
             (checkpoint.folder / name).unlink(missing_ok=True)

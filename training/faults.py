@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from agents.sb3 import SB3Behaviour
 from training.checkpoint import find
-from training.run import CHECKPOINT, ROWS_THEN, TRAINING
+from training.folder import CHECKPOINT
+from training.run import ROWS_THEN, TRAINING
 from training.trainer import Trainer, Update
 from training.tree import load_tree
 from training.weights import save_tensors, write_text_atomic

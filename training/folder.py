@@ -3,16 +3,20 @@
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from training.schema import dump_yaml, load_yaml, to_mapping
 from training.weights import write_new_text
+from worldmodel.disk import LOCK
 
 T = TypeVar("T")
 
 CONFIG = "config.yaml"  # the resolved config; where it is, the folder is taken
+METRICS, CHECKPOINT, ROWS = "metrics.jsonl", "checkpoint", "replay"
+FOLDERS, FILES = (CHECKPOINT, ROWS, "media", "wandb", "faults"), (METRICS, LOCK)
+ASIDE = "before"  # begins the names of folders with what an earlier beginning of the run had recorded
 
 
 def unclaimed(folder: str | Path) -> Path:
@@ -23,7 +27,9 @@ def unclaimed(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     try:
-        if folder.is_file() or (folder / CONFIG).exists():
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file: choose another --run folder, or remove it")
+        if (folder / CONFIG).exists():
             raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
     except OSError as error:  # a name too long
         raise ValueError(f"{folder} can hold no run: {error.strerror}; choose another --run folder") from error
@@ -74,10 +80,38 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
     mapping = load_yaml(folder / CONFIG)
+    if not mapping:
+        raise ValueError(f"{folder / CONFIG} is empty, and tells nothing of the run: put back what was in it")
     found = "fit" if "data" in mapping else "train"
     if found != command:
         raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
     return mapping
+
+
+def check_layout(folder: Path) -> None:
+    """Refuse a run in which a file lies where a folder belongs, or the other way round, before it goes on.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for name in FOLDERS:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is no folder: remove it, or put back the folder of the run")
+    for name in FILES:
+        if (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is a folder: remove it, or put back the file of the run")
+
+
+def set_aside(folder: Path, names: Sequence[str]) -> Path | None:
+    """Move files and folders of a run out of its way, into a new folder in it; None if none of them is there."""
+    there = [name for name in names if (folder / name).exists()]
+    if not there:
+        return None
+    aside = next(path for k in range(1, 1_000_000) if not (path := folder / f"{ASIDE}-{k}").exists())
+    aside.mkdir()
+    for name in there:
+        (folder / name).rename(aside / name)
+    return aside
 
 
 def read_config(folder: Path, saved: Mapping[str, Any], load: Callable[[Mapping[str, Any]], T]) -> T:

@@ -16,13 +16,24 @@ class Lines:
 
     def __init__(self, file: Path, keep: int | None, say: Callable[[str], None]) -> None:
         self.file, self.say = file, say
-        self.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self.descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         there = os.fstat(self.descriptor).st_size
-        self.written = there if keep is None else min(keep, there)  # bytes of whole lines
+        self.written = self._whole(there if keep is None else min(keep, there))  # bytes of whole lines
         if keep is not None and there < keep:
             say(f"{file} is shorter than it was at the checkpoint: {keep - there} bytes of its lines are gone")
+        elif keep is not None and self.written != keep:
+            say(f"{file} was changed since the checkpoint: lines may be missing in it, or be there twice")
         os.ftruncate(self.descriptor, self.written)
         self.waiting = b""
+
+    def _whole(self, count: int) -> int:
+        """So many bytes of the file, and what belongs to the line in which they end; without it if that has no end."""
+        with os.fdopen(os.dup(self.descriptor), "rb") as content:
+            before = content.read(count)
+            if not before or before.endswith(b"\n"):
+                return count
+            rest = content.readline()
+        return count + len(rest) if rest.endswith(b"\n") else before.rfind(b"\n") + 1
 
     def write(self, line: str) -> None:
         """Append a line that ends with a line feed, and those that wait."""

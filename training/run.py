@@ -16,7 +16,7 @@ from envs import action_spec, make, observation_specs
 from training.checkpoint import Checkpoint, find, new_checkpoint, prune
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
-from training.folder import claim, link, read_config, saved_config, unclaimed, whisper
+from training.folder import CHECKPOINT, ROWS, claim, link, read_config, saved_config, unclaimed, whisper
 from training.tree import fitting_state, load_tree, save_tree
 from training.weights import load_module, save_module
 from worldmodel.disk import MANIFEST, Disk, check_room
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agents.build import Trained
     from agents.sb3 import SB3Behaviour
 
-CHECKPOINT, ROWS, REPLAY = "checkpoint", "replay", "replay/replay.npz"
+REPLAY = f"{ROWS}/replay.npz"
 MODEL, BEHAVIOUR = "model.safetensors", "behaviour.safetensors"  # in a checkpoint
 TRAINING = "training.safetensors"  # there: what going on needs, besides the weights
 ROWS_THEN = "replay.npz"  # there: REPLAY as it was then, the same file until more has been recorded

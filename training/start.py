@@ -1,6 +1,6 @@
 """From a config to a finished run, at once or in as many parts as it takes."""
 
-import shutil
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -10,15 +10,26 @@ from typing import Any
 import torch
 
 from envs import EnvironmentFault
-from training.checkpoint import numbers
+from training.checkpoint import numbers, remove
 from training.config import Config, load_config, to_mapping
-from training.folder import CONFIG, free_folder, read_config, saved_config
+from training.folder import (
+    CHECKPOINT,
+    CONFIG,
+    METRICS,
+    ROWS,
+    check_layout,
+    free_folder,
+    read_config,
+    saved_config,
+    set_aside,
+    whisper,
+)
 from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
 from training.loop import Loop, describe, evaluation_metrics, promise
 from training.progress import Progress
-from training.run import CHECKPOINT, ROWS, TRAINING, Run
+from training.run import TRAINING, Run
 from training.schema import dump_yaml
 from training.trainer import Trainer, diverged
 from training.tree import fitting_state, load_tree
@@ -27,6 +38,7 @@ from worldmodel.memory import keep_memory
 
 PATIENCE = 300.0  # seconds for which the last save of a run is tried again
 AGAIN = 5.0  # seconds between two attempts
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what somebody can mend in that time
 OVERWRITTEN = "its replay is full and has moved on since the checkpoint, so that what follows is not what it would be"
 
 
@@ -66,11 +78,12 @@ def resume(folder: str | Path, steps: int | None = None) -> Run:
     Args:
         steps: environment steps in all; by default those of its config.
     Raises:
-        ValueError: if the folder holds no run, another process trains it, none of its checkpoints can be used, or it
-            has taken all its steps.
+        ValueError: if the folder holds no run, another process trains it, something else lies where a part of it
+            belongs, none of its checkpoints can be used, or it has taken all its steps.
     """
     folder = Path(folder)
     saved_config(folder, "train")
+    check_layout(folder)
     with alone(folder):
         return _resume(folder, steps)
 
@@ -99,7 +112,7 @@ def _last(folder: Path) -> Loop:
         loop.load_state(state["loop"])
     for number in numbers(folder / CHECKPOINT):
         if number > int(run.checkpoint.folder.name):  # damaged
-            shutil.rmtree(folder / CHECKPOINT / f"{number:05d}")
+            remove(folder / CHECKPOINT / f"{number:05d}")
     torch.set_rng_state(state["random"]["cpu"])
     if state["random"]["cuda"] is not None and loop.cuda:
         torch.cuda.set_rng_state(state["random"]["cuda"], run.agent.device)
@@ -107,10 +120,15 @@ def _last(folder: Path) -> Loop:
 
 
 def _anew(folder: Path) -> Loop:
-    """What begins a run once more that ended before its first checkpoint: as it was begun, with the same seed."""
+    """What begins a run once more that has no checkpoint: as it was begun, with the same seed.
+
+    Most have ended before their first; of others somebody has removed them, and what they had recorded is precious.
+    """
     config = read_config(folder, saved_config(folder, "train"), load_config)
     prepare(config)
-    shutil.rmtree(folder / ROWS, ignore_errors=True)
+    aside = set_aside(folder, (METRICS, ROWS))
+    kept = f"; what it had recorded is kept in {aside}" if aside else ""
+    whisper(f"{folder} holds no checkpoint: it begins once more, with the same seed{kept}")
     run = Run(folder, config)
     run.keep_rows()
     loop = Loop(Trainer(run))
@@ -146,20 +164,24 @@ def finish(loop: "Loop") -> Run:
     return run
 
 
-def insist(save: Callable[[], None], say: Callable[[str], None], folder: Path) -> None:
+def insist(save: Callable[[], None], say: Callable[[str], None], folder: Path, interrupt: Interrupt) -> None:
     """Save what would be lost otherwise: a disk that is full is tried again for `PATIENCE` seconds.
 
+    Whoever has asked the run to stop does not wait for that: then one attempt is all.
+
     Raises:
-        OSError: if it stays full.
+        OSError: if it stays full, or for another reason.
     """
     until, said = time.monotonic() + PATIENCE, False
     while True:
         try:
             return save()
         except OSError as error:
-            if time.monotonic() >= until:
+            full = error.errno in FULL
+            if not full or interrupt.asked or time.monotonic() >= until:
                 rest = f"worldmodel train --resume {folder} does again what came after the last checkpoint"
-                raise OSError(error.errno, f"{error.strerror}: not saved; once there is room, {rest}") from error
+                once = "once there is room, " if full else ""
+                raise OSError(error.errno, f"{error.strerror}: not saved; {once}{rest}") from error
             if not said:
                 say(f"not saved ({error}): tried again for {PATIENCE / 60:.0f} minutes, in which space can be made")
             said = True
@@ -179,7 +201,11 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     loop.logger, loop.progress = logger, progress
     try:
         with patient(progress.note) as loop.interrupt:
-            yield loop.interrupt
+            try:
+                yield loop.interrupt
+            finally:
+                loop.interrupt.at_once = False  # a first call lets it be saved
+                _closed(loop)
     except KeyboardInterrupt as interrupt:  # wherever it came
         raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}") from interrupt
     except EnvironmentFault:
@@ -188,10 +214,14 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
         raise diverged(run.env_steps, "a covariance") from error
     except ValueError as error:
         raise RuntimeError(f"training stopped at {run.env_steps} environment steps") from error
+
+
+def _closed(loop: "Loop") -> None:
+    """Save the run, and finish its records."""
+    folder, say = loop.trainer.run.folder, loop.progress.note
+    try:
+        insist(loop.save, say, folder, loop.interrupt)
     finally:
-        try:
-            insist(loop.save, progress.note, run.folder)
-        finally:
-            loop.logged = logger.position()
-            logger.close()
-        progress.note(f"run saved in {run.folder}")
+        loop.logged = loop.logger.position()
+        loop.logger.close()
+    say(f"run saved in {folder}")

@@ -13,9 +13,16 @@ import numpy as np
 from gymnasium import spaces
 
 OF_VALUES = ("nan", "inf", "shape", "dtype", "class", "missing", "reward nan", "reward inf", "reward shape")
-IN_PROCESS = (*OF_VALUES, "exception", "tuple")
+IN_PROCESS = (*OF_VALUES, "exception", "mute", "tuple", "end", "info")
 ALONE = ("sleep", "busy", "kill", "exit")  # what only an owner in another process can outlive
 LENGTH, AT = 8, 3
+
+
+class Mute(Exception):
+    """Cannot say what it is of."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
 
 
 class Failing(gym.Env[Any, Any]):
@@ -43,6 +50,8 @@ class Failing(gym.Env[Any, Any]):
             return observation, reward
         if self.how == "exception":
             raise RuntimeError("the simulator died")
+        if self.how == "mute":
+            raise Mute
         if self.how in ("sleep", "busy"):
             os.write(1, b"hangs\n")
         if self.how == "sleep":
@@ -77,7 +86,14 @@ class Failing(gym.Env[Any, Any]):
         self.time += 1
         self.x = np.float32(0.9) * self.x + np.float32(0.1) * np.float32(action)
         result = (*self.returned(), self.time == self.length, False, {})
-        return result[:4] if self.how == "tuple" and self.fails() else result
+        if not self.fails():
+            return result
+        broken = {
+            "tuple": result[:4],
+            "end": (*result[:2], np.zeros(2, bool), *result[3:]),
+            "info": (*result[:4], None),
+        }
+        return broken.get(self.how, result)
 
     def close(self) -> None:
         self.closed += 1

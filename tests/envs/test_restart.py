@@ -18,7 +18,7 @@ from worldmodel.replay import SequenceReplay
 ACTION = np.zeros(1, np.float32)
 IN_PROCESS = (
     *("nan", "inf", "shape", "dtype", "class", "missing", "reward nan", "reward inf", "reward shape"),
-    *("exception", "tuple"),
+    *("exception", "mute", "tuple", "end", "info"),
 )
 SAID = {
     "nan": "observation 'x' of environment 1 is not finite at step 3",
@@ -31,6 +31,9 @@ SAID = {
     "reward inf": "the reward of environment 1 is not finite at step 3",
     "reward shape": "the reward of environment 1 has shape (2,) and dtype float64, not a number at step 3",
     "exception": "RuntimeError: the simulator died (failing.py, line ",
+    "mute": "Mute: (it cannot say what) (failing.py, line ",
+    "end": "'terminated' has shape (2,) and dtype bool, not true or false, in environment 1 at step 3",
+    "info": "'info' is a NoneType, not a dictionary, in environment 1 at step 3",
     "tuple": "ValueError: not enough values to unpack (expected 5, got 4) (wrappers.py, line ",
 }
 

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from training import Run, lines, start, train, wandb_run
 from training.checkpoint import numbers
 from training.cli import main
+from training.interrupt import Interrupt
 from training.lines import Lines
 from training.logger import Logger, LoggerConfig
 from training.schema import dump_yaml
@@ -125,6 +127,40 @@ def test_a_file_that_lost_lines_is_told(tmp_path: Path) -> None:
     (tmp_path / "lines").write_text("one line\n")
     Lines(tmp_path / "lines", 15, said.append).close()
     assert said == [f"{tmp_path / 'lines'} is shorter than it was at the checkpoint: 6 bytes of its lines are gone"]
+
+
+@pytest.mark.parametrize(
+    ("content", "keep", "left"),
+    [
+        ("edited by hand\nb\nc\n", 4, "edited by hand\n"),  # the line in which the checkpoint ends stays whole
+        ("a\nb\nedited by hand\n", 4, "a\nb\n"),
+        ("a\nedited by hand", 4, "a\n"),  # and one without an end goes
+        ("edited by hand", 4, ""),
+    ],
+)
+def test_a_file_that_was_edited_keeps_whole_lines(content: str, keep: int, left: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "lines").write_text(content)
+    lines = Lines(tmp_path / "lines", keep, said.append)
+    lines.write("next\n")
+    lines.close()
+    assert (tmp_path / "lines").read_text() == left + "next\n"
+    assert bool(said) == (len(left) != keep) and all("was changed since the checkpoint" in line for line in said)
+
+
+def test_who_asks_a_run_to_stop_does_not_wait_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does any other fault of the disk."""
+    interrupt, attempts = Interrupt(), []
+
+    def fails(problem: int) -> None:
+        attempts.append(problem)
+        raise OSError(problem, os.strerror(problem))
+
+    monkeypatch.setattr(start, "AGAIN", 0.01)
+    for problem, interrupt.asked in ((errno.ENOSPC, True), (errno.ENOTDIR, False)):
+        with pytest.raises(OSError, match=r"not saved; .*worldmodel train --resume"):
+            start.insist(partial(fails, problem), print, tmp_path, interrupt)
+    assert len(attempts) == 2
 
 
 def test_training_goes_on_while_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -280,6 +280,83 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_once_more(
         assert_same_run(whole, folder)
 
 
+def test_what_was_recorded_is_kept_where_somebody_removed_the_checkpoints(
+    tmp_path: Path, capsys: Any, assert_same_run: Same
+) -> None:
+    """It begins once more beside it, and says so."""
+    folder = train(TINY, run=tmp_path / "run", seed=5).folder
+    shutil.copytree(folder, tmp_path / "whole")
+    shutil.rmtree(folder / "checkpoint")
+    capsys.readouterr()
+    resume(folder)
+    said = capsys.readouterr().err
+    assert "holds no checkpoint: it begins once more" in said and f"is kept in {folder / 'before-1'}" in said
+    for name in ("metrics.jsonl", "replay/replay.npz"):
+        assert (folder / "before-1" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    shutil.rmtree(folder / "before-1")
+    assert_same_run(tmp_path / "whole", folder)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "replay", "metrics.jsonl", "lock"])
+def test_something_else_in_the_place_of_a_part_of_a_run_is_refused(name: str, tmp_path: Path, capsys: Any) -> None:
+    folder = train(TINY, run=tmp_path / "run").folder
+    capsys.readouterr()
+    part = folder / name
+    if part.is_dir():
+        shutil.rmtree(part)
+        part.write_text("hi")
+    else:
+        part.unlink()
+        part.mkdir()
+    assert main(["train", "--resume", str(folder), "--training.steps", "120"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert str(part) in said and "remove it, or put back" in said
+
+
+def test_a_file_in_the_place_of_the_last_checkpoint_is_a_damaged_one(
+    tmp_path: Path, capsys: Any, assert_same_run: Same
+) -> None:
+    folder = train(TINY, run=tmp_path / "run", seed=5).folder
+    shutil.copytree(folder, tmp_path / "whole")
+    shutil.rmtree(folder / "checkpoint" / "00003")
+    (folder / "checkpoint" / "00003").write_text("hi")
+    assert main(["train", "--resume", str(folder)]) == 0
+    assert "takes its place" in capsys.readouterr().err
+    assert_same_run(tmp_path / "whole", folder)
+
+
+def test_an_empty_config_of_a_run_is_told(tmp_path: Path, capsys: Any) -> None:
+    folder = train(TINY, run=tmp_path / "run").folder
+    (folder / "config.yaml").write_text("")
+    for command in (["train", "--resume", str(folder)], ["evaluate", str(folder)]):
+        assert main(command) == 2
+        assert f"{folder / 'config.yaml'} is empty" in capsys.readouterr().err
+
+
+def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """A second one stops at once, and the line says how to go on."""
+    whole, save = train(TINY, run=tmp_path / "whole", seed=5).folder, loops.Loop.save
+
+    def asked(times: int) -> Callable[..., None]:
+        def saves(loop: Any, mean_return: float | None = None) -> None:
+            for _ in range(times if loop.finished else 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+            save(loop, mean_return)
+
+        return saves
+
+    monkeypatch.setattr(loops.Loop, "save", asked(1))
+    assert_same_run(whole, train(TINY, run=tmp_path / "once", seed=5).folder)
+    monkeypatch.setattr(loops.Loop, "save", asked(2))
+    with pytest.raises(KeyboardInterrupt, match="to go on: worldmodel train --resume"):
+        train(TINY, run=tmp_path / "twice", seed=5)
+    monkeypatch.undo()
+    resume(tmp_path / "twice")
+    assert_same_run(whole, tmp_path / "twice")
+
+
 @pytest.mark.parametrize("file", ["model", "behaviour", "training", "replay", "manifest"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     file: str, tmp_path: Path, capsys: Any, assert_same_run: Same
