@@ -50,8 +50,11 @@ def draw(rows: list[Row], picture: Path) -> None:
         values, seconds, gflop = zip(*(row[1:] for row in rows if row[0] == axis), strict=True)
         panel.loglog(values, seconds, "o-", label="an update")
         panel.loglog(values, [seconds[-1] * each / gflop[-1] for each in gflop], ":", label="as its products")
-        panel.loglog(values, [seconds[-1] * each / values[-1] for each in values], "--", label="in proportion")
-        panel.set(xlabel=NAMES[axis], ylabel="seconds")
+        if axis != "shape":
+            panel.loglog(values, [seconds[-1] * each / values[-1] for each in values], "--", label="in proportion")
+        panel.set(xlabel=NAMES[axis], ylabel="seconds", ylim=(0.05, 6))
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3, which="both")
         panel.legend(fontsize=8)
     figure.savefig(picture, dpi=110)
