@@ -17,6 +17,8 @@ REWARD = "the reward"  # stands for an observation key in a fault
 FAULT = "worldmodel/fault"
 """The key of `info` under which a replaced environment says what went wrong: a tuple of texts, see `envs.Restart`."""
 
+LONGEST = 500  # characters of what an exception says
+
 LARGEST = float(np.finfo(np.float32).max)  # rewards are recorded in single precision
 
 
@@ -34,7 +36,7 @@ def described(error: Exception) -> str:
         text = str(error)
     except Exception:
         text = "(it cannot say what)"
-    return f"{type(error).__name__}: {text}{where}"
+    return f"{type(error).__name__}: {text[:LONGEST]}{where}"
 
 
 def reported(infos: Mapping[str, Any], env: int) -> tuple[str, ...]:

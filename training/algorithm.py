@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import nn
 
 from agents.sb3 import MetricsWriter, SB3Behaviour
-from training.checkpoint import MANIFEST
+from training.checkpoint import MANIFEST, PARTIAL
 from training.config import load_config
 from training.dream import imagined_steps
 from training.folder import CHECKPOINT, CONFIG, free_folder
@@ -238,12 +238,16 @@ class WorldModelAgent:
             learned = self.learned if self.trainer is None else self.trainer.learned()
             self.run.write(folder, {"behaviour": self.run.behaviour.training_state(), "trainer": {"learned": learned}})
             target = _zipped(path)
-            if isinstance(target, Path):
-                target.parent.mkdir(parents=True, exist_ok=True)
-            with ZipFile(target, "w") as archive:
-                for file in sorted(folder.rglob("*")):
-                    if file.is_file():
-                        archive.write(file, file.relative_to(folder).as_posix())
+            if not isinstance(target, Path):
+                _pack(folder, target)
+                return
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(target.name + PARTIAL)
+            try:
+                _pack(folder, partial)
+                partial.replace(target)  # what was saved there before stays until all of it is written
+            finally:
+                partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path | io.BufferedIOBase, env: str | None = None, device: str | None = None) -> Self:
@@ -311,6 +315,14 @@ def named(env: Any) -> str:
 def short(env_id: str) -> str:
     """An environment's id as the name of a folder."""
     return env_id.rpartition("/")[-1]
+
+
+def _pack(folder: Path, target: Path | io.BufferedIOBase) -> None:
+    """Everything in a folder, as a zip file."""
+    with ZipFile(target, "w") as archive:  # type: ignore[arg-type]
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder).as_posix())
 
 
 def _zipped(path: Any) -> Any:

@@ -57,7 +57,7 @@ class Checkpoint:
             checkpoint = Checkpoint(folder, int(found["env_steps"]), score, files)
             if checkpoint.env_steps < 0 or any(Path(name).name != name for name in files):
                 raise ValueError(f"{checkpoint.env_steps} steps, {sorted(files)}")
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise DamagedError(f"{file} cannot be read: {error!r}") from error
         if made > FORMAT:
             raise ValueError(
@@ -87,7 +87,8 @@ class Checkpoint:
 def new_checkpoint(root: Path, env_steps: int, mean_return: float | None = None) -> Iterator[Path]:
     """A folder to fill, which becomes the newest checkpoint under `root` at the end; after an error it is gone."""
     for leftover in root.glob(f"*{PARTIAL}"):
-        remove(leftover)
+        if NAME.fullmatch(leftover.stem):
+            remove(leftover)
     target = root / f"{max(numbers(root), default=0) + 1:05d}"
     partial = target.with_name(target.name + PARTIAL)
     partial.mkdir(parents=True)

@@ -119,8 +119,11 @@ class LearningFaults:
     def _report(self, reason: str) -> None:
         trainer = self.trainer
         folder = trainer.run.folder / FAULTS / f"update-{trainer.updates:07d}"
-        found = write_report(folder, trainer, reason)
-        self.say(f"{trainer.envs.steps:>7} steps: an update was not finite and is skipped, {found}; see {folder}")
+        skipped = f"{trainer.envs.steps:>7} steps: an update was not finite and is skipped"
+        try:
+            self.say(f"{skipped}, {write_report(folder, trainer, reason)}; see {folder}")
+        except OSError as error:  # of the disk: not what a run ends for
+            self.say(f"{skipped}; there is no report of it ({error})")
 
 
 def write_report(folder: Path, trainer: Trainer, reason: str = "") -> str:

@@ -25,6 +25,8 @@ def unclaimed(folder: str | Path) -> Path:
     Raises:
         ValueError: if it already holds one, is a file, or cannot be made.
     """
+    if not str(folder).strip():
+        raise ValueError("the folder of a run has no name: give one with --run, or leave that out")
     folder = Path(folder)
     try:
         if folder.is_file():

@@ -68,8 +68,8 @@ class Loop:
             self.evaluate()
         while goes_on:
             while self.due >= 1 and not self.interrupt.asked:
-                self.learn()
                 self.due -= 1
+                self.learn()
                 self.progress.update(self.steps, **self.shown)
             before = self.steps
             if before >= until or self.interrupt.asked:
@@ -168,7 +168,7 @@ class Loop:
         Args:
             mean_return: of an evaluation of what was learned.
         """
-        resumable = self.trainer.doing != "updating" and self.faults.sound
+        resumable = self.trainer.doing not in ("acting", "updating") and self.faults.sound
         self.faults.recent = 0 if resumable else self.faults.recent
         self.trainer.run.save(self.state() if resumable else None, mean_return)
 

@@ -5,6 +5,7 @@ written at every save; with `replay.disk` it is where the replay lives, see :mod
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +205,8 @@ class Run:
             self._write_weights(folder, training)
             if not self.config.replay.disk:
                 link(self.folder / REPLAY, folder / ROWS_THEN)
-        prune(self.folder / CHECKPOINT, self.config.training.keep, drop=(ROWS_THEN,))
+        with suppress(OSError):  # of what cannot be removed; the checkpoint is there
+            prune(self.folder / CHECKPOINT, self.config.training.keep, drop=(ROWS_THEN,))
 
     def write(self, folder: Path, training: Mapping[str, Any]) -> None:
         """A copy of this run without its replay, in an empty folder."""

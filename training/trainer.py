@@ -90,7 +90,7 @@ class Trainer:
 
     def __init__(self, run: Run, state: Mapping[str, Any] | None = None) -> None:
         self.run, self.config = run, run.config
-        self.doing: Literal["nothing", "collecting", "updating"] = "nothing"  # what an error has interrupted
+        self.doing: Literal["nothing", "acting", "collecting", "updating"] = "nothing"  # what an error has interrupted
         self.envs = RecordTrajectories(make_vector(run.config.env, training=True), run.replay.add, run.replay.cut)
         self.loss = partial(model_loss, run.model, run.config.objective)
         self.joint = together(run) if run.config.training.joint else None
@@ -121,7 +121,9 @@ class Trainer:
         if isinstance(behaviour, Plan2Explore):
             behaviour.begin_step(self.envs.steps)
         agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
+        self.doing = "acting"
         actions, self.acting = agent.predict(self.observation, self.acting, self.start)
+        self.doing = "nothing"
         if not np.isfinite(actions).all():
             raise diverged(self.run.env_steps, "an action")
         self.unsound += int((~self.acting.sound).sum())

@@ -128,6 +128,20 @@ def test_it_is_saved_as_one_file_and_goes_on_learning_from_its_recordings() -> N
     assert again.run.folder == Path("runs/Pendulum-v1") and (again.run.folder / "replay/replay.npz").is_file()
 
 
+def test_a_save_that_fails_leaves_what_was_saved_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = WorldModelAgent(TINY, seed=3, run="run").learn(30)
+    agent.save("agent")
+    before = Path("agent.zip").read_bytes()
+
+    def full(archive: ZipFile, *given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ZipFile, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        agent.save("agent")
+    assert Path("agent.zip").read_bytes() == before and [path.name for path in Path().glob("agent*")] == ["agent.zip"]
+
+
 def test_an_algorithm_in_the_dream_is_saved_with_its_optimisers() -> None:
     sb3 = {"algorithm": "PPO", "envs": 2, "every": 1, "steps": 8, "settings": {"n_steps": 4, "batch_size": 8}}
     agent = WorldModelAgent({**TINY, "behaviour": {"name": "sb3", "sb3": sb3}}, run="run").learn(30)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import Run, train
+from training import Run, faults, train
 from training import trainer as trainers
 from training.checkpoint import find, numbers
 from training.cli import main
@@ -74,6 +74,18 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_told(
     assert found["update"] == 6 and "world_model" in found["not_finite"]["gradients"][0]
     batch = load_file(report / "batch.safetensors")
     assert batch["obs/observation"].shape == (2, 4, 3) and batch["prev_action"].shape == (2, 4, 1)
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(faults, "save_tensors", full)
+    spoiled(monkeypatch, lambda call: call == 5)
+    assert train(TINY, run=tmp_path / "run").env_steps == 60
+    assert "there is no report of it ([Errno 28] No space left on device)" in capsys.readouterr().err
 
 
 def test_the_report_names_the_module_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 
 from training import wandb_run
 from training.logger import Averages, Logger, LoggerConfig, numbers
@@ -16,7 +17,8 @@ from training.logger import Averages, Logger, LoggerConfig, numbers
 
 @pytest.fixture(autouse=True)
 def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine on which nobody has logged in to W&B."""
+    """A machine on which nobody has logged in to W&B, nor used it since this process began."""
+    wandb.teardown()  # it remembers the mode and the key of whoever came first
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

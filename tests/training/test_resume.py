@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents import Agent
 from envs import EnvConfig, RepeatableEpisodes, make
 from training import Run, train
 from training import loop as loops
@@ -325,6 +326,16 @@ def test_a_file_in_the_place_of_the_last_checkpoint_is_a_damaged_one(
     assert_same_run(tmp_path / "whole", folder)
 
 
+def test_what_somebody_put_among_the_checkpoints_stays_and_is_in_nobodys_way(tmp_path: Path, capsys: Any) -> None:
+    folder = train(TINY, run=tmp_path / "run").folder
+    (folder / "checkpoint" / "notes.partial").write_text("mine")
+    (folder / "checkpoint" / "00003" / "manifest.json").write_text('{"format": 1e999}')
+    assert main(["train", "--resume", str(folder), "--training.steps", "120"]) == 0
+    said = capsys.readouterr().err
+    assert "manifest.json cannot be read" in said and "takes its place" in said
+    assert (folder / "checkpoint" / "notes.partial").read_text() == "mine"
+
+
 def test_an_empty_config_of_a_run_is_told(tmp_path: Path, capsys: Any) -> None:
     folder = train(TINY, run=tmp_path / "run").folder
     (folder / "config.yaml").write_text("")
@@ -410,3 +421,26 @@ def test_an_episode_is_played_again() -> None:
     again = make(EnvConfig(id="CartPole-v1"), training=True)
     np.testing.assert_array_equal(again.go_to(position), reached)
     np.testing.assert_array_equal(again.reset()[0], following)
+
+
+def test_a_second_call_while_an_action_is_chosen_costs_time_and_no_exactness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """Random numbers have been drawn then that the step before did not have: the checkpoint before is the last."""
+    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
+    predict, calls = Agent.predict, []
+
+    def interrupted(agent: Any, *given: Any, **named: Any) -> Any:
+        result = predict(agent, *given, **named)
+        evaluates = named.get("deterministic", len(given) > 3 and given[3])
+        calls.extend([] if evaluates else [1])
+        if len(calls) == 28 and not evaluates:  # of 50; the last checkpoint was after 20
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Agent, "predict", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, run=tmp_path / "run", seed=5)
+    resume(tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
