@@ -16,6 +16,8 @@ T = TypeVar("T")
 CONFIG = "config.yaml"  # the resolved config; where it is, the folder is taken
 METRICS, CHECKPOINT, ROWS = "metrics.jsonl", "checkpoint", "replay"
 FOLDERS, FILES = (CHECKPOINT, ROWS, "media", "wandb", "faults"), (METRICS, LOCK)
+SECTIONS = ("env", "model", "objective", "learner", "behaviour", "replay", "training", "evaluation", "logger")
+"""Of the config of a run since the first release; each is written whole."""
 ASIDE = "before"  # begins the names of folders with what an earlier beginning of the run had recorded
 
 
@@ -82,9 +84,13 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
     mapping = load_yaml(folder / CONFIG)
-    if not mapping:
-        raise ValueError(f"{folder / CONFIG} is empty, and tells nothing of the run: put back what was in it")
     found = "fit" if "data" in mapping else "train"
+    lost = [name for name in SECTIONS if name not in mapping] if found == "train" else []
+    if lost:
+        raise ValueError(
+            f"{folder / CONFIG} has lost what it said of {', '.join(lost)}: put it back; with their defaults it would be "
+            "another run"
+        )
     if found != command:
         raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
     return mapping

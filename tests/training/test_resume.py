@@ -336,12 +336,15 @@ def test_what_somebody_put_among_the_checkpoints_stays_and_is_in_nobodys_way(tmp
     assert (folder / "checkpoint" / "notes.partial").read_text() == "mine"
 
 
-def test_an_empty_config_of_a_run_is_told(tmp_path: Path, capsys: Any) -> None:
+def test_a_config_of_a_run_that_was_cut_off_is_told(tmp_path: Path, capsys: Any) -> None:
     folder = train(TINY, run=tmp_path / "run").folder
-    (folder / "config.yaml").write_text("")
-    for command in (["train", "--resume", str(folder)], ["evaluate", str(folder)]):
-        assert main(command) == 2
-        assert f"{folder / 'config.yaml'} is empty" in capsys.readouterr().err
+    text = (folder / "config.yaml").read_text()
+    for left, lost in (("", "env, model, objective"), (text[: text.index("evaluation:")], "evaluation, logger")):
+        (folder / "config.yaml").write_text(left)
+        for command in (["train", "--resume", str(folder)], ["evaluate", str(folder)]):
+            assert main(command) == 2
+            assert f"{folder / 'config.yaml'} has lost what it said of {lost}" in capsys.readouterr().err
+        assert (folder / "config.yaml").read_text() == left
 
 
 def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
