@@ -88,8 +88,8 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     lost = [name for name in SECTIONS if name not in mapping] if found == "train" else []
     if lost:
         raise ValueError(
-            f"{folder / CONFIG} has lost what it said of {', '.join(lost)}: put it back; with their defaults it would be "
-            "another run"
+            f"{folder / CONFIG} has lost what it said of {', '.join(lost)}: put it back; with their defaults it "
+            "would be another run"
         )
     if found != command:
         raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
