@@ -79,20 +79,20 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     Args:
         command: what made the run, "train" or "fit".
     Raises:
-        ValueError: if the folder holds no run, or one of the other kind.
+        ValueError: if the folder holds no run, one of the other kind, or one whose config was cut off.
     """
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{folder} holds no run: {CONFIG} is missing")
     mapping = load_yaml(folder / CONFIG)
     found = "fit" if "data" in mapping else "train"
+    if found != command:
+        raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
     lost = [name for name in SECTIONS if name not in mapping] if found == "train" else []
     if lost:
         raise ValueError(
             f"{folder / CONFIG} has lost what it said of {', '.join(lost)}: put it back; with their defaults it "
             "would be another run"
         )
-    if found != command:
-        raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
     return mapping
 
 
