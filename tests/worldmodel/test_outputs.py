@@ -109,6 +109,7 @@ def test_a_complete_recording_has_its_own_units_however_small_or_far_from_zero()
 
 
 def test_new_units_keep_what_a_layer_predicts() -> None:
+    torch.manual_seed(0)
     output, layer, features = Normal(2), torch.nn.Linear(3, 4), torch.randn(5, 3)
     torch.nn.init.constant_(layer.bias[2:].detach(), -5)  # sigma far below its unit, where it is exact
     output.min_std = 0.0
