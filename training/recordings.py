@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from envs.spaces import CHANNELS, SMALLEST_IMAGE
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.names import nearest
@@ -19,14 +20,14 @@ KINDS = {"f": "real numbers", "i": "whole numbers", "u": "whole numbers from 0 u
 def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig) -> Dataset:
     """What `worldmodel collect` and `SequenceReplay.save` wrote: one stream per environment, cut at every reset.
 
-    A reset that nothing followed is no sequence. The number of classes of a discrete observation is taken from the
-    recording.
+    A reset that nothing followed is no sequence. Images are what has pixels (H, W, C) in every row; the number of
+    classes of a discrete observation is taken from the recording.
     """
     check_recording(file, arrays)
     keys = chosen_keys(str(file), [name.removeprefix(OBS) for name in arrays if name.startswith(OBS)], source)
     control = arrays["prev_action"]
     check_controls(str(file), control.shape[-1], source)
-    specs = {key: _spec(arrays[OBS + key], arrays["stored"]) for key in keys}
+    specs = {key: _spec(file, key, arrays[OBS + key], arrays["stored"]) for key in keys}
     sequences, names = [], []
     for stream, stored in enumerate(arrays["stored"]):
         first = arrays["is_first"][stream, :stored]
@@ -34,7 +35,7 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
             if stop - start < 2:
                 continue
             rows = stream, slice(start, stop)
-            obs = {key: arrays[OBS + key][rows].astype(specs[key].dtype) for key in keys}
+            obs = {key: _flat(arrays[OBS + key][rows]).astype(specs[key].dtype, copy=False) for key in keys}
             sequences.append(recorded(obs, control[rows], arrays["reward"][rows], arrays["is_terminal"][rows]))
             names.append(f"{file}, stream {stream + 1}, rows {start + 1}-{stop}")
     if not sequences:
@@ -59,7 +60,8 @@ def check_recording(file: Path, arrays: dict[str, np.ndarray]) -> None:
         kinds = _kinds(name)
         if array.dtype.kind not in kinds:
             raise ValueError(f"{file}: '{name}' is of {array.dtype}, not {' or '.join(KINDS[kind] for kind in kinds)}")
-        fits = len(shape) == 2 and array.shape[:2] == shape and array.ndim == (2 if name in SCALARS else 3)
+        fits = len(shape) == 2 and array.shape[:2] == shape
+        fits = fits and (_pictures(name, array) or array.ndim == (2 if name in SCALARS else 3))
         fits = fits and (name == "prev_action" or 0 not in array.shape[2:])  # nothing may be controlled
         if not fits or stored.shape != shape[:1] or stored.max(initial=0) > shape[-1]:
             raise ValueError(f"{file}: '{name}' is {array.shape}, which does not fit 'reward' {shape}")
@@ -69,6 +71,11 @@ def check_recording(file: Path, arrays: dict[str, np.ndarray]) -> None:
                 check_finite(where, name, rows)
             elif array.dtype.kind in "iu" and rows.min(initial=0) < 0:
                 raise ValueError(f"{where}, '{name}': {rows.min()} is below 0, where what is discrete begins")
+
+
+def _pictures(name: str, array: np.ndarray) -> bool:
+    """Whether an array is (num_envs, L, H, W, C) of pixels."""
+    return name.startswith(OBS) and array.dtype == np.uint8 and array.ndim == 5 and array.shape[-1] in CHANNELS
 
 
 def _kinds(name: str) -> str:
@@ -99,9 +106,20 @@ def check_controls(where: str, width: int, source: DataConfig) -> None:
         raise ValueError(f"{where}: a recording has one control, 'prev_action': leave data.controls out to use it")
 
 
-def _spec(values: np.ndarray, stored: np.ndarray) -> ObservationSpec:
+def _flat(values: np.ndarray) -> np.ndarray:
+    return values.reshape(len(values), -1)
+
+
+def _spec(file: Path, key: str, values: np.ndarray, stored: np.ndarray) -> ObservationSpec:
     if values.dtype.kind == "f":
         return ObservationSpec(values.shape[2:])
+    if values.ndim == 5:
+        return ObservationSpec(values.shape[2:], image=True)
+    if values.dtype == np.uint8 and values.shape[-1] >= SMALLEST_IMAGE**2:
+        raise ValueError(
+            f"{file}: '{key}' holds {values.shape[-1]} pixels a row and not how wide and high a picture is, which "
+            "earlier versions left out: record it again"
+        )
     seen = np.concatenate([values[stream, :count] for stream, count in enumerate(stored)])
     classes = np.maximum(seen.max(0) + 1, 2)
     return ObservationSpec(values.shape[2:], tuple(classes.tolist()), (0,) * len(classes))

@@ -14,6 +14,7 @@ from worldmodel.objective import ObjectiveConfig, particle_bound
 from worldmodel.types import Batch
 
 ROWS = 16_384  # of padded sequences, samples included, that are scored at once
+NUMBERS = 2**24  # in their observations: a thousand small pictures
 CHUNK = 50  # samples at once
 NOISE = 0  # seed of the samples: the same for every score, so that two differ by the weights alone
 
@@ -77,7 +78,8 @@ def _totals(
 ) -> np.ndarray:
     """(S,): the sum over time of what `per_step` (B, T) says of each sequence, of which it makes so many copies."""
     totals = np.zeros(len(dataset))
-    for chosen in _groups(dataset.lengths, ROWS // copies):
+    rows = min(ROWS, NUMBERS // max(sum(spec.width for spec in dataset.obs_specs.values()), 1))
+    for chosen in _groups(dataset.lengths, rows // copies):
         batch = dataset.padded(chosen, device)
         steps = per_step(batch)
         assert steps.shape == batch.reward.shape, (steps.shape, batch.reward.shape)

@@ -19,8 +19,9 @@ STORED = "stored"  # the array of an archive that says how many rows of each env
 def write_archive(file: Path, storage: Storage) -> None:
     """Write every stored row, oldest first, a few at a time: they may be more than the memory holds.
 
-    The archive holds each column as (num_envs, L, ...), zero where a stream has fewer than the L rows of the longest,
-    and `stored`, the number of rows of each environment that count. It replaces an older file in one step.
+    The archive holds each column as (num_envs, L, ...), images as (num_envs, L, H, W, C), zero where a stream has fewer
+    than the L rows of the longest, and `stored`, the number of rows of each environment that count. It replaces an
+    older file in one step.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.stem}.partial.npz")
@@ -47,7 +48,7 @@ def _write_members(archive: ZipFile, storage: Storage) -> None:
 def _write_column(member: IO[bytes], storage: Storage, name: str) -> None:
     column, stored = storage.columns[name], storage.stored
     longest = int(stored.max(initial=0))
-    shape = (storage.num_envs, longest, *column.shape)
+    shape = (storage.num_envs, longest, *column.shown)
     header = {"descr": np.lib.format.dtype_to_descr(column.dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(member, header)
     for env, count in enumerate(stored):
@@ -62,11 +63,11 @@ def all_rows(storage: Storage) -> dict[str, np.ndarray]:
     stored = storage.stored
     arrays = {STORED: stored}
     for name, column in storage.columns.items():
-        arrays[name] = np.zeros((len(stored), int(stored.max(initial=0)), *column.shape), column.dtype)
+        arrays[name] = np.zeros((len(stored), int(stored.max(initial=0)), *column.shown), column.dtype)
         for env in range(len(stored)):
             at = 0
             for _, rows in storage.chunks(name, env):
-                arrays[name][env, at : at + len(rows)] = rows
+                arrays[name][env, at : at + len(rows)] = rows.reshape(-1, *column.shown)
                 at += len(rows)
     return arrays
 
@@ -144,9 +145,11 @@ def read_archive(file: Path, columns: Columns, num_envs: int) -> tuple[np.ndarra
     longest = next(iter(saved.values())).shape[1:2]
     for name, array in saved.items():
         column = columns[name]
-        if array.dtype != column.dtype or array.shape != (num_envs, *longest, *column.shape) or not longest:
-            shape = (num_envs, "L", *column.shape)
+        shapes = [(num_envs, *longest, *row) for row in (column.shown, column.shape)]  # flat: of earlier versions
+        if array.dtype != column.dtype or array.shape not in shapes or not longest:
+            shape = (num_envs, "L", *column.shown)
             raise ValueError(f"{file}: '{name}' is {array.shape} of {array.dtype}, not {shape} of {column.dtype}")
+        saved[name] = array.reshape(shapes[1])
     if stored.shape != (num_envs,) or stored.dtype.kind not in "iu":
         raise ValueError(f"{file}: '{STORED}' is {stored.shape} of {stored.dtype}, not a row count per environment")
     if stored.min(initial=0) < 0 or stored.max(initial=0) > longest[0]:

@@ -230,7 +230,10 @@ def _file_size(column: Column, num_envs: int, length: int) -> int:
 
 
 def _manifest(columns: Columns, num_envs: int, length: int) -> dict[str, Any]:
-    described = {name: {"dtype": column.dtype.str, "shape": list(column.shape)} for name, column in columns.items()}
+    described = {
+        name: {"dtype": column.dtype.str, "shape": list(column.shape), "image": list(column.image)}
+        for name, column in columns.items()
+    }
     return {"version": VERSION, "num_envs": num_envs, "slots": length, "columns": described}
 
 
@@ -246,7 +249,7 @@ def read_manifest(folder: Path) -> tuple[dict[str, Column], int, int]:
         if found["version"] != VERSION:
             raise ValueError(f"it is of version {found['version']}, this is for version {VERSION}")
         columns = {
-            name: Column(np.dtype(column["dtype"]), tuple(map(int, column["shape"])))
+            name: Column(np.dtype(column["dtype"]), _shape(column["shape"]), _shape(column.get("image", [])))
             for name, column in found["columns"].items()
         }
         num_envs, length = int(found["num_envs"]), int(found["slots"])
@@ -254,6 +257,8 @@ def read_manifest(folder: Path) -> tuple[dict[str, Column], int, int]:
             raise ValueError(f"it has {num_envs} environments with {length} slots")
         if any(column.dtype.kind not in "biuf" or min(column.shape, default=0) < 0 for column in columns.values()):
             raise ValueError(f"its columns are no numbers: {_named(columns)}")
+        if any(column.image and math.prod(column.image) != math.prod(column.shape) for column in columns.values()):
+            raise ValueError(f"the pictures in it are not as large as its rows: {_named(columns)}")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no replay: {MANIFEST} is missing") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -261,10 +266,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, Column], int, int]:
     return columns, num_envs, length
 
 
+def _shape(numbers: list[Any]) -> tuple[int, ...]:
+    return tuple(map(int, numbers))
+
+
 def _checked(folder: Path, columns: Columns, num_envs: int) -> int:
     """The slots of each ring in a folder that holds what is expected, whole."""
     held, envs, length = read_manifest(folder)
-    if held != dict(columns):
+    fits = held.keys() == columns.keys() and all(
+        column[:2] == columns[name][:2] and column.image in ((), columns[name].image)  # earlier versions left it out
+        for name, column in held.items()
+    )
+    if not fits:
         raise ValueError(f"{folder} holds the replay columns {_named(held)}; needed are {_named(columns)}")
     if envs != num_envs:
         raise ValueError(f"{folder} holds the replay of {envs} environments, here are {num_envs}")

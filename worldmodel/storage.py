@@ -28,11 +28,17 @@ class Column(NamedTuple):
 
     dtype: np.dtype
     shape: tuple[int, ...]  # of one row: (width,), or () for a scalar
+    image: tuple[int, ...] = ()  # (H, W, C) where a row is a picture
 
     @property
     def nbytes(self) -> int:
         """Of one row."""
         return self.dtype.itemsize * math.prod(self.shape)
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The shape of one row for who opens a file: a picture's is not flat."""
+        return self.image or self.shape
 
 
 Columns = Mapping[str, Column]
@@ -41,7 +47,10 @@ Columns = Mapping[str, Column]
 def arrival_columns(obs_specs: ObservationSpecs, action_spec: ActionSpec) -> dict[str, Column]:
     """The columns of an :class:`worldmodel.types.Arrival`, under the names that they have in files."""
     real, flag = np.dtype(np.float32), np.dtype(bool)
-    named = {OBS + key: Column(spec.dtype, (spec.width,)) for key, spec in obs_specs.items()}
+    named = {
+        OBS + key: Column(spec.dtype, (spec.width,), spec.shape if spec.image else ())
+        for key, spec in obs_specs.items()
+    }
     named |= {"prev_action": Column(real, (action_spec.width,)), "reward": Column(real, ())}
     return named | {name: Column(flag, ()) for name in FLAGS}
 

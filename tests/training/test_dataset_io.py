@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from training import fit, train
 from training.cli import main
 from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import read, read_parts
+from training.fit_run import FitRun
 from training.schema import build
+from worldmodel.replay import SequenceReplay
+from worldmodel.spaces import ActionSpec, ObservationSpec
 
 Write = Callable[..., Path]
 COLUMNS = ("y", "v", "u", "run")
@@ -354,6 +358,53 @@ def test_classes_of_discrete_observations_are_those_that_were_seen(recording: Pa
         phase = (np.arange(saved["reward"].size) % 3).reshape(*saved["reward"].shape, 1)
     data = read(source(changed(recording, tmp_path / "data.npz", **{"obs/phase": phase}), observations=["phase"]))
     assert list(data.obs_specs) == ["phase"] and data.obs_specs["phase"].classes == (3,)
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pendulum in pictures."""
+    folder = tmp_path_factory.mktemp("filmed")
+    (folder / "config.yaml").write_text("env: {id: Pendulum-v1, pixels: true, image_size: 16, time_limit: 8}")
+    assert main(["collect", str(folder / "config.yaml"), "--steps", "24", "--out", str(folder / "data.npz")]) == 0
+    return folder / "data.npz"
+
+
+def test_recorded_pictures_are_pictures(filmed: Path, tmp_path: Path) -> None:
+    """In the file as anyone would store them, in a dataset as a model takes them, and a fit learns from them."""
+    with np.load(filmed) as saved:
+        pictures = saved["obs/observation"]
+    assert pictures.shape == (1, 28, 16, 16, 3) and pictures.dtype == np.uint8 and pictures[0, 0].std() > 0
+    data = read(source(filmed))
+    assert data.obs_specs == {"observation": ObservationSpec((16, 16, 3), image=True)}
+    assert data.lengths.tolist() == [9, 9, 9] and data.rows.obs["observation"].dtype == torch.uint8
+    assert np.array_equal(data.rows.obs["observation"][0].reshape(27, 16, 16, 3), pictures[0, :27])
+    fitted = fit(
+        {"data": {"window": 4}, "model": {"image_depth": 2}, "fit": {"updates": 1}}, filmed, run=tmp_path / "f"
+    )
+    assert fitted.model.image_keys == ["observation"] and np.isfinite(fitted.results["test"]["elbo"])
+    assert FitRun.load(tmp_path / "f").obs_specs == data.obs_specs
+
+
+def test_a_replay_on_the_disk_says_what_is_a_picture(tmp_path: Path) -> None:
+    environment = {"id": "Pendulum-v1", "pixels": True, "image_size": 16, "time_limit": 8}
+    training = {"steps": 16, "prefill": 16, "pretrain": 0}
+    config = {"env": environment, "training": training, "replay": {"disk": True, "window": 4}}
+    run = train({**config, "evaluation": {"episodes": 1, "final_episodes": 1}}, run=tmp_path / "run")
+    data = read(source(run.folder))
+    assert data.obs_specs == run.obs_specs
+    assert torch.equal(data.rows.obs["observation"], run.replay.everything().obs["observation"][:, : sum(data.lengths)])
+
+
+def test_pictures_of_an_earlier_version(filmed: Path, tmp_path: Path) -> None:
+    """Were flat: a model of the environment takes them, and without one nobody knows how wide they are."""
+    with np.load(filmed) as saved:
+        flat = saved["obs/observation"].reshape(1, 28, 768)
+    file = changed(filmed, tmp_path / "flat.npz", **{"obs/observation": flat})
+    with pytest.raises(ValueError, match=r"768 pixels a row and not how wide and high .* record it again"):
+        read(source(file))
+    again = SequenceReplay(read(source(filmed)).obs_specs, ActionSpec((1,), low=(-2.0,), high=(2.0,)), 1, 28)
+    again.load(file)
+    assert np.array_equal(again.obs["observation"], flat)
 
 
 @pytest.mark.parametrize(

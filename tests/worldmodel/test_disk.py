@@ -355,6 +355,15 @@ def _manifest(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
+def _pictures(shape: list[int]) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        columns = json.loads((folder / disk.MANIFEST).read_text())["columns"]
+        columns["obs/pixels"]["image"] = shape
+        _manifest(columns=columns)(folder)
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -367,6 +376,8 @@ def _manifest(**changes: Any) -> Callable[[Path], None]:
         (_manifest(num_envs=3), "3 environments, here are 2"),
         (_manifest(columns={}), "needed are 'is_first' bool"),
         (_manifest(columns={"reward": {"dtype": "nonsense", "shape": []}}), "cannot be read"),
+        (_pictures([4, 4, 4]), "not as large as its rows"),
+        (_pictures([2, 8, 3]), "holds the replay columns"),
         (_cut, "has 3 bytes instead of"),
         (lambda folder: (folder / file_name("reward")).unlink(), "reward.raw is missing"),
         (lambda folder: (folder / disk.COUNTERS).write_bytes(b""), "counters has 0 bytes"),
