@@ -79,6 +79,9 @@ def _that_look(commands: Any) -> None:
         "imagine", parents=[which], help="videos of what a trained model foretells, dreams and does"
     )
     imagine.add_argument("run", metavar="RUN", help="a run folder; videos and a strip of pictures go into RUN/media")
+    imagine.add_argument(
+        "data", metavar="DATA", nargs="?", type=Path, help="a recording; default: the run's own, a fit's test data"
+    )
     imagine.add_argument("--context", type=int, default=5, help="steps seen before a forecast; default: %(default)s")
     imagine.add_argument("--horizon", type=int, default=45, help="steps imagined; default: %(default)s")
     imagine.add_argument("--count", type=int, default=4, help="sequences side by side; default: %(default)s")
@@ -266,18 +269,25 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _imagine(options: argparse.Namespace, _: list[str]) -> None:
+    from training.fit_run import FitRun, is_fit
     from training.imagine import ImagineConfig, imagine
     from training.run import Run
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
-    run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
+    run: FitRun | Run
+    if is_fit(options.run):
+        if options.checkpoint not in ("latest", "best"):
+            raise ValueError(f"--checkpoint {options.checkpoint}: a fit keeps its best weights alone")
+        run = FitRun.load(options.run, options.device)
+    else:
+        run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
     if blind := [key for key in run.obs_specs if key not in run.model.keys]:
         print(
             f"{blind} left out of what is foretold and dreamt: the model has no decoder of them (model.images: "
             f"{run.config.model.images}). To see what it believes, train one with model.images: reconstruction",
             file=sys.stderr,
         )
-    for path in imagine(run, config):
+    for path in imagine(run, config, data=options.data):
         print(path)
 
 

@@ -141,6 +141,11 @@ class FitRun:
         write_text_atomic(self.folder / RESULTS, json.dumps(self.results, indent=1) + "\n")
 
 
+def is_fit(folder: str | Path) -> bool:
+    """Whether a folder is that of a `fit`."""
+    return (Path(folder) / SPECS).is_file()
+
+
 def _specs(file: Path) -> tuple[ObservationSpecs, Standardise]:
     """Observation specs, and the units of controls."""
     try:

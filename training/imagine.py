@@ -15,10 +15,12 @@ from envs import make
 from envs.charts import chart
 from envs.screen import SIDE, picture
 from training.evaluation import evaluation_seeds
+from training.fit_run import FitRun
 from training.run import Run
+from training.subject import replay_of
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
 from worldmodel.diagnostics.open_loop import imagined
-from worldmodel.diagnostics.windows import crop
+from worldmodel.diagnostics.windows import crop, each
 from worldmodel.replay import Places
 from worldmodel.spaces import ObservationSpec
 from worldmodel.types import Batch, State
@@ -56,7 +58,7 @@ class OpenLoop(NamedTuple):
 
 
 @torch.no_grad()
-def open_loop(run: Run, windows: Batch, context: int) -> dict[str, OpenLoop]:
+def open_loop(run: Run | FitRun, windows: Batch, context: int) -> dict[str, OpenLoop]:
     """Of windows (N, T, ...): from a state inferred of the first steps, a path imagined with the recorded controls."""
     states = run.model.observe(crop(windows, 0, context)).states
     features = torch.cat([run.model.feature(states), imagined(run.model, windows, context)], 1)
@@ -159,54 +161,78 @@ def _drawn(env: gym.Env[Any, Any]) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
-def imagine(run: Run, config: ImagineConfig, media: Path | None = None) -> list[Path]:
+def imagine(
+    run: Run | FitRun, config: ImagineConfig, media: Path | None = None, data: Path | None = None
+) -> list[Path]:
     """Write the videos and the strip of a run into a folder, by default its `media/`; returns their paths.
 
     `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
     `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, where the environment
-    draws. Where observations are no images, charts of them are shown. What the model has no decoder for is left out.
+    draws. Where observations are no images, charts of them are shown. What the model has no decoder for is left out,
+    and a fit, which has neither behaviour nor environment, makes the first alone.
 
+    Args:
+        data: a recording to take the sequences from; by default the run's own replay, or the test data of a fit.
     Raises:
-        ValueError: if the replay holds no sequence as long as is asked for.
+        ValueError: if the recording cannot be read, or holds no sequence as long as is asked for.
     """
-    media, written = media or run.folder / MEDIA, list[Path]()
-    with torch.random.fork_rng(devices=[run.agent.device] if run.agent.device.type == "cuda" else []):
+    media = media or run.folder / MEDIA
+    device = next(run.model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        windows = sequences(run, config)
-        for key, found in open_loop(run, windows, config.context).items():
-            name = "open_loop" if len(run.obs_specs) == 1 else f"open_loop_{safe(key)}"
-            frames = compared(run.obs_specs[key], found)
-            write_webm(media / f"{name}.webm", frames)
-            write_gif(media / f"{name}.gif", frames)
-            write_png(media / f"{name}.png", strip(run.obs_specs[key], found))
-            written += [media / f"{name}.{kind}" for kind in ("webm", "gif", "png")]
-        states = run.model.observe(crop(windows, 0, config.context)).states
-        begin = type(states)(*(field[:, -1] for field in states))
-        for key, values in dreamt(run, begin, config.horizon).items():
-            name = "dream" if len(run.obs_specs) == 1 else f"dream_{safe(key)}"
-            spec = run.obs_specs[key]
-            columns = [pictures(spec, each, values.min((0, 1)), values.max((0, 1))) for each in values]
-            frames = [tiled([[marked(each, IMAGINED) for each in now]]) for now in zip(*columns, strict=True)]
-            write_webm(media / f"{name}.webm", frames)
-            written.append(media / f"{name}.webm")
-        if draws(run):
-            episodes = lived(run, evaluation_seeds(config.count, FILMED), config.horizon)
-            longest = max(map(len, episodes))
-            shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
-            write_webm(media / "world.webm", [tiled([list(now)]) for now in zip(*shown, strict=True)])
-            written.append(media / "world.webm")
+        if isinstance(run, FitRun):
+            return _film_forecasts(run, fitted_sequences(run, config, data), config.context, media)
+        windows = sequences(run, config, data)
+        written = _film_forecasts(run, windows, config.context, media)
+        written += _film_dreams(run, windows, config, media)
+    return written + _film_world(run, config, media)
+
+
+def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path) -> list[Path]:
+    written = []
+    for key, found in open_loop(run, windows, context).items():
+        name = "open_loop" if len(run.obs_specs) == 1 else f"open_loop_{safe(key)}"
+        frames = compared(run.obs_specs[key], found)
+        write_webm(media / f"{name}.webm", frames)
+        write_gif(media / f"{name}.gif", frames)
+        write_png(media / f"{name}.png", strip(run.obs_specs[key], found))
+        written += [media / f"{name}.{kind}" for kind in ("webm", "gif", "png")]
     return written
 
 
-def sequences(run: Run, config: ImagineConfig) -> Batch:
-    """Recorded windows (N, context + horizon, ...), each inside one episode.
+def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -> list[Path]:
+    states = run.model.observe(crop(windows, 0, config.context)).states
+    begin = type(states)(*(field[:, -1] for field in states))
+    written = []
+    for key, values in dreamt(run, begin, config.horizon).items():
+        name = "dream" if len(run.obs_specs) == 1 else f"dream_{safe(key)}"
+        spec = run.obs_specs[key]
+        columns = [pictures(spec, each, values.min((0, 1)), values.max((0, 1))) for each in values]
+        frames = [tiled([[marked(each, IMAGINED) for each in now]]) for now in zip(*columns, strict=True)]
+        write_webm(media / f"{name}.webm", frames)
+        written.append(media / f"{name}.webm")
+    return written
+
+
+def _film_world(run: Run, config: ImagineConfig, media: Path) -> list[Path]:
+    if not draws(run):
+        return []
+    episodes = lived(run, evaluation_seeds(config.count, FILMED), config.horizon)
+    longest = max(map(len, episodes))
+    shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
+    write_webm(media / "world.webm", [tiled([list(now)]) for now in zip(*shown, strict=True)])
+    return [media / "world.webm"]
+
+
+def sequences(run: Run, config: ImagineConfig, data: Path | None = None) -> Batch:
+    """Recorded windows (N, context + horizon, ...), each inside one episode, of the run's replay or a recording.
 
     Raises:
         ValueError: if there is none, or not where it is to start.
     """
-    length = config.context + config.horizon
+    replay, length = run.replay if data is None else replay_of(data, run), config.context + config.horizon
     if config.start is not None:
-        chosen = run.replay.gather(run.replay.window_at(config.start, length), run.agent.device)
+        chosen = replay.gather(replay.window_at(config.start, length), run.agent.device)
         borders = chosen.is_first[0, 1:].nonzero().flatten().tolist()
         if borders:
             raise ValueError(
@@ -214,11 +240,40 @@ def sequences(run: Run, config: ImagineConfig) -> Batch:
                 f"{borders[0] + 1} of them: take another start, or a smaller horizon"
             )
         return chosen
-    windows = run.replay.within_episodes(length)
+    windows = replay.within_episodes(length)
     if not len(windows.env):
-        raise ValueError(f"the replay holds no {length} steps of one episode: take a smaller context or horizon")
+        raise ValueError(
+            f"{data or 'the replay'} holds no {length} steps of one episode: take a smaller context or horizon"
+        )
     some = torch.randperm(len(windows.env))[: config.count].numpy()
-    return run.replay.gather(Places(*(field[some] for field in windows)), run.agent.device)
+    return replay.gather(Places(*(field[some] for field in windows)), run.agent.device)
+
+
+def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = None) -> Batch:
+    """As :func:`sequences`, of what a fit was tested on, or of another file.
+
+    Raises:
+        ValueError: if there is none, or not where it is to start.
+    """
+    if data is None:
+        parts = run.parts()
+        dataset = parts.get("test", parts["validation"])
+    else:
+        dataset = run.read(str(data))
+    rows, length = dataset.everything(run.config.fit.device), config.context + config.horizon
+    sequence = rows.is_first[0].cumsum(0)
+    starts = (sequence[: max(len(sequence) - length + 1, 0)] == sequence[length - 1 :]).nonzero().flatten()
+    if config.start is not None:
+        starts = starts[starts == config.start]
+    if not len(starts):
+        where = "" if config.start is None else f" from step {config.start} on"
+        raise ValueError(
+            f"{data or dataset.names[0]} holds no {length} steps of one sequence{where}: take another start, or a "
+            "smaller context or horizon"
+        )
+    some = starts[torch.randperm(len(starts))[: config.count]]
+    index = some[:, None] + torch.arange(length, device=some.device)
+    return each(rows, lambda leaf: leaf[0, index])
 
 
 def draws(run: Run) -> bool:

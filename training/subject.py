@@ -10,7 +10,7 @@ from torch import Tensor
 from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import REPLAY
-from training.fit_run import SPECS, FitRun
+from training.fit_run import FitRun, is_fit
 from training.recordings import OBS, check_recording
 from training.run import Run
 from worldmodel.archive import read_arrays
@@ -69,7 +69,7 @@ def open_subject(folder: str | Path, device: str | None = None) -> Subject:
     Raises:
         ValueError: if it holds neither.
     """
-    return _of_fit(folder, device) if (Path(folder) / SPECS).is_file() else _of_train(folder, device)
+    return _of_fit(folder, device) if is_fit(folder) else _of_train(folder, device)
 
 
 def _of_train(folder: str | Path, device: str | None) -> Subject:
@@ -80,7 +80,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
         if states:
             raise ValueError(f"{folder}: --state is for fits; a `train` shows what env.record_state has recorded")
         own = file is None or file.resolve() == (run.folder / REPLAY).resolve()
-        replay = run.replay if file is None else _replay_of(file, run)
+        replay = run.replay if file is None else replay_of(file, run)
         name = str(file or run.folder)
         if not len(replay):
             raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
@@ -91,7 +91,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
     return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, read)
 
 
-def _replay_of(file: Path, run: Run) -> SequenceReplay:
+def replay_of(file: Path, run: Run) -> SequenceReplay:
     """Trajectories that `worldmodel collect` wrote, from the environment of the model.
 
     Raises:

@@ -1,5 +1,6 @@
 """Videos can be read back, show what they say, and a run's own are made of what it recorded."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from training import train
+from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
-from training.imagine import ImagineConfig, OpenLoop, compared, dreamt, imagine, open_loop, pictures, sequences, strip
+from training.imagine import (
+    ImagineConfig,
+    OpenLoop,
+    compared,
+    dreamt,
+    fitted_sequences,
+    imagine,
+    open_loop,
+    pictures,
+    sequences,
+    strip,
+)
 from training.video import BAR, IMAGINED, SEEN, tiled, write_gif, write_webm
 from worldmodel.bounds import repeated
 from worldmodel.diagnostics.collapse import r2, r2_of_images
@@ -106,6 +118,52 @@ def test_a_run_from_pixels_learns_records_bytes_and_makes_its_videos(run: Any, c
     assert [len(film(media / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [15, 13, 13]
     assert main(["imagine", str(run.folder), "--horizon", "60"]) == 2
     assert "holds no 65 steps of one episode" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four episodes of 31 rows, of another seed than the run's."""
+    folder = tmp_path_factory.mktemp("recording")
+    (folder / "config.yaml").write_text(json.dumps({"env": TINY["env"] | {"record_state": False}}))
+    file = folder / "data.npz"
+    assert main(["collect", str(folder / "config.yaml"), "--steps", "120", "--seed", "7", "--out", str(file)]) == 0
+    return file
+
+
+def test_forecasts_of_a_recording_that_the_model_never_saw(run: Any, recording: Path, capsys: Any) -> None:
+    with np.load(recording) as saved:
+        rows = {frame.tobytes() for frame in saved["obs/observation"][0]}
+    config = ImagineConfig(context=3, horizon=7, count=9)
+    theirs, own = (sequences(run, config, data).obs["observation"] for data in (recording, None))
+    assert theirs.shape == own.shape == (9, 10, 32 * 32 * 3)
+    assert all(frame.numpy().tobytes() in rows for frame in theirs.flatten(0, 1))
+    assert not any(frame.numpy().tobytes() in rows for frame in own.flatten(0, 1))
+    assert main(["imagine", str(run.folder), str(recording), "--horizon", "60"]) == 2
+    assert f"{recording} holds no 65 steps of one episode" in capsys.readouterr().err
+
+
+def test_a_fit_foretells_what_it_was_tested_on(recording: Path, tmp_path: Path, capsys: Any) -> None:
+    split = {"train": 0.5, "validation": 0.25, "test": 0.25}
+    changes = {"data": {"window": 4, "split": split}, "model": TINY["model"], "fit": {"updates": 1, "batch_size": 2}}
+    fitted = fit(changes | {"logger": TINY["logger"]}, recording, run=tmp_path / "run")
+    tested = fitted.parts()["test"].everything()
+    for start, data in ((0, None), (21, None), (31, recording)):
+        rows = tested if data is None else fitted.read(str(data)).everything()
+        chosen = fitted_sequences(fitted, ImagineConfig(context=3, horizon=7, start=start), data)
+        assert torch.equal(chosen.obs["observation"], rows.obs["observation"][:, start : start + 10])
+        assert torch.equal(chosen.prev_action, rows.prev_action[:, start : start + 10])
+    assert len(fitted_sequences(fitted, ImagineConfig(context=3, horizon=7, count=99)).reward) == 31 - 9
+    assert main(["imagine", str(fitted.folder), "--horizon", "12"]) == 0
+    assert len(film(fitted.folder / "media" / "open_loop.webm")) == 17
+    assert {file.suffix for file in (fitted.folder / "media").glob("open_loop.*")} == {".webm", ".gif", ".png"}
+    capsys.readouterr()
+    for arguments, said in (
+        (["--horizon", "27"], "holds no 32 steps of one sequence: take another start"),
+        (["--start", "22", "--context", "3", "--horizon", "7"], "holds no 10 steps of one sequence from step 22 on"),
+        (["--checkpoint", "3"], "--checkpoint 3: a fit keeps its best weights alone"),
+    ):
+        assert main(["imagine", str(fitted.folder), *arguments]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_the_context_is_reconstructed_and_the_rest_foretold_without_looking(run: Any) -> None:
