@@ -2,10 +2,10 @@
 
     python benchmarks/pole.py RUN [RUN ...] --out results/pole.csv
 
-Episodes on seeds used nowhere else: of the run's agent, which observes pictures alone, and of random actions, under
-which the pole never comes to rest. The model is shown the first pictures of each, and foretells the next ones from the
-actions that were taken. The angle in a picture, foretold or real, is that of the nearest of 720 drawn ones, so that
-nothing but pixels is measured.
+Episodes on seeds used nowhere else: of random actions, under which the pole never comes to rest, and where RUN is one
+of `worldmodel train`, not of `fit`, of its agent, which observes pictures alone. The model is shown the first pictures
+of each, and foretells the next ones from the actions that were taken. The angle in a picture, foretold or real, is that
+of the nearest of 720 drawn ones, so that nothing but pixels is measured.
 """
 
 import argparse
@@ -19,9 +19,11 @@ import torch
 
 from agents import RandomBehaviour
 from agents.agent import Agent
-from envs import EnvConfig, RecordTrajectories, make_vector, observation_specs
+from envs import EnvConfig, RecordTrajectories, action_spec, make_vector, observation_specs
 from envs.images import Images, Rendered
+from training.config import load_config
 from training.evaluation import evaluation_seeds
+from training.fit_run import FitRun, is_fit
 from training.imagine import OpenLoop, open_loop
 from training.run import FINAL, Run
 from worldmodel.diagnostics.probe import linear_probe
@@ -29,6 +31,7 @@ from worldmodel.replay import SequenceReplay
 from worldmodel.spaces import OBSERVATION, STATE
 from worldmodel.types import Batch, join
 
+CONFIG = Path(__file__).parents[1] / "configs" / "pendulum_pixels.yaml"  # whose environment a fit has learned from
 ANGLES = 720
 COLUMNS = ["run", "actions", "context", "steps", "episodes", "median_degrees", "worst_degrees", "median_last_degrees"]
 COLUMNS += ["r2_cos", "r2_sin", "r2_velocity"]
@@ -54,15 +57,15 @@ def degrees(pictures: np.ndarray, known: np.ndarray) -> np.ndarray:
     return (distance.argmin(1) * 360 / ANGLES - 180).reshape(pictures.shape[:-1])
 
 
-def played(run: Run, episodes: int, steps: int, at_random: bool) -> Batch:
+def played(run: Run | FitRun, config: EnvConfig, episodes: int, steps: int, at_random: bool) -> Batch:
     """The first `steps` rows of each episode, (N, steps, ...)."""
-    agent = run.agent
-    if at_random:
-        agent = Agent(run.model, RandomBehaviour(run.action_spec), run.obs_specs, run.action_spec)
-    envs = make_vector(replace(run.config.env, restarts=0), episodes)
-    replay = SequenceReplay(
-        observation_specs(envs.single_observation_space), run.action_spec, episodes, episodes * steps
-    )
+    envs = make_vector(replace(config, restarts=0), episodes)
+    controls = action_spec(envs.single_action_space)
+    if at_random or isinstance(run, FitRun):
+        agent = Agent(run.model, RandomBehaviour(controls), run.obs_specs, controls)
+    else:
+        agent = run.agent
+    replay = SequenceReplay(observation_specs(envs.single_observation_space), controls, episodes, episodes * steps)
     recorded = RecordTrajectories(envs, replay.add)
     observation, _ = recorded.reset(seed=list(evaluation_seeds(episodes, FINAL)))
     state, start = None, np.ones(episodes, bool)
@@ -82,7 +85,9 @@ def strayed(found: OpenLoop, known: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="of Pendulum-v1 from pictures")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a train or a fit, of Pendulum-v1 from pictures"
+    )
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--context", type=int, default=5, help="pictures that the model is shown")
     parser.add_argument("--steps", type=int, default=45, help="that it foretells")
@@ -93,11 +98,12 @@ def main() -> None:
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for folder in options.runs:
-            run = Run.load(folder)
-            known = drawn(run.config.env)
-            for name in ("agent", "random"):
+            run = FitRun.load(folder) if is_fit(folder) else Run.load(folder)
+            config = load_config(CONFIG).env if isinstance(run, FitRun) else run.config.env
+            config, known = replace(config, record_state=True), drawn(config)
+            for name in ("random",) if isinstance(run, FitRun) else ("agent", "random"):
                 torch.manual_seed(0)
-                batch = played(run, options.episodes, options.context + options.steps, name == "random")
+                batch = played(run, config, options.episodes, options.context + options.steps, name == "random")
                 found, values = open_loop(run, batch, options.context), ["", "", ""]
                 if OBSERVATION in found:
                     error = strayed(found[OBSERVATION], known)
