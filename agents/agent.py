@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from agents.behaviour import Behaviour, Memory
+from worldmodel.compiling import compiled
 from worldmodel.model import LatentModel
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
 from worldmodel.types import State, restart
@@ -27,13 +28,25 @@ class Agent:
 
     The agent does not know whether its environment is real. Its whole memory is the :class:`AgentState` that
     `predict` returns and takes back, so one agent serves any number of environments.
+
+    Args:
+        compile: whether a step is compiled, when it is first taken, for as many environments as there are then. It
+            draws other random numbers.
+    Raises:
+        ValueError: if it is to be compiled and there is no C++ compiler.
     """
 
     def __init__(
-        self, model: LatentModel, behaviour: Behaviour, obs_specs: ObservationSpecs, action_spec: ActionSpec
+        self,
+        model: LatentModel,
+        behaviour: Behaviour,
+        obs_specs: ObservationSpecs,
+        action_spec: ActionSpec,
+        compile: bool = False,
     ) -> None:
         self.model, self.behaviour = model, behaviour
         self.obs_specs, self.action_spec = obs_specs, action_spec
+        self.step = compiled(self.act, "training.acting", dynamic=False) if compile else self.act
 
     @property
     def device(self) -> torch.device:
@@ -81,7 +94,7 @@ class Agent:
         count = len(next(iter(obs.values())))
         first = np.full(count, state is None) if episode_start is None or state is None else np.asarray(episode_start)
         is_first = torch.from_numpy(np.broadcast_to(first, count).astype(bool)).to(device)
-        state = self.act(self.initial(count) if state is None else state, obs, is_first, deterministic)
+        state = self.step(self.initial(count) if state is None else state, obs, is_first, deterministic)
         actions = self.action_spec.decode(state.control.cpu().numpy())
         return (actions[0] if single else actions), state
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from agents import BehaviourConfig
 from envs import EnvConfig
@@ -17,6 +17,7 @@ from worldmodel.objective import ObjectiveConfig
 
 T = TypeVar("T")
 
+DECIDE_AT_ONCE = ("actor_critic", "plan2explore")  # behaviours whose decisions are one pass through a network
 MOST_ROWS, MOST_EPISODES = 10**9, 10**6  # of a replay, of an evaluation
 
 UNITS = {"": 1} | {f"{letter}B": 1000**power for power, letter in enumerate("kMGT", 1)}
@@ -71,6 +72,7 @@ class TrainingConfig:
     replay_ratio: float = 256.0  # replayed steps per environment step
     pretrain: int = 50  # updates on the prefill before the policy acts for the first time
     joint: bool = False  # one loss and one optimiser, `learner`, for model and actor-critic (DreamerV3)
+    acting: Literal["eager", "compiled", "auto"] = "eager"  # decisions, by torch.compile: half a minute to build
     threads: int = 1  # of torch; more fight with every other busy process, environments included
     device: str = "cpu"
     log_every: int = 100  # environment steps between two rows of metrics
@@ -83,6 +85,8 @@ class TrainingConfig:
             raise ValueError("steps, prefill, threads, log_every and keep must be at least 1, pretrain at least 0")
         if min(self.skips, self.restores) < 0:
             raise ValueError(f"skips and restores must be at least 0: {self.skips}, {self.restores}")
+        if self.acting not in ("eager", "compiled", "auto"):
+            raise ValueError(f"acting is eager, compiled or auto: '{self.acting}'")
         at_most(self, threads=THREADS)
         if self.replay_ratio <= 0:
             raise ValueError(f"replay_ratio must be positive: {self.replay_ratio}")
@@ -121,6 +125,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.training.joint and self.behaviour.name != "actor_critic":
             raise ValueError(f"training.joint is for behaviour.name actor_critic, not {self.behaviour.name}")
+        if self.training.acting == "compiled" and self.behaviour.name not in DECIDE_AT_ONCE:
+            raise ValueError(
+                f"training.acting: compiled is for actor-critics, not behaviour.name {self.behaviour.name}; the search "
+                "of a planner is compiled by behaviour.planner.compile"
+            )
         if self.replay.context and self.objective.bound != "elbo":
             raise ValueError(f"replay.context is for objective.bound elbo, not {self.objective.bound}")
         if not 0 <= self.seed < 2**31 - self.env.num_envs:

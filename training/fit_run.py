@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from training.compilation import decide
 from training.data_config import DataConfig
 from training.dataset import Dataset, matching
 from training.dataset_io import divided, read, read_parts
@@ -35,6 +36,7 @@ class FitRun:
     def __init__(self, folder: Path, config: FitConfig, obs_specs: ObservationSpecs, units: Standardise) -> None:
         self.folder, self.config, self.obs_specs, self.units = folder, config, obs_specs, units
         check_device(config.fit.device, "fit.device")
+        self.decided = decide(config)
         control = ActionSpec((len(units.loc),))
         outlined(lambda: WorldModel.build(config.model, obs_specs, control, heads=config.data.rewards), "the model")
         torch.manual_seed(config.seed)

@@ -64,7 +64,8 @@ def fit(
     made.save_model()  # so that the folder can be loaded from now on, whatever stops it
     with Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
-        progress.note(f"{made.summary}; {described(parts)}")
+        for line in (f"{made.summary}; {described(parts)}", *made.decided):
+            progress.note(line)
         try:
             fitting = Fitting(made, parts, logger, progress)
             fitting.run()

@@ -15,6 +15,7 @@ from gymnasium import Space
 from agents import Agent, build_behaviour
 from envs import action_spec, make, observation_specs
 from training.checkpoint import Checkpoint, find, new_checkpoint, prune
+from training.compilation import decide
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
 from training.folder import CHECKPOINT, ROWS, claim, link, read_config, saved_config, unclaimed, whisper
@@ -49,6 +50,7 @@ class Run:
     def __init__(self, folder: Path, config: Config) -> None:
         self.folder, self.config = folder, config
         check_device(config.training.device)
+        self.decided = decide(config)
         env = make(config.env)
         recorded, self.action_spec = observation_specs(env.observation_space), action_spec(env.action_space)
         self.obs_specs = observed(recorded)

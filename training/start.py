@@ -146,7 +146,8 @@ def finish(loop: "Loop") -> Run:
     """Train to the end and evaluate."""
     run, steps = loop.trainer.run, loop.config.training.steps
     with closing(loop.trainer.envs), Progress(steps, loop.steps) as progress, opened(loop, progress) as interrupt:
-        progress.note(run.summary)
+        for line in (run.summary, *run.decided):
+            progress.note(line)
         if loop.steps:
             lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
             full = f"; {OVERWRITTEN}" if loop.trainer.overwritten else ""

@@ -91,6 +91,7 @@ class Trainer:
     def __init__(self, run: Run, state: Mapping[str, Any] | None = None) -> None:
         self.run, self.config = run, run.config
         self.doing: Literal["nothing", "acting", "collecting", "updating"] = "nothing"  # what an error has interrupted
+        self.agent: Agent | None = None  # that collects
         self.envs = RecordTrajectories(make_vector(run.config.env, training=True), run.replay.add, run.replay.cut)
         self.loss = partial(model_loss, run.model, run.config.objective)
         self.joint = together(run) if run.config.training.joint else None
@@ -120,9 +121,10 @@ class Trainer:
         """One step of every environment, recorded."""
         if isinstance(behaviour, Plan2Explore):
             behaviour.begin_step(self.envs.steps)
-        agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
+        if self.agent is None or self.agent.behaviour is not behaviour:
+            self.agent = self.acted_by(behaviour)
         self.doing = "acting"
-        actions, self.acting = agent.predict(self.observation, self.acting, self.start)
+        actions, self.acting = self.agent.predict(self.observation, self.acting, self.start)
         self.doing = "nothing"
         if not np.isfinite(actions).all():
             raise diverged(self.run.env_steps, "an action")
@@ -136,6 +138,12 @@ class Trainer:
         self.ended, self.failures = self.envs.pop_episodes(), self.envs.pop_failures()
         self.run.env_steps = self.before + self.envs.steps
         self.doing = "nothing"
+
+    def acted_by(self, behaviour: Behaviour) -> Agent:
+        """The agent that collects; what has been learned acts compiled, where the config says so."""
+        run = self.run
+        compiled = self.config.training.acting == "compiled" and behaviour is run.behaviour
+        return Agent(run.model, behaviour, run.obs_specs, run.action_spec, compiled)
 
     def begin_episodes(self) -> None:
         """Let every environment begin a new episode: someone else has stepped it."""
@@ -297,8 +305,8 @@ class Trainer:
         self.start = episodes["start"].copy()
         if episodes["acting"] is not None:
             behaviour = self.run.behaviour if self.prefilled else self.before_learning
-            agent = Agent(self.run.model, behaviour, self.run.obs_specs, self.run.action_spec)
-            self.acting = shaped(agent.initial(len(reached)), episodes["acting"])
+            self.agent = self.acted_by(behaviour)
+            self.acting = shaped(self.agent.initial(len(reached)), episodes["acting"])
         return np.array(found)
 
     def joint_loss(self, batch: Batch, now: Annealed, start: State | None) -> tuple[Tensor, tuple[State, Metrics]]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LinearLR
 
-from worldmodel.compiling import compiled
+from worldmodel.compiling import check_compiler, compiled
 from worldmodel.laprop import LaProp, clip_adaptively
+from worldmodel.scan import compiled_steps
 
 
 @dataclass
@@ -23,7 +24,7 @@ class LearnerConfig:
     clip: float = 100.0  # global gradient norm (Dreamer V1)
     adaptive_clip: float | None = None  # instead, of each tensor: gradient norm per norm of the tensor (V3: 0.3)
     weight_decay: float = 0.0  # share of every weight that is taken away per update, in units of lr
-    compile: Literal["off", "update"] = "off"  # torch.compile of the loss: minutes to build, pays on long runs
+    compile: Literal["off", "step", "update", "auto"] = "off"  # by torch: steps of the loops, or all of the loss
 
     def __post_init__(self) -> None:
         if min(self.lr, self.eps, self.clip) <= 0:
@@ -51,7 +52,7 @@ class Learner:
         loss: any arguments -> (scalar loss, anything).
         parameters: what is trained.
     Raises:
-        ValueError: if the loss is to be compiled and nothing can.
+        ValueError: if the loss is to be compiled and nothing can, or `auto` was left undecided.
     """
 
     def __init__(
@@ -61,8 +62,22 @@ class Learner:
         self.optimizer = build_optimizer(self.parameters, config)
         self.factor = 1.0  # of the learning rate
         self.warmup = LinearLR(self.optimizer, 1 / config.warmup, 1.0, config.warmup) if config.warmup else None
-        compiles = config.compile == "update"
-        self.loss = compiled(loss, "learner.compile", fullgraph=True, dynamic=False) if compiles else loss
+        self.loss = self._as_configured(loss)
+
+    def _as_configured(self, loss: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+        if self.config.compile == "auto":
+            raise ValueError("compile: auto is decided by whoever knows how long is learned: set off, step or update")
+        if self.config.compile == "off":
+            return loss
+        if self.config.compile == "update":
+            return compiled(loss, "learner.compile", fullgraph=True, dynamic=False)
+        check_compiler("learner.compile")
+
+        def by_steps(*args: Any) -> tuple[Tensor, Any]:
+            with compiled_steps():
+                return loss(*args)
+
+        return by_steps
 
     def update(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
         """One step, or none.

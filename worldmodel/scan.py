@@ -1,16 +1,31 @@
 """The only loop over time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+Step = Callable[[Any, Tensors], tuple[Any, Tensors]]
+
+COMPILES = ContextVar("COMPILES", default=False)
+
+
+@contextmanager
+def compiled_steps() -> Iterator[None]:
+    """In here every scan compiles its step: a fraction of what it takes to compile a loop of so many."""
+    token = COMPILES.set(True)
+    try:
+        yield
+    finally:
+        COMPILES.reset(token)
 
 
 def scan(
-    step: Callable[[Any, Tensors], tuple[Any, Tensors]],
+    step: Step,
     carry: Any,
     inputs: Tensors,
     length: int | None = None,
@@ -27,6 +42,8 @@ def scan(
     Returns:
         The last carry, and every output stacked as (B, T, ...).
     """
+    if COMPILES.get():
+        step = torch.compile(step, dynamic=False)  # what was compiled before is found by the code of the step
     length = inputs[0].shape[1] if length is None else length
     slices = [tensor.unbind(1) for tensor in inputs]
     outputs: list[Tensors] = []

@@ -1,0 +1,169 @@
+"""What is compiled learns and acts as it would without, and `auto` compiles where it pays, and says so."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import Agent
+from training import Run, train
+from training.compilation import decide
+from training.config import load_config
+from training.fit_config import load_fit_config
+from training.trainer import Trainer
+from worldmodel import compiling
+from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.scan import scan
+
+TINY: dict[str, Any] = {
+    "env": {"id": "Pendulum-v1", "time_limit": 10},
+    "model": {"hidden": 8, "latent": {"family": "onehot", "groups": 3, "classes": 4}},
+    "behaviour": {"actor_critic": {"hidden": 8, "starts": 5, "horizon": 3, "gradient": "score"}},
+    "replay": {"batch_size": 3, "window": 6},
+    "training": {"steps": 40, "prefill": 30, "pretrain": 2, "replay_ratio": 9},
+    "evaluation": {"every": 100, "episodes": 1, "final_episodes": 1},
+    "logger": {"wandb": "disabled"},
+}
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+
+@pytest.fixture(params=["eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])])
+def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """How often each function was compiled: traced and run again as it is, or by torch's compiler."""
+    found, compiler = Counter[str](), torch.compile
+
+    def compile_with_backend(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        found[function.__qualname__] += 1
+        return compiler(function, backend=request.param, **options)
+
+    monkeypatch.setattr(torch, "compile", compile_with_backend)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    torch.compiler.reset()
+    yield found
+    torch.compiler.reset()
+
+
+def test_a_compiled_step_is_the_step(built: Counter[str]) -> None:
+    """Values, and gradients through all of them; with whatever the step closes over at the time."""
+
+    def summed(factor: float, steps: bool) -> tuple[Any, ...]:
+        start, inputs = torch.ones(2, 3, requires_grad=True), torch.arange(12.0).reshape(2, 2, 3)
+
+        def step(carry: torch.Tensor, slices: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
+            carry = (factor * carry + slices[0]).tanh()
+            return carry, (carry,)
+
+        def loss() -> tuple[torch.Tensor, None]:
+            last, (every,) = scan(step, start, (inputs,))
+            return (last + every.sum(1)).sum(), None
+
+        learner = Learner(loss, [torch.nn.Parameter(torch.zeros(1))], LearnerConfig(compile="step" if steps else "off"))
+        value, _ = learner.loss()
+        return value.detach(), *torch.autograd.grad(value, start)
+
+    for factor in (0.1, 0.2):
+        torch.testing.assert_close(summed(factor, True), summed(factor, False))
+    assert len(built) == 1 and built.total() == 2
+
+
+def test_a_run_that_compiles_its_steps_learns_the_same(built: Counter[str], request: Any, tmp_path: Any) -> None:
+    """Of the model and of the imagination; torch's own compiler draws other random numbers."""
+    weights = []
+    for mode in ("off", "step"):
+        both = ["--learner.compile", mode, "--behaviour.actor_critic.learner.compile", mode]
+        config = load_config(TINY, both)
+        trainer = Trainer(Run.create(tmp_path / mode, config))
+        trainer.prefill(30)
+        torch.manual_seed(3)
+        losses = [trainer.update()[0] for _ in range(3)]
+        assert all(torch.isfinite(value).all() for metrics in losses for value in metrics.values())
+        weights.append([*trainer.run.model.parameters(), *trainer.run.behaviour.parameters()])
+    assert {name.rpartition("<locals>.")[2] for name in built} == {"step"} and len(built) == 2
+    if request.node.callspec.params["built"] == "eager":
+        torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_agent_decides_the_same(built: Counter[str], tmp_path: Any) -> None:
+    run = Run.create(tmp_path / "run", load_config(TINY))
+    with torch.no_grad():
+        for parameter in run.behaviour.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    quick = Agent(run.model, run.behaviour, run.obs_specs, run.action_spec, compile=True)
+    state = other = start = None
+    for step in range(4):
+        observation = np.random.default_rng(step).uniform(-1, 1, (2, 3)).astype(np.float32)
+        start = np.array([step == 0, step in (0, 2)])
+        expected, state = run.agent.predict(observation, state, start, deterministic=True)
+        decided, other = quick.predict(observation, other, start, deterministic=True)
+        np.testing.assert_allclose(decided, expected, rtol=1e-4, atol=1e-5)
+        assert expected.std() > 0
+    one, two = (quick.predict(observation, other, start)[0] for _ in range(2))
+    assert not np.array_equal(one, two)
+    assert built == {"Agent.act": 1}
+
+
+def test_a_run_acts_compiled_once_it_has_learned(built: Counter[str], tmp_path: Any) -> None:
+    """Not while it draws at random, not in evaluations of another number of environments, and only once."""
+    changes = {**TINY, "training": TINY["training"] | {"acting": "compiled"}}
+    run = train(changes, run=tmp_path / "run")
+    assert run.env_steps == 40 and built == {"Agent.act": 1}
+    again = Run.load(run.folder)
+    assert again.config.training.acting == "compiled" and built == {"Agent.act": 1}
+
+
+# ------------------------------------------------------------------------------------------------------- auto
+
+
+AUTO = ["--learner.compile", "auto", "--behaviour.actor_critic.learner.compile", "auto", "--training.acting", "auto"]
+
+
+@pytest.mark.parametrize(
+    ("device", "steps", "compiler", "learning", "acting"),
+    [
+        ("cpu", 10**6, True, "off, because a compiled update is no faster on a CPU", "compiled, because 1,000,000"),
+        ("cpu", 99_999, True, "off", "eager, because 99,999 decisions do not pay"),
+        ("cuda", 10**6, True, "update, because 125,000 updates pay", "compiled"),
+        ("cuda", 10**5, True, "step, because 12,500 updates pay for two steps", "compiled"),
+        ("cuda", 15_999, True, "off, because 2,000 updates do not pay", "eager"),
+        ("cuda:1", 10**6, False, "off, because there is no C++ compiler", "eager, because there is no C++ compiler"),
+    ],
+)
+def test_auto(
+    device: str, steps: int, compiler: bool, learning: str, acting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling, "has_compiler", lambda: compiler)
+    size = ["--replay.batch_size", "16", "--replay.window", "64", "--training.replay_ratio", "128"]
+    config = load_config({}, [*AUTO, *size, "--training.steps", str(steps), "--training.device", device])
+    acted, learned = decide(config)
+    assert learned.startswith(f"learner.compile, behaviour.actor_critic.learner.compile: {learning}")
+    assert acted.startswith(f"training.acting: {acting}")
+    mode = learning.partition(",")[0]
+    assert (config.learner.compile, config.behaviour.actor_critic.learner.compile) == (mode, mode)
+    assert config.training.acting == acting.partition(",")[0]
+    assert decide(config) == []
+
+
+def test_what_was_decided_is_said_and_kept(tmp_path: Any, capsys: Any) -> None:
+    run = train(TINY, AUTO, run=tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "learner.compile: off, because" in said and "training.acting: eager, because 40 decisions" in said
+    assert run.decided and not Run.load(run.folder).decided
+    fitted = load_fit_config({"learner": {"compile": "auto"}})
+    assert decide(fitted) == ["learner.compile: off, because a compiled update is no faster on a CPU"]
+
+
+def test_who_cannot_decide_says_so() -> None:
+    with pytest.raises(ValueError, match="auto is decided by whoever knows how long is learned"):
+        Learner(lambda: (torch.zeros(()), None), [torch.nn.Parameter(torch.zeros(1))], LearnerConfig(compile="auto"))
+    with pytest.raises(
+        ValueError, match=r"training\.acting: compiled is for actor-critics, not behaviour.name planner"
+    ):
+        load_config({"behaviour": {"name": "planner"}, "training": {"acting": "compiled"}})
+    config = load_config({"behaviour": {"name": "planner"}, "training": {"acting": "auto", "steps": 10**7}})
+    assert decide(config)[0].startswith("training.acting: eager")
+    with pytest.raises(ValueError, match=r"acting is eager, compiled or auto|'fast' is not one of"):
+        load_config({"training": {"acting": "fast"}})

@@ -1,0 +1,41 @@
+"""What `auto` stands for in a config, where something may be compiled: decided before a run begins, and kept in it."""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from training.config import DECIDE_AT_ONCE, Config
+from training.fit_config import FitConfig
+from worldmodel.compiling import choose_acting, choose_learning
+from worldmodel.learner import LearnerConfig
+
+
+def learners(section: Any, path: str = "") -> Iterator[tuple[str, LearnerConfig]]:
+    """Every learner of a config, with its place."""
+    for field in fields(section):
+        value, where = getattr(section, field.name), f"{path}{field.name}"
+        if isinstance(value, LearnerConfig):
+            yield where, value
+        elif is_dataclass(value):
+            yield from learners(value, f"{where}.")
+
+
+def decide(config: Config | FitConfig) -> list[str]:
+    """Replace every `auto` of a config; returns a line for each that says what was chosen, and why."""
+    said = []
+    if isinstance(config, FitConfig):
+        device, updates = config.fit.device, float(config.fit.updates)
+    else:
+        training, replay = config.training, config.replay
+        device, updates = training.device, training.steps * training.replay_ratio / (replay.batch_size * replay.window)
+        if training.acting == "auto":
+            decisions = training.steps / config.env.num_envs if config.behaviour.name in DECIDE_AT_ONCE else 0
+            training.acting, why = choose_acting(decisions)
+            said.append(f"training.acting: {training.acting}, because {why}")
+    undecided = {where: learner for where, learner in learners(config) if learner.compile == "auto"}
+    if undecided:
+        mode, why = choose_learning(device, updates)
+        for learner in undecided.values():
+            learner.compile = mode
+        said.append(f"{', '.join(f'{where}.compile' for where in undecided)}: {mode}, because {why}")
+    return said
