@@ -156,6 +156,23 @@ def _pixels() -> list[Curve]:
     return [Curve("Pendulum-v1-pixels", name, file, often, -250, (15000, -250)) for name, file in configs.items()]
 
 
+def _windows() -> list[Curve]:
+    """As many replayed steps an update in long windows and in short ones, which begin from nothing or from memory."""
+    often = ("--training.steps", "2500", "--evaluation.every", "250", "--logger.wandb", "disabled")
+    variants = {"64x16": (64, 16, "false"), "64x16-context": (64, 16, "true"), "16x64": (16, 64, "false")}
+    return [
+        Curve(
+            "Pendulum-v1",
+            name,
+            "configs/pendulum.yaml",
+            ("--replay.batch_size", str(count), "--replay.window", str(window), "--replay.context", context, *often),
+            -200,
+            (1500, -200),
+        )
+        for name, (count, window, context) in variants.items()
+    ]
+
+
 SUITES = {
     "classic": _classic(),
     "family": _family(),
@@ -166,6 +183,7 @@ SUITES = {
     "sparse": _sparse(),
     "sb3": _sb3(),
     "pixels": _pixels(),
+    "windows": _windows(),
 }
 
 
