@@ -42,7 +42,7 @@ def scan(
     Returns:
         The last carry, and every output stacked as (B, T, ...).
     """
-    if COMPILES.get():
+    if not torch.compiler.is_compiling() and COMPILES.get():
         step = torch.compile(step, dynamic=False)  # what was compiled before is found by the code of the step
     length = inputs[0].shape[1] if length is None else length
     slices = [tensor.unbind(1) for tensor in inputs]
