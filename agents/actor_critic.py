@@ -13,6 +13,7 @@ from agents.behaviour import Decision, Memory
 from agents.noise import PinkNoise, disturbed
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
+from worldmodel.coded import Features, detached, steps
 from worldmodel.imagination import rollout, starts
 from worldmodel.layers import MLP, LayerConfig
 from worldmodel.learner import Learner, LearnerConfig
@@ -179,14 +180,14 @@ class ActorCritic(nn.Module):
             control = disturbed(self.action_spec, control, self.config.action_noise)
         return Decision(control, memory, control.isfinite().all(-1))
 
-    def value(self, feature: Tensor) -> Tensor:
+    def value(self, feature: Features) -> Tensor:
         """(..., F) -> (...): what returns bootstrap from. Gradients reach the feature, and never a critic."""
         if self.config.bootstrap == "slow":
             return self.slow_critic.mean(feature).squeeze(-1)
         fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         return self.critic.output.mean(functional_call(self.critic, fixed, (feature,))).squeeze(-1)
 
-    def values(self, features: Tensor, judged: Tensor) -> Tensor:
+    def values(self, features: Features, judged: Tensor) -> Tensor:
         """(N, H + 1): of every imagined state (N, H + 1, F).
 
         Args:
@@ -195,7 +196,7 @@ class ActorCritic(nn.Module):
         """
         if self.pathwise or self.config.bootstrap == "slow":
             return self.value(features)
-        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(features[:, -1:])], 1)
+        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(steps(features, -1, None))], 1)
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """One update in imagination from replayed states (B, T, ...)."""
@@ -235,9 +236,9 @@ class ActorCritic(nn.Module):
         config, discount = self.config, self.config.discount / model.discount
         trajectory = self.imagine(model, starts)
         reward = trajectory.reward if self.reward is None else self.reward(trajectory)
-        feature = trajectory.features[:, :-1].detach().contiguous()  # a view with gaps is multiplied far more slowly
+        feature = steps(detached(trajectory.known), 0, -1)
         judged = self.critic(feature)
-        value = self.values(trajectory.features, judged.detach())
+        value = self.values(trajectory.known, judged.detach())
         returns = lambda_returns(reward, trajectory.cont, value, discount, config.lambda_)
         weight = arrival_weights(alive, trajectory.cont, discount)
         self.scale.update(returns.detach())
@@ -277,7 +278,7 @@ class ActorCritic(nn.Module):
         feature = replayed.feature[:, :-1].contiguous()
         return self.critic_loss(self.critic(feature), feature, returns) * (batch.mask * ~ends)[:, :-1]
 
-    def critic_loss(self, judged: Tensor, feature: Tensor, returns: Tensor) -> Tensor:
+    def critic_loss(self, judged: Tensor, feature: Features, returns: Tensor) -> Tensor:
         """(N, H): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3).
 
         Args:
@@ -293,11 +294,11 @@ class ActorCritic(nn.Module):
     def imagine(self, model: LatentModel, starts: State) -> Rollout:
         """Trajectories of the current policy; with gradients through the model where the actor learns from them."""
 
-        def policy(feature: Tensor) -> tuple[Tensor, Tensor]:
-            params = self.actor(feature.detach())
+        def policy(feature: Features) -> tuple[Tensor, Tensor]:
+            params = self.actor(detached(feature))
             return self.family.sample(params if self.pathwise else params.detach()), params
 
-        return rollout(model, starts, policy, self.config.horizon, through=self.pathwise)
+        return rollout(model, starts, policy, self.config.horizon, through=self.pathwise, coded=True)
 
     def actor_loss(self, trajectory: Rollout, returns: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H) loss and entropy.

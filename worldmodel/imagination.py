@@ -1,15 +1,17 @@
 """Imagined rollouts, with no observation: of given controls, or where policy and prior take turns."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from worldmodel.model import LatentModel
+from worldmodel.coded import Coded, Features, of_parts, parts
+from worldmodel.model import LatentModel, WorldModel
 from worldmodel.scan import scan
 from worldmodel.types import Batch, Rollout, State
 
-Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
+Policy = Callable[[Any], tuple[Tensor, Tensor]]
 """Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
 
 
@@ -43,28 +45,37 @@ def starts(states: State, batch: Batch, count: int = 0) -> tuple[State, Tensor]:
     return type(states)(*fields), alive
 
 
-def rollout(model: LatentModel, start: State, policy: Policy, horizon: int, through: bool = True) -> Rollout:
+def rollout(
+    model: LatentModel, start: State, policy: Policy, horizon: int, through: bool = True, coded: bool = False
+) -> Rollout:
     """Imagine `horizon` steps from filtered states (derivation Eq. 36).
 
     Args:
         start: s_0, each field (N, ...). A smoothed state would leak the future it was inferred from.
         policy: called with the features of s_0..s_{H-1}; gradients flow through what it returns.
         through: whether they also flow through the model, from one step to the next and to what it predicts.
+        coded: whether the policy takes :class:`Coded` features, which it is given where they are known to be such.
     Returns:
         H + 1 features and H controls, rewards and continuations; see :class:`Rollout` for their indices.
     """
     through = through and torch.is_grad_enabled()
+    look: Callable[[State], Features] = model.feature
+    first = look(start)
+    if coded and not through and isinstance(model, WorldModel):
+        first = model.coded(start, sampled=False)
+        look = model.coded if isinstance(first, Coded) else look
 
-    def step(carry: tuple[State, Tensor], _: tuple[Tensor, ...]) -> tuple[tuple[State, Tensor], tuple[Tensor, ...]]:
+    def step(carry: tuple[State, Features], _: tuple[Tensor, ...]) -> tuple[tuple[State, Features], tuple[Tensor, ...]]:
         state, feature = carry
         action, params = policy(feature)
         with torch.set_grad_enabled(through):
             state = model.imagine(state, action)
-            feature = model.feature(state)
-        return (state, feature), (feature, action, params)
+            feature = look(state)
+        return (state, feature), (action, params, *parts(feature))
 
-    first = model.feature(start)
-    _, (features, actions, params) = scan(step, (start, first), (), length=horizon)
+    _, (actions, params, *found) = scan(step, (start, first), (), length=horizon)
     with torch.set_grad_enabled(through):
-        outcome = model.predict(features, decode=False)
-    return Rollout(torch.cat([first.unsqueeze(1), features], 1), actions, params, outcome.reward, outcome.cont)
+        outcome = model.predict(cast(Tensor, of_parts(found, first)), decode=False)  # coded only for who codes them
+    every = [torch.cat([one.unsqueeze(1), more], 1) for one, more in zip(parts(first), found, strict=True)]
+    known = of_parts(every, first)
+    return Rollout(every[0], actions, params, *outcome[1:], known if isinstance(known, Coded) else None)

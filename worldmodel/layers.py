@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from worldmodel.coded import Coded, Features, linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -73,7 +75,7 @@ class MLP(nn.Sequential):
     The biases stand before the norms because a norm forgets the length of its input: without them an observation and
     its double would look the same. With `outputs=None` the last hidden layer is the result. `output_scale` shrinks
     the initial last layer; 0 makes the first prediction of every input the same (DreamerV3 starts reward and value
-    there). `linear`: the kind of that layer.
+    there). `kind`: the class of that layer.
     """
 
     def __init__(
@@ -84,18 +86,29 @@ class MLP(nn.Sequential):
         outputs: int | None = None,
         output_scale: float = 1.0,
         layer: LayerConfig | None = None,
-        linear: type[nn.Linear] = nn.Linear,
+        kind: type[nn.Linear] = nn.Linear,
     ) -> None:
         layer, modules = layer or LayerConfig(), list[nn.Module]()
         for width in [inputs] + [hidden] * (layers - 1) if layers else []:
             modules += [nn.Linear(width, hidden), *layer.after(hidden)]
         if outputs is not None:
-            last = linear(hidden if layers else inputs, outputs)
+            last = kind(hidden if layers else inputs, outputs)
             with torch.no_grad():
                 last.weight.mul_(output_scale)
                 last.bias.zero_()
             modules.append(last)
         super().__init__(*modules)
+
+    def forward(self, x: Features) -> Tensor:
+        if not isinstance(x, Coded):
+            return cast(Tensor, super().forward(x))
+        first, *others = self
+        if type(first) is not nn.Linear:  # a single layer to logits
+            return self(x.values)
+        y = linear(x, first.weight, first.bias)
+        for module in others:
+            y = module(y)
+        return y
 
 
 class PosteriorNet(nn.Module):

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from worldmodel.coded import Features, dense
 from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
 from worldmodel.images import ImageDecoder, Pixels
@@ -298,10 +299,21 @@ class WorldModel(nn.Module):
         """s_t -> (..., F)."""
         return self.dynamics.feature(state)
 
-    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
+    def coded(self, state: State, sampled: bool = True) -> Features:
+        """As :meth:`feature`, beside the classes of one-hot latents where layers gain by them: eager, on a CPU.
+
+        Args:
+            sampled: whether z_t is known to be a sample, as that of every imagined state is; else it is looked at.
+        """
+        feature = self.feature(state)
+        if feature.requires_grad or feature.device.type != "cpu" or torch.compiler.is_compiling():
+            return feature
+        return self.dynamics.coded(state, feature, sampled)
+
+    def predict(self, feature: Features, decode: bool = True) -> Prediction:
         """(..., F) -> means of the reward, the continuation and, if `decode`, every observation key."""
         obs = {key: head.mean(feature) for key, head in self._decoders()} if decode else {}
-        ones = torch.ones_like(feature[..., 0])
+        ones = torch.ones_like(dense(feature)[..., 0])
         reward = torch.zeros_like(ones) if self.reward is None else self.reward.mean(feature).squeeze(-1)
         cont = ones if self.cont is None else self.cont.mean(feature).squeeze(-1)
         return Prediction(obs, reward, cont)

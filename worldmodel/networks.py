@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from worldmodel.coded import Features
 from worldmodel.images import ImageEncoder
 from worldmodel.layers import MLP, LayerConfig
 from worldmodel.outputs import Output, Standardise, symlog
@@ -137,7 +138,7 @@ class Head(nn.Module):
         """With a multi-layer perceptron."""
         return Head(MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer, output.linear), output)
 
-    def forward(self, feature: Tensor) -> Tensor:
+    def forward(self, feature: Features) -> Tensor:
         return self.net(feature)
 
     @property
@@ -149,14 +150,14 @@ class Head(nn.Module):
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
         self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None, complete)
 
-    def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
+    def log_prob(self, feature: Features, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""
         return self.output.log_prob(self.net(feature), value)
 
-    def sample(self, feature: Tensor) -> Tensor:
+    def sample(self, feature: Features) -> Tensor:
         """(..., F) -> a draw as an encoder takes it; see :class:`worldmodel.outputs.Output`."""
         return self.output.sample(self.net(feature))
 
-    def mean(self, feature: Tensor) -> Tensor:
+    def mean(self, feature: Features) -> Tensor:
         """(..., F) -> (..., width)."""
         return self.output.mean(self.net(feature))

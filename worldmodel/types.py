@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldmodel.coded import Coded, Features
+
 State = Any
 """A member's latent state: a NamedTuple of tensors whose leading dimensions are (B,) or (B, T)."""
 
@@ -108,3 +110,9 @@ class Rollout(NamedTuple):
     policy: Tensor  # (N, H, P): parameters of the policy that drew actions[:, h] at s_h
     reward: Tensor  # (N, H): reward[:, h] is received on arriving at s_{h+1}
     cont: Tensor  # (N, H): cont[:, h] is the probability that the return goes on after s_{h+1}
+    coded: Coded | None = None  # the features, where it is known which classes they are codes of
+
+    @property
+    def known(self) -> Features:
+        """The features, and all that is known of them."""
+        return self.features if self.coded is None else self.coded

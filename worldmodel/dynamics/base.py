@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from worldmodel.coded import Features
 from worldmodel.distributions import LatentFamily
 from worldmodel.scan import scan
 from worldmodel.types import Inference, State, restart
@@ -63,6 +64,14 @@ class SequentialVAE(nn.Module, ABC):
     @abstractmethod
     def feature(self, state: State) -> Tensor:
         """s_t -> what the heads and behaviours read, (..., F)."""
+
+    def coded(self, state: State, feature: Tensor, sampled: bool) -> Features:
+        """A feature beside what is known of it, where it ends in one-hot codes.
+
+        Args:
+            sampled: whether z_t is known to be a sample; else it is looked at.
+        """
+        return feature
 
     @abstractmethod
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:

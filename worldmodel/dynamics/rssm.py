@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.distributions import LatentFamily
+from worldmodel.coded import Coded, Features, are_codes, ones
+from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.layers import MLP, LayerConfig, PosteriorNet
 from worldmodel.limits import LAYERS, at_most
@@ -107,6 +108,12 @@ class RSSM(SequentialVAE):
 
     def feature(self, state: RSSMState) -> Tensor:
         return torch.cat([state.deter, state.latent], -1)
+
+    def coded(self, state: RSSMState, feature: Tensor, sampled: bool) -> Features:
+        latent = self.latent
+        if not isinstance(latent, OneHot) or not (sampled or are_codes(state.latent, latent.classes)):
+            return feature
+        return Coded(feature, ones(state.latent, latent.classes), latent.size)
 
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         return self.posterior_net.share(embed)

@@ -1,0 +1,149 @@
+"""Sums of columns are the products with one-hot codes, in value and gradient, and nothing else is taken for a code."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from agents import ActorCritic, ActorCriticConfig
+from worldmodel import coded
+from worldmodel.coded import Coded, are_codes, linear, ones, steps
+from worldmodel.distributions import LatentConfig
+from worldmodel.dynamics import DynamicsConfig
+from worldmodel.dynamics.rssm import RSSMConfig
+from worldmodel.imagination import rollout
+from worldmodel.layers import MLP, Logits
+from worldmodel.model import ModelConfig, WorldModel
+from worldmodel.spaces import ActionSpec, ObservationSpec
+
+GROUPS, CLASSES, BEFORE = 3, 5, 4
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it does not pay."""
+    monkeypatch.setattr(coded, "LEAST", 0)
+
+
+def drawn(*shape: int) -> Coded:
+    codes = F.one_hot(torch.randint(CLASSES, (*shape, GROUPS)), CLASSES).flatten(-2).float()
+    return Coded(torch.cat([torch.randn(*shape, BEFORE), codes], -1), ones(codes, CLASSES), codes.shape[-1])
+
+
+def test_a_sum_of_columns_is_the_product() -> None:
+    features = drawn(6, 7)
+    weight = torch.randn(9, features.values.shape[-1], requires_grad=True)
+    bias = torch.randn(9, requires_grad=True)
+    outer = torch.randn(6, 7, 9)
+    results = []
+    for given in (features, features.values):
+        out = linear(given, weight, bias)
+        results.append([out, *torch.autograd.grad((out.sin() * outer).sum(), (weight, bias))])
+    torch.testing.assert_close(results[0], results[1])
+    assert results[0][0].grad_fn is not None and "SumOfColumns" in results[0][0].grad_fn.name()
+    assert torch.equal(linear(features, weight.detach(), bias.detach()), results[0][0])
+
+
+def test_gradients_that_must_reach_the_features_do() -> None:
+    features = drawn(5)
+    values = features.values.requires_grad_()
+    weight = torch.randn(2, values.shape[-1])
+    (gradient,) = torch.autograd.grad(linear(features, weight, torch.zeros(2)).sum(), values)
+    torch.testing.assert_close(gradient, weight.sum(0).expand(5, -1))
+
+
+@pytest.mark.parametrize("hidden_layers", [0, 1, 2])
+def test_a_perceptron_takes_either(hidden_layers: int) -> None:
+    features = drawn(4, 2)
+    net = MLP(BEFORE + GROUPS * CLASSES, 8, hidden_layers, 5, kind=Logits)
+    torch.testing.assert_close(net(features), net(features.values))
+
+
+def test_which_entries_are_ones() -> None:
+    codes = torch.tensor([[0.0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 1, 0]])
+    assert ones(codes, 3).tolist() == [[1, 5], [0, 4]]
+    some = drawn(3, 6)
+    part = steps(some, -2, None)
+    assert isinstance(part, Coded) and part.values.is_contiguous()
+    assert torch.equal(part.values, some.values[:, -2:]) and torch.equal(part.ones, some.ones[:, -2:])
+
+
+@pytest.mark.parametrize(
+    ("group", "is_code"),
+    [
+        ([0.0, 1, 0], True),
+        ([0.0, 0, 0], False),
+        ([1.0, 1, -1], False),
+        ([2 / 3, 2 / 3, -1 / 3], False),
+        ([0.0, 2, 0], False),
+        ([0.5, 0.5, 0], False),
+        ([1.0, 1e-6, 0], False),
+        ([float("nan"), 1, 0], False),
+    ],
+)
+def test_what_is_a_code(group: list[float], is_code: bool) -> None:
+    assert are_codes(torch.tensor([[0, 0, 1, *group]]), 3) == is_code
+
+
+def built(family: Any) -> WorldModel:
+    torch.manual_seed(0)
+    sizes = DynamicsConfig("rssm", rssm=RSSMConfig(deter=8, hidden=8))
+    latent = LatentConfig(family, size=6, groups=3, classes=4)
+    config = ModelConfig(sizes, latent, hidden=8, encoder_layers=1, head_layers=1)
+    model = WorldModel.build(config, {"x": ObservationSpec((2,))}, ActionSpec((1,), (3,)))
+    for head in (model.reward, model.cont):
+        assert head is not None
+        nn.init.normal_(head.last.weight)  # the first begins at zero
+    return model
+
+
+@pytest.mark.parametrize(
+    ("family", "begun", "known"), [("onehot", True, True), ("onehot", False, False), ("gaussian", True, False)]
+)
+def test_imagination_is_the_same(family: Any, begun: bool, known: bool) -> None:
+    """From states that were sampled; an initial one, whose z is zero, is no code, and neither is a Gaussian one."""
+    model = built(family)
+    start = model.initial(7)
+    if begun:
+        with torch.no_grad():
+            start = model.imagine(start, torch.eye(3)[torch.arange(7) % 3])
+    weight, seen = torch.randn(3, model.feature_size), list[type]()
+
+    def policy(features: Any) -> tuple[Tensor, Tensor]:
+        seen.append(type(features))
+        params = linear(features, weight, torch.zeros(3))
+        return F.one_hot(params.argmax(-1), 3).float(), params
+
+    found = []
+    for asked in (True, False):
+        torch.manual_seed(4)
+        found.append(rollout(model, start, policy, 5, through=False, coded=asked))
+    assert seen == [Coded if known else Tensor] * 5 + [Tensor] * 5
+    assert (found[0].coded is not None) == known and found[1].coded is None
+    for one, other in zip(found[0][:-1], found[1][:-1], strict=True):
+        torch.testing.assert_close(one, other)
+    if known:
+        assert found[0].coded is not None and found[0].known is found[0].coded
+        values, which, width = found[0].coded
+        assert torch.equal(values, found[0].features)
+        assert torch.equal(which, ones(values[..., -width:], 4))
+
+
+@pytest.mark.parametrize("bootstrap", ["own", "slow"])
+def test_actor_and_critic_learn_the_same(bootstrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, results = built("onehot"), []
+    with torch.no_grad():
+        start = model.imagine(model.initial(6), torch.eye(3)[torch.arange(6) % 3])
+    config = ActorCriticConfig(hidden=8, horizon=4, bootstrap=bootstrap, value_output="twohot", slow_regulariser=1.0)
+    for codes in (True, False):
+        if not codes:
+            monkeypatch.setattr(WorldModel, "coded", lambda self, state, sampled=True: self.feature(state))
+        torch.manual_seed(1)
+        learner = ActorCritic(config, model.feature_size, ActionSpec((1,), (3,)))
+        nn.init.normal_(learner.critic.last.weight)  # it begins at zero
+        torch.manual_seed(2)
+        loss, metrics = learner.loss(model, start, torch.ones(6))
+        results.append([loss, *metrics.values(), *torch.autograd.grad(loss, learner.trained)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
