@@ -4,7 +4,7 @@
 
 A decision is `Agent.predict`: observations of N environments as NumPy arrays, one step of the filter, the policy, and
 its actions as NumPy arrays, on one thread; of the model of size S in benchmarks/update_ours.py, and of the defaults
-(configs/pendulum.yaml). `seconds` is the median of many.
+(configs/pendulum.yaml), eager and compiled (`training.acting`). `seconds` is the median of many.
 
 `help` is `worldmodel --help` as a process, `first update` the time from the start of the process of `worldmodel train
 configs/pendulum.yaml` to the end of its first update, imports and 200 recorded steps included: medians of five.
@@ -53,12 +53,12 @@ def median(action: Callable[[], object], count: int) -> float:
     return statistics.median(taken)
 
 
-def agent(path: str, changes: dict[str, object]) -> Agent:
+def agent(path: str, changes: dict[str, object], compile: bool = False) -> Agent:
     """An untrained one."""
     config = load_config(path, (), **changes)
     specs, action = {"observation": ObservationSpec((3,))}, ActionSpec((1,), low=(-1.0,), high=(1.0,))
     model = WorldModel.build(config.model, specs, action)
-    return Agent(model, ActorCritic(config.behaviour.actor_critic, model.feature_size, action), specs, action)
+    return Agent(model, ActorCritic(config.behaviour.actor_critic, model.feature_size, action), specs, action, compile)
 
 
 def decision(agent: Agent, count: int) -> float:
@@ -85,8 +85,9 @@ def main() -> None:
     keep_memory()
     subjects = {"S": SIZES["S"], "pendulum": ("configs/pendulum.yaml", {})}
     rows = [
-        (f"decision, {name}", count, decision(agent(*subject), count))
+        (f"decision, {name}{', compiled' * compiled}", count, decision(agent(*subject, compiled), count))
         for name, subject in subjects.items()
+        for compiled in (False, True)
         for count in (1, 64)
     ]
     rows.append(("help", "", median(command("-m", "worldmodel", "--help"), 5)))

@@ -202,7 +202,6 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    torch.set_flush_denormal(True)
     keep_memory()
     path, changes = SIZES[options.size]
     if options.width:

@@ -33,6 +33,13 @@ class Places(NamedTuple):
     seam: np.ndarray  # (B, T) bool: the oldest step of its ring, what came before it is forgotten
 
 
+def moved(rows: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """A copy on the device; to a GPU by way of pinned memory, so that the next batch is drawn while it computes."""
+    if torch.device(device).type == "cuda":
+        return rows.pin_memory().to(device, non_blocking=True)
+    return rows.to(device)
+
+
 class SequenceReplay:
     """Stores arrivals and samples batches of windows.
 
@@ -237,7 +244,7 @@ class SequenceReplay:
             rows = self.storage.take(name, env, slot)
             if at_seam is not None:
                 rows[seam] = at_seam
-            return torch.from_numpy(rows).to(device)
+            return moved(torch.from_numpy(rows), device)
 
         obs = {key: tensor(OBS + key) for key in (self.keys if keys is None else keys)}
         reward = tensor("reward", 0)
