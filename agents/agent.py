@@ -46,7 +46,7 @@ class Agent:
     ) -> None:
         self.model, self.behaviour = model, behaviour
         self.obs_specs, self.action_spec = obs_specs, action_spec
-        self.step = compiled(self.act, "training.acting", dynamic=False) if compile else self.act
+        self._act = compiled(self.act, "training.acting", dynamic=False) if compile else self.act
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +94,7 @@ class Agent:
         count = len(next(iter(obs.values())))
         first = np.full(count, state is None) if episode_start is None or state is None else np.asarray(episode_start)
         is_first = torch.from_numpy(np.broadcast_to(first, count).astype(bool)).to(device)
-        state = self.step(self.initial(count) if state is None else state, obs, is_first, deterministic)
+        state = self._act(self.initial(count) if state is None else state, obs, is_first, deterministic)
         actions = self.action_spec.decode(state.control.cpu().numpy())
         return (actions[0] if single else actions), state
 

@@ -4,7 +4,7 @@
     python benchmarks/update.py --sizes S M --threads 1 2 --peers peers/bin/python --out results/update_peers.csv
     python benchmarks/update.py --sizes S --pixels --peers peers/bin/python --out results/update_pixels.csv
     python benchmarks/update.py --sizes S --busy --out results/update_busy.csv
-    python benchmarks/update.py --device cuda --sizes V3-12m --compile off update --out results/update_cuda.csv
+    python benchmarks/update.py --device cuda --sizes V3-12m --compile off step update --out results/update_cuda.csv
 
 An update is all of one: batch 16 x 64, model, 15 steps imagined from each of the 1,024 states, actor and critic, their
 gradients, clipping, optimiser (see benchmarks/update_ours.py; the others: benchmarks/update_peers.py, which says how
