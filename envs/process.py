@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector.utils import iterate
 
 from envs.faults import EnvironmentFault, described
 
@@ -42,6 +44,7 @@ class ProcessEnv(gym.Env[Any, Any]):
 
     def __init__(self, factory: Callable[[], gym.Env[Any, Any]], timeout: float) -> None:
         self.timeout = timeout
+        self.begun: Any = None  # the action of a step that is being taken
         try:
             pickle.dumps(factory)
         except Exception as error:  # of whatever the environment is given
@@ -63,12 +66,27 @@ class ProcessEnv(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self._ask("reset", seed, options)
 
+    def begin(self, action: Any) -> None:
+        """Let the step be taken, while its owner does other things, that :meth:`step` is asked for next."""
+        with suppress(OSError):  # of a process that has died, of which `step` will tell
+            self.connection.send(("step", (action,)))
+            self.begun = action
+
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return self._ask("step", action)
+        if self.begun is None:
+            return self._ask("step", action)
+        if not np.array_equal(action, self.begun):
+            raise ValueError(f"a step with action {self.begun} has begun, and one with {action} is asked for")
+        self.begun = None
+        return self._answer("step", self.timeout)
 
     def _ask(self, what: str, *given: Any) -> Any:
         if self.connection.closed:
             raise EnvironmentFault("the environment has been closed: make a new one")
+        if self.begun is not None:  # and nobody wants to know how it ended
+            self.begun = None
+            with suppress(EnvironmentFault):
+                self._answer("step", self.timeout)
         try:
             self.connection.send((what, given))
         except OSError:
@@ -105,6 +123,15 @@ class ProcessEnv(gym.Env[Any, Any]):
     def close(self) -> None:
         """Let the environment close, and its process end; one that does not in time is ended."""
         self._end()
+
+
+def begin(envs: SyncVectorEnv, actions: Any) -> None:
+    """Let environments that have processes of their own begin the step that `envs.step(actions)` is asked for next."""
+    for env, action in zip(envs.envs, iterate(envs.action_space, actions), strict=True):
+        while isinstance(env, gym.Wrapper):
+            env = env.env
+        if isinstance(env, ProcessEnv):
+            env.begin(action)
 
 
 def ended(process: BaseProcess, connection: Connection, patience: float) -> None:

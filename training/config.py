@@ -73,6 +73,7 @@ class TrainingConfig:
     pretrain: int = 50  # updates on the prefill before the policy acts for the first time
     joint: bool = False  # one loss and one optimiser, `learner`, for model and actor-critic (DreamerV3)
     acting: Literal["eager", "compiled", "auto"] = "eager"  # decisions, by torch.compile: half a minute to build
+    overlap: bool = False  # updates while environments in processes of their own, env.timeout, take the next step
     threads: int = 1  # of torch; more fight with every other busy process, environments included
     device: str = "cpu"
     log_every: int = 100  # environment steps between two rows of metrics
@@ -125,6 +126,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.training.joint and self.behaviour.name != "actor_critic":
             raise ValueError(f"training.joint is for behaviour.name actor_critic, not {self.behaviour.name}")
+        if self.training.overlap and self.env.timeout is None:
+            raise ValueError(
+                "training.overlap is for environments in processes of their own: set env.timeout, the seconds that a "
+                "step may take, or overlap to false"
+            )
         if self.training.acting == "compiled" and self.behaviour.name not in DECIDE_AT_ONCE:
             raise ValueError(
                 f"training.acting: compiled is for actor-critics, not behaviour.name {self.behaviour.name}; the search "

@@ -9,6 +9,7 @@ import torch
 from agents import Agent, AgentState
 from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
 from envs.faults import reported
+from envs.process import begin
 
 VECTOR = 32  # episodes run side by side
 TINY = 1e-6  # what counts as a return of 0
@@ -104,6 +105,7 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
             first = first or state
             if unsound is None and (running & ~state.sound.cpu().numpy()).any():
                 unsound = int(length.max()) + 1
+            begin(envs, actions)  # side by side, those that have processes of their own
             observation, reward, terminated, truncated, infos = envs.step(actions)
             found = _faults(infos.get("final_info", {}), count)
             faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]

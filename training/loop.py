@@ -2,12 +2,13 @@
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from agents import Behaviour
 from training.evaluation import Evaluation, evaluate
 from training.faults import LearningFaults
 from training.imagine import MEDIA, ImagineConfig, imagine
@@ -66,19 +67,19 @@ class Loop:
         per_step = config.replay_ratio / (replay.batch_size * replay.window)
         if self.evaluation_due:
             self.evaluate()
+        few = 1 + per_step * self.trainer.envs.num_envs  # updates, more than a step pays for: not those of the prefill
         while goes_on:
-            while self.due >= 1 and not self.interrupt.asked:
+            if config.overlap and self.due < few and self.steps < until and not self.interrupt.asked:
+                self.acts(self.trainer.decide)
+            while self.due >= 1 and (self.trainer.pending is not None or not self.interrupt.asked):
                 self.due -= 1
                 self.learn()
                 self.progress.update(self.steps, **self.shown)
             before = self.steps
-            if before >= until or self.interrupt.asked:
+            if before >= until or (self.interrupt.asked and self.trainer.pending is None):
                 break
             unsound = self.trainer.unsound
-            try:
-                self.trainer.collect(self.trainer.run.behaviour)
-            except FloatingPointError as error:  # an action, of weights that are finite
-                self.faults.restore(str(error))
+            if not self.acts(self.trainer.collect):
                 continue
             if self.trainer.unsound > unsound == 0:
                 self.progress.note(f"{self.steps:>7} steps: {UNSOUND}")
@@ -89,6 +90,15 @@ class Loop:
         if self.averages.counts and not self.interrupt.asked:  # what the last steps paid for, or the prefill
             self.log()
         return goes_on and not self.interrupt.asked
+
+    def acts(self, what: Callable[[Behaviour], None]) -> bool:
+        """Let the behaviour do it; where its actions are not finite, though the weights are, older ones return."""
+        try:
+            what(self.trainer.run.behaviour)
+        except FloatingPointError as error:
+            self.faults.restore(str(error))
+            return False
+        return True
 
     def learn(self) -> None:
         """One update; what it measured, unless it was skipped."""

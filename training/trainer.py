@@ -14,6 +14,7 @@ from agents import ActorCritic, Agent, AgentState, Behaviour, Plan2Explore, Rand
 from envs import Episode, RecordTrajectories, RepeatableEpisodes, make_vector
 from envs.episodes import episode_seed
 from envs.faults import named
+from envs.process import begin
 from training.run import Run
 from training.tree import shaped
 from worldmodel.images import ENOUGH
@@ -106,6 +107,7 @@ class Trainer:
         self.last: Update | None = None
         self.unsound = 0  # decisions on predictions that were not finite
         self.acting: AgentState | None = None
+        self.pending: tuple[np.ndarray, AgentState] | None = None  # actions that are being carried out
         self.ended: list[Episode] = []  # episodes that ended in the last step
         self.failures: list[str] = []  # what went wrong in environments in the last step
         self.reward = np.zeros(self.envs.num_envs)  # of the last step
@@ -117,17 +119,26 @@ class Trainer:
         else:
             self._load_state(state)
 
-    def collect(self, behaviour: Behaviour) -> None:
-        """One step of every environment, recorded."""
+    def decide(self, behaviour: Behaviour) -> None:
+        """Choose the actions of the next step, which environments in processes of their own begin at once."""
         if isinstance(behaviour, Plan2Explore):
             behaviour.begin_step(self.envs.steps)
         if self.agent is None or self.agent.behaviour is not behaviour:
             self.agent = self.acted_by(behaviour)
         self.doing = "acting"
-        actions, self.acting = self.agent.predict(self.observation, self.acting, self.start)
+        actions, acting = self.agent.predict(self.observation, self.acting, self.start)
         self.doing = "nothing"
         if not np.isfinite(actions).all():
             raise diverged(self.run.env_steps, "an action")
+        begin(cast(SyncVectorEnv, self.envs.unwrapped), actions)
+        self.pending = actions, acting
+
+    def collect(self, behaviour: Behaviour) -> None:
+        """One step of every environment, recorded; its actions may have been decided before."""
+        if self.pending is None:
+            self.decide(behaviour)
+        assert self.pending is not None
+        (actions, self.acting), self.pending = self.pending, None
         self.unsound += int((~self.acting.sound).sum())
         if self.config.replay.context:
             latent = type(self.acting.latent)(*(field.unsqueeze(1) for field in self.acting.latent))
@@ -147,6 +158,7 @@ class Trainer:
 
     def begin_episodes(self) -> None:
         """Let every environment begin a new episode: someone else has stepped it."""
+        self.pending = None
         self.observation, _ = self.envs.reset()
         self.start, self.acting = np.ones(self.envs.num_envs, bool), None
 

@@ -12,8 +12,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from envs import EnvConfig, EnvironmentFault, ProcessEnv, RepeatableEpisodes, make
+from envs.process import begin
 from worldmodel.shadow import HOME
 
 ACTION = np.zeros(1, np.float32)
@@ -54,6 +56,56 @@ def test_the_same_episodes_bit_for_bit(env_id: str) -> None:
     assert isinstance(here, RepeatableEpisodes) and isinstance(there, RepeatableEpisodes)
     np.testing.assert_array_equal(there.go_to(here.position()), there.go_to(there.position()))
     there.close()
+
+
+def test_steps_that_were_begun_before_are_the_same() -> None:
+    """In a vector of them, and with others among them that have no process."""
+    results = []
+    for ahead in (False, True):
+        factories = [
+            partial(make, EnvConfig(timeout=timeout), 0, training=True) for timeout in (PATIENT, None, PATIENT)
+        ]
+        envs = SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
+        found = [envs.reset(seed=4)[0]]
+        for step in range(210):
+            actions = np.random.default_rng(step).uniform(-2, 2, (3, 1)).astype(np.float32)
+            if ahead:
+                begin(envs, actions)
+                assert [env.unwrapped.begun is not None for env in envs.envs[::2]] == [True, True]  # type: ignore[attr-defined]
+            found.append(envs.step(actions)[0])
+        envs.close()
+        results.append(np.stack(found))
+    np.testing.assert_array_equal(*results)
+
+
+def test_a_step_that_was_begun_and_is_not_wanted(failing: Any) -> None:
+    env = ProcessEnv(failing.Failing, PATIENT)
+    first, _ = env.reset(seed=1)
+    env.begin(ACTION)
+    again, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(first["x"], again["x"])
+    env.begin(ACTION)
+    with pytest.raises(ValueError, match=r"has begun, and one with \[1\.\]"):
+        env.step(ACTION + 1)
+    env.close()
+
+
+@linux
+@pytest.mark.parametrize("how", ["sleep", "kill", "exception"])
+def test_what_fails_in_a_step_that_was_begun_is_told_when_it_is_asked_for(how: str, failing: Any) -> None:
+    env = ProcessEnv(partial(failing.Failing, how, 1, seeds=[2]), TIMEOUT if how == "sleep" else PATIENT)
+    env.reset(seed=2)
+    env.begin(ACTION)
+    time.sleep(0.2)
+    with pytest.raises(EnvironmentFault):
+        env.step(ACTION)
+    env.begin(ACTION)
+    if how == "exception":  # the process answers on
+        assert np.isfinite(env.step(ACTION)[1])
+    else:
+        with pytest.raises(EnvironmentFault, match="closed"):
+            env.step(ACTION)
+    env.close()
 
 
 @linux

@@ -73,6 +73,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
             },
         }
     },
+    "overlap": {
+        "env": {**TINY["env"], "timeout": 60.0},
+        "training": {**TINY["training"], "overlap": True, "replay_ratio": 9, "pretrain": 6},
+    },
     "pixels": {
         "env": {"id": "Pendulum-v1", "time_limit": 30, "pixels": True, "image_size": 32},
         "model": {**TINY["model"], "image_depth": 2},
@@ -148,6 +152,33 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     assert main(["train", "--resume", str(folder)]) == 0
     assert "goes on at" in capsys.readouterr().err
     assert_same_run(whole, folder)
+
+
+def test_a_run_that_is_asked_to_stop_while_its_environments_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """The updates of that step are made and the step is recorded: otherwise they would be made of other rows."""
+    config = {**TINY, **VARIANTS["overlap"]}
+    update, seen = loops.Trainer.update, []
+
+    def asks(trainer: Any) -> Any:
+        seen.append((trainer.envs.steps, trainer.pending is not None))
+        if trainer.envs.steps >= 33 and trainer.pending is not None and armed:
+            os.kill(os.getpid(), signal.SIGTERM)
+            armed.clear()
+        return update(trainer)
+
+    armed: list[bool] = []
+    monkeypatch.setattr(loops.Trainer, "update", asks)
+    whole = train(config, run=tmp_path / "whole", seed=5).folder
+    assert [overlapped for _, overlapped in seen] == [20 < step < 100 for step, _ in seen]  # not of the prefill
+    assert len(seen) > 60
+    armed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, run=tmp_path / "stopped", seed=5)
+    assert 33 < Run.load(tmp_path / "stopped").env_steps < 40
+    resume(tmp_path / "stopped")
+    assert_same_run(whole, tmp_path / "stopped")
 
 
 def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: Path, capsys: Any) -> None:
