@@ -20,7 +20,6 @@ class ExplorationConfig:
 
     steps: int | None = None  # environment steps of exploration, then it acts for the task (few-shot); null: all
     weight: float = 1.0  # of the disagreement, in the explorer's reward
-    centred: bool = False  # less its mean: the unknown is no reason to stay alive, nor to keep away from a goal
     task: float = 0.0  # of the predicted reward, in the explorer's
     separate: bool = True  # whether another actor learns the task alone; false: the explorer is evaluated as well
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
@@ -58,8 +57,6 @@ class Plan2Explore(nn.Module):
     def intrinsic(self, rollout: Rollout) -> Tensor:
         """(N, H): the explorer's reward."""
         disagreement = self.disagreement.spread(rollout.features[:, :-1], rollout.actions)
-        if self.config.centred:
-            disagreement = disagreement - disagreement.detach().mean()
         return self.config.weight * disagreement + self.config.task * rollout.reward
 
     def begin_step(self, steps: int) -> None:
