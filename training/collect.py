@@ -8,6 +8,7 @@ from envs import RecordTrajectories, action_spec, make_vector, observation_specs
 from training.config import Config
 from training.folder import check_writable
 from training.progress import Progress
+from worldmodel.images import stages
 from worldmodel.limits import check_memory
 from worldmodel.replay import SequenceReplay
 from worldmodel.storage import arrival_columns, row_bytes
@@ -35,6 +36,9 @@ def collect(config: Config, steps: int, out: Path) -> int:
         raise ValueError(f"{out} exists: give --out a new file")
     envs = make_vector(config.env, training=True)
     specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
+    for spec in specs.values():
+        if spec.image:
+            stages(spec.shape)  # refuses what no model could learn from
     capacity = 2 * steps + 2 * envs.num_envs  # an episode of one step is two rows
     check_memory(steps * row_bytes(arrival_columns(specs, control)), "that many steps", "lower --steps")
     replay = SequenceReplay(specs, control, envs.num_envs, capacity)
@@ -48,6 +52,8 @@ def collect(config: Config, steps: int, out: Path) -> int:
                 for failure in recorded.pop_failures():
                     progress.note(f"{recorded.steps:>7} steps: {failure}")
                 progress.update(recorded.steps)
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"; {len(replay)} rows are in {out}") from interrupt
     finally:
         replay.save(out)
         recorded.close()

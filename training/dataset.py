@@ -165,7 +165,7 @@ def control_units(dataset: Dataset) -> Standardise:
 def matching(other: Dataset, specs: ObservationSpecs, control_width: int, part: str) -> Dataset:
     """`other` under the observation keys and classes of the training data.
 
-    Keys are matched by name where the names are the same, else by their order.
+    Keys are matched by name where the names are the same, else by their order, which says nothing of pictures.
 
     Raises:
         ValueError: if it holds other widths, kinds or classes; `part` and a file are named.
@@ -173,8 +173,10 @@ def matching(other: Dataset, specs: ObservationSpecs, control_width: int, part: 
     where = f"{part}: {other.names[0]}"
     keys = list(specs if specs.keys() == other.obs_specs.keys() else other.obs_specs)
     theirs = {key: other.obs_specs[key] for key in keys}
-    if [_kind(spec) for spec in theirs.values()] != [_kind(spec) for spec in specs.values()]:
-        raise ValueError(f"{where}: observes {_described(theirs)}, the training data {_described(specs)}")
+    filmed = any(spec.image for spec in (*specs.values(), *theirs.values()))
+    if (filmed and theirs.keys() != specs.keys()) or [*map(_kind, theirs.values())] != [*map(_kind, specs.values())]:
+        remedy = ": record it from the same environment, with the same env.image_size and env.grey" if filmed else ""
+        raise ValueError(f"{where}: observes {_described(theirs)}, the training data {_described(specs)}{remedy}")
     if other.control_width != control_width:
         raise ValueError(f"{where}: {other.control_width} controls, the training data has {control_width}")
     for (key, ours), spec in zip(specs.items(), theirs.values(), strict=True):
@@ -184,10 +186,15 @@ def matching(other: Dataset, specs: ObservationSpecs, control_width: int, part: 
     return replace(other, obs_specs=specs, rows=other.rows._replace(obs=obs))
 
 
-def _kind(spec: ObservationSpec) -> tuple[int, bool]:
-    return spec.width, bool(spec.classes)
+def _kind(spec: ObservationSpec) -> tuple[int | tuple[int, ...], bool]:
+    return spec.shape if spec.image else spec.width, bool(spec.classes)
 
 
 def _described(specs: ObservationSpecs) -> str:
-    kinds = ((key, spec.width, "discrete " if spec.classes else "") for key, spec in specs.items())
-    return ", ".join(f"'{key}' ({width} {kind}values)" for key, width, kind in kinds)
+    return ", ".join(f"'{key}' ({_what(spec)})" for key, spec in specs.items())
+
+
+def _what(spec: ObservationSpec) -> str:
+    if spec.image:
+        return f"pictures of {' x '.join(map(str, spec.shape))}"
+    return f"{spec.width} {'discrete ' if spec.classes else ''}values"

@@ -15,6 +15,7 @@ from worldmodel.storage import row_bytes
 
 ROWS, REPLAY = Path("replay"), Path("replay/replay.npz")  # in a run folder: a replay on the disk, or one in memory
 MINARI = "minari:"
+COPIES = 4  # of rows that are in the memory at once while they become a dataset
 
 
 def read(source: DataConfig) -> Dataset:
@@ -60,7 +61,7 @@ def read_rows(folder: Path) -> dict[str, np.ndarray]:
     columns, num_envs, _ = read_manifest(folder)
     disk = Disk.open(folder, columns, num_envs)
     rows = num_envs * int(disk.stored.max(initial=0))
-    check_memory(rows * row_bytes(columns), f"the rows of {folder}", "give a shorter recording")
+    check_memory(COPIES * rows * row_bytes(columns), f"the rows of {folder}", "give a shorter recording")
     return all_rows(disk)
 
 

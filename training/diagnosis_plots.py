@@ -28,7 +28,7 @@ def draw(diagnosis: Diagnosis, judged: dict[str, str], folder: Path) -> list[str
     figures = {"latent": latent_figure}
     moving = [outlook for outlook in diagnosis.outlooks.values() if bool((outlook.scale > 0).any())]
     if moving:
-        figures |= {"open_loop": open_loop_figure, "examples": examples_figure}
+        figures |= {"foresight": foresight_figure, "examples": examples_figure}
     if any(not outlook.discrete for outlook in moving):
         figures["calibration"] = calibration_figure
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def draw(diagnosis: Diagnosis, judged: dict[str, str], folder: Path) -> list[str
     return [f"{name}.png" for name in figures]
 
 
-def open_loop_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
+def foresight_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     """Error against horizon, beside that of the baselines."""
     count = len(diagnosis.outlooks)
     figure, panels = plt.subplots(1, count, figsize=(5.5 * count, 3.8), squeeze=False, layout="constrained")

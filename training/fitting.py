@@ -24,6 +24,8 @@ from worldmodel.memory import keep_memory
 from worldmodel.objective import annealed
 from worldmodel.types import Batch
 
+ELBO = "world_model/elbo"
+
 
 def fit(
     config: str | Path | Mapping[str, Any],
@@ -152,5 +154,6 @@ class Fitting:
         if better := found.trained > self.best:
             self.fitted.save_model()
             self.best, self.best_at = found.trained, self.updates
-        self.shown = {"elbo": metrics.get("world_model/elbo", math.nan), "validation": found.trained}
+        self.shown = {"elbo": metrics[ELBO]} if ELBO in metrics else {}
+        self.shown["validation"] = found.trained
         self.progress.note(f"{self.updates:>7} updates: validation {self.bound} {found.trained:.4f}{' *' * better}")

@@ -17,7 +17,7 @@ from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.dataset_io import MINARI, read
 from training.recordings import check_controls, check_finite, chosen_keys
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
+from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec, ObservationSpecs, encode_observation, observed
 from worldmodel.types import Batch
 
 CONFIG = "config.yaml"  # in a run folder
@@ -176,19 +176,28 @@ class _Encoded:
     """Observations and controls as a model has them."""
 
     def __init__(self, recording: Dataset) -> None:
-        found: dict[str, Space[Any]] = {
-            key: spaces.MultiDiscrete(list(spec.classes)) if spec.classes else spaces.Box(-np.inf, np.inf, spec.shape)
-            for key, spec in recording.obs_specs.items()
-        }
+        self.specs = recording.obs_specs
+        found = {key: _space(spec) for key, spec in self.specs.items()}
         self.single = list(found) == [OBSERVATION]
         self.observation_space: Space[Any] = found[OBSERVATION] if self.single else spaces.Dict(found)
         self.action_space: Space[Any] = spaces.Box(-1, 1, (recording.control_width,), np.float32)
 
     def observations(self, obs: Mapping[str, np.ndarray]) -> Any:
-        return obs[OBSERVATION] if self.single else dict(obs)
+        values = {
+            key: rows.reshape(len(rows), *self.specs[key].shape) if self.specs[key].image else rows
+            for key, rows in obs.items()
+        }
+        return values[OBSERVATION] if self.single else values
 
     def actions(self, controls: np.ndarray) -> np.ndarray:
         return controls
+
+
+def _space(spec: ObservationSpec) -> Space[Any]:
+    """Of one observation as a model has it; pictures are not flat for anyone else."""
+    if spec.image:
+        return spaces.Box(0, 255, spec.shape, np.uint8)
+    return spaces.MultiDiscrete(list(spec.classes)) if spec.classes else spaces.Box(-np.inf, np.inf, spec.shape)
 
 
 def _buffer(encoded: _Native | _Encoded, rows: Batch) -> Any:

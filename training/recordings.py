@@ -60,6 +60,11 @@ def check_recording(file: Path, arrays: dict[str, np.ndarray]) -> None:
         kinds = _kinds(name)
         if array.dtype.kind not in kinds:
             raise ValueError(f"{file}: '{name}' is of {array.dtype}, not {' or '.join(KINDS[kind] for kind in kinds)}")
+        if name.startswith(OBS) and array.ndim > 3 and not _pictures(name, array):
+            raise ValueError(
+                f"{file}: '{name}' is {array.shape} of {array.dtype}: pictures are (num_envs, steps, H, W, C) of "
+                "uint8, with 1, 3 or 4 channels"
+            )
         fits = len(shape) == 2 and array.shape[:2] == shape
         fits = fits and (_pictures(name, array) or array.ndim == (2 if name in SCALARS else 3))
         fits = fits and (name == "prev_action" or 0 not in array.shape[2:])  # nothing may be controlled

@@ -140,15 +140,21 @@ def read_archive(file: Path, columns: Columns, num_envs: int) -> tuple[np.ndarra
     """
     saved = read_arrays(file)
     if set(saved) != {STORED, *columns}:
-        raise ValueError(f"{file} holds {sorted(saved)}; this replay needs {sorted(columns)}")
+        raise ValueError(
+            f"{file} holds {sorted(saved)}; this replay needs {sorted(columns)}: give a recording of the same "
+            "environment"
+        )
     stored = saved.pop(STORED)
     longest = next(iter(saved.values())).shape[1:2]
     for name, array in saved.items():
         column = columns[name]
         shapes = [(num_envs, *longest, *row) for row in (column.shown, column.shape)]  # flat: of earlier versions
         if array.dtype != column.dtype or array.shape not in shapes or not longest:
-            shape = (num_envs, "L", *column.shown)
-            raise ValueError(f"{file}: '{name}' is {array.shape} of {array.dtype}, not {shape} of {column.dtype}")
+            shape = ", ".join(map(str, (num_envs, "steps", *column.shown)))
+            raise ValueError(
+                f"{file}: '{name}' is {array.shape} of {array.dtype}, not ({shape}) of {column.dtype}: give a "
+                "recording of the same environment, with the same section env of the config"
+            )
         saved[name] = array.reshape(shapes[1])
     if stored.shape != (num_envs,) or stored.dtype.kind not in "iu":
         raise ValueError(f"{file}: '{STORED}' is {stored.shape} of {stored.dtype}, not a row count per environment")

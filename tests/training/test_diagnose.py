@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 }
 SMALL = ["--context", "2", "--horizon", "3", "--samples", "4"]
 PAIRS = list(zip(SMALL[::2], SMALL[1::2], strict=True))
-FIGURES = {"open_loop.png", "examples.png", "latent.png", "calibration.png"}
+FIGURES = {"foresight.png", "examples.png", "latent.png", "calibration.png"}
 
 
 @pytest.fixture(scope="module")
