@@ -185,7 +185,7 @@ def imagine(
         windows = sequences(run, config, data)
         written = _film_forecasts(run, windows, config.context, media)
         written += _film_dreams(run, windows, config, media)
-    return written + _film_world(run, config, media)
+        return written + _film_world(run, config, media)
 
 
 def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path) -> list[Path]:
