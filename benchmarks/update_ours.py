@@ -23,6 +23,7 @@ from agents.actor_critic import ActorCritic, Replayed
 from agents.returns import lambda_returns
 from training.config import Config, load_config
 from training.trainer import model_loss
+from worldmodel.coded import detached, steps
 from worldmodel.imagination import starts
 from worldmodel.learner import Learner
 from worldmodel.memory import keep_memory
@@ -118,8 +119,8 @@ class Subject:
         states = type(inference.states)(*(field.detach().requires_grad_() for field in inference.states))
         begin, _ = starts(states, batch, config.starts)
         trajectory = behaviour.imagine(model, begin)
-        feature = trajectory.features[:, :-1].detach().contiguous()
-        value = behaviour.value(trajectory.features).detach()
+        feature = steps(detached(trajectory.known), 0, -1)
+        value = behaviour.value(trajectory.known).detach()
         returns = lambda_returns(trajectory.reward, trajectory.cont, value, config.discount, config.lambda_).detach()
 
         def observe() -> Tensor:
