@@ -300,13 +300,13 @@ class WorldModel(nn.Module):
         return self.dynamics.feature(state)
 
     def coded(self, state: State, sampled: bool = True) -> Features:
-        """As :meth:`feature`, beside the classes of one-hot latents where layers gain by them: eager, on a CPU.
+        """As :meth:`feature`, beside the classes of one-hot latents where layers gain by them: on a CPU.
 
         Args:
             sampled: whether z_t is known to be a sample, as that of every imagined state is; else it is looked at.
         """
         feature = self.feature(state)
-        if feature.requires_grad or feature.device.type != "cpu" or torch.compiler.is_compiling():
+        if feature.requires_grad or feature.device.type != "cpu":
             return feature
         return self.dynamics.coded(state, feature, sampled)
 

@@ -24,6 +24,11 @@ def compiled_steps() -> Iterator[None]:
         COMPILES.reset(token)
 
 
+def compiles() -> bool:
+    """Whether what a scan runs is compiled, by itself or with all that is around it."""
+    return torch.compiler.is_compiling() or COMPILES.get()
+
+
 def scan(
     step: Step,
     carry: Any,

@@ -290,7 +290,7 @@ def test_imagination_is_reproducible_and_random(model: WorldModel, batch: Batch)
         torch.manual_seed(seed)
         return rollout(model, start, policy, H)
 
-    for one, two in zip(imagined(0), imagined(0), strict=True):
+    for one, two in zip(imagined(0)[:-1], imagined(0)[:-1], strict=True):  # which are not coded
         assert torch.equal(one, two)
     assert not torch.equal(imagined(0).features[:, -1], imagined(1).features[:, -1])
 
@@ -358,8 +358,8 @@ def observe_(model: WorldModel, batch: Batch) -> Inference:
     return model.observe(batch)
 
 
-def rollout_(model: WorldModel, batch: Batch) -> Rollout:
-    return rollout(model, model.initial(B), policy, 2)
+def rollout_(model: WorldModel, batch: Batch) -> tuple[Tensor, ...]:
+    return rollout(model, model.initial(B), policy, 2)[:-1]
 
 
 def model_loss_(model: WorldModel, batch: Batch) -> Tensor:
