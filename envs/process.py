@@ -68,6 +68,7 @@ class ProcessEnv(gym.Env[Any, Any]):
 
     def begin(self, action: Any) -> None:
         """Let the step be taken, while its owner does other things, that :meth:`step` is asked for next."""
+        self._forget()
         with suppress(OSError):  # of a process that has died, of which `step` will tell
             self.connection.send(("step", (action,)))
             self.begun = action
@@ -75,7 +76,7 @@ class ProcessEnv(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if self.begun is None:
             return self._ask("step", action)
-        if not np.array_equal(action, self.begun):
+        if not np.array_equal(action, self.begun, equal_nan=True):
             raise ValueError(f"a step with action {self.begun} has begun, and one with {action} is asked for")
         self.begun = None
         return self._answer("step", self.timeout)
@@ -83,15 +84,19 @@ class ProcessEnv(gym.Env[Any, Any]):
     def _ask(self, what: str, *given: Any) -> Any:
         if self.connection.closed:
             raise EnvironmentFault("the environment has been closed: make a new one")
-        if self.begun is not None:  # and nobody wants to know how it ended
-            self.begun = None
-            with suppress(EnvironmentFault):
-                self._answer("step", self.timeout)
+        self._forget()
         try:
             self.connection.send((what, given))
         except OSError:
             raise self._death(what) from None
         return self._answer(what, self.timeout)
+
+    def _forget(self) -> None:
+        """Wait for a step that has begun, and that nobody will ask for."""
+        if self.begun is not None:
+            self.begun = None
+            with suppress(EnvironmentFault):
+                self._answer("step", self.timeout)
 
     def _answer(self, what: str, timeout: float) -> Any:
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from training.config import DECIDE_AT_ONCE, Config
 from training.fit_config import FitConfig
-from worldmodel.compiling import choose_acting, choose_learning
+from worldmodel.compiling import choose_acting, choose_learning, has_compiler
 from worldmodel.learner import LearnerConfig
 
 
@@ -39,3 +39,14 @@ def decide(config: Config | FitConfig) -> list[str]:
             learner.compile = mode
         said.append(f"{', '.join(f'{where}.compile' for where in undecided)}: {mode}, because {why}")
     return said
+
+
+def without_compiler(config: Config) -> list[str]:
+    """Let a run that was compiled be used where nothing can be; returns a line that says so, if there was need."""
+    compiled = {where: learner for where, learner in learners(config) if learner.compile in ("step", "update")}
+    if has_compiler() or not (compiled or config.training.acting == "compiled"):
+        return []
+    for learner in compiled.values():
+        learner.compile = "off"
+    config.training.acting = "eager"
+    return ["there is no C++ compiler: nothing is compiled from here on"]

@@ -76,7 +76,7 @@ class LearningFaults:
         run.take(checkpoint)
         run.env_steps = kept  # what was recorded since is still there to learn from
         self.trainer.learn_on(load_tree(checkpoint.folder / TRAINING)["trainer"]["learned"])
-        self.trainer.acting = None
+        self.trainer.forget_states()
         self.restored, self.recent, self.sound = self.restored + 1, 0, True
         self.slow_down()
         self.say(

@@ -69,7 +69,8 @@ class Loop:
             self.evaluate()
         few = 1 + per_step * self.trainer.envs.num_envs  # updates, more than a step pays for: not those of the prefill
         while goes_on:
-            if config.overlap and self.due < few and self.steps < until and not self.interrupt.asked:
+            ahead = config.overlap and self.trainer.pending is None and self.due < few
+            if ahead and self.steps < until and not self.interrupt.asked:
                 self.acts(self.trainer.decide)
             while self.due >= 1 and (self.trainer.pending is not None or not self.interrupt.asked):
                 self.due -= 1
@@ -178,7 +179,8 @@ class Loop:
         Args:
             mean_return: of an evaluation of what was learned.
         """
-        resumable = self.trainer.doing not in ("acting", "updating") and self.faults.sound
+        between = self.trainer.doing not in ("acting", "updating") and self.trainer.pending is None
+        resumable = between and self.faults.sound
         self.faults.recent = 0 if resumable else self.faults.recent
         self.trainer.run.save(self.state() if resumable else None, mean_return)
 

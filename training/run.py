@@ -15,7 +15,7 @@ from gymnasium import Space
 from agents import Agent, build_behaviour
 from envs import action_spec, make, observation_specs
 from training.checkpoint import Checkpoint, find, new_checkpoint, prune
-from training.compilation import decide
+from training.compilation import decide, without_compiler
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
 from training.folder import CHECKPOINT, ROWS, claim, link, read_config, saved_config, unclaimed, whisper
@@ -157,8 +157,10 @@ class Run:
         found, problems = find(folder / CHECKPOINT, checkpoint, () if at_checkpoint else (ROWS_THEN,))
         for problem in problems:
             say(f"{problem}; {found.folder.name}, of {found.env_steps} environment steps, takes its place")
+        said = without_compiler(config)
         with torch.random.fork_rng():
             run = Run(folder, config)
+        run.decided += said
         run.take(found)
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)

@@ -156,6 +156,13 @@ class Trainer:
         compiled = self.config.training.acting == "compiled" and behaviour is run.behaviour
         return Agent(run.model, behaviour, run.obs_specs, run.action_spec, compiled)
 
+    def forget_states(self) -> None:
+        """Infer latent states anew: those until now are of weights that are gone."""
+        self.acting = None
+        if self.pending is not None and self.agent is not None:
+            actions, decided = self.pending
+            self.pending = actions, self.agent.initial(self.envs.num_envs)._replace(control=decided.control)
+
     def begin_episodes(self) -> None:
         """Let every environment begin a new episode: someone else has stepped it."""
         self.pending = None
@@ -287,6 +294,8 @@ class Trainer:
         same = self.run.replay.load_training_state(state["replay"])
         self.overwritten = not same
         self.before, self.prefilled, self.unsound = state["numbers"]
+        if isinstance(self.run.behaviour, Plan2Explore):  # as when the last actions were decided
+            self.run.behaviour.begin_step(state["recorder"]["steps"] - self.envs.num_envs)
         whole = same and state["episodes"] is not None
         found = self._taken_up(state["episodes"]) if whole else np.zeros(self.envs.num_envs, bool)
         self.envs.recorder.count_on(state["recorder"])

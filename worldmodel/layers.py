@@ -103,7 +103,7 @@ class MLP(nn.Sequential):
         if not isinstance(x, Coded):
             return cast(Tensor, super().forward(x))
         first, *others = self
-        if type(first) is not nn.Linear:  # a single layer to logits
+        if type(first) is not nn.Linear or first._forward_hooks:  # a single layer to logits; one that is watched
             return self(x.values)
         y = linear(x, first.weight, first.bias)
         for module in others:

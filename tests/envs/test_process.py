@@ -84,7 +84,8 @@ def test_a_step_that_was_begun_and_is_not_wanted(failing: Any) -> None:
     env.begin(ACTION)
     again, _ = env.reset(seed=1)
     np.testing.assert_array_equal(first["x"], again["x"])
-    env.begin(ACTION)
+    env.begin(ACTION + 1)
+    env.begin(ACTION)  # the one before is waited for, so that no answer is taken for another's
     with pytest.raises(ValueError, match=r"has begun, and one with \[1\.\]"):
         env.step(ACTION + 1)
     env.close()

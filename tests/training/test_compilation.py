@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import training.compilation
 from agents import Agent
 from training import Run, train
 from training.compilation import decide
@@ -167,3 +168,17 @@ def test_who_cannot_decide_says_so() -> None:
     assert decide(config)[0].startswith("training.acting: eager")
     with pytest.raises(ValueError, match=r"acting is eager, compiled or auto|'fast' is not one of"):
         load_config({"training": {"acting": "fast"}})
+
+
+def test_a_run_that_was_compiled_can_be_used_where_nothing_can_be(
+    built: Counter[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {**TINY, "learner": {"compile": "step"}, "training": TINY["training"] | {"acting": "compiled"}}
+    run = train(changes, run=tmp_path / "run")
+    monkeypatch.setattr(training.compilation, "has_compiler", lambda: False)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: False)
+    again = Run.load(run.folder)
+    assert again.decided == ["there is no C++ compiler: nothing is compiled from here on"]
+    assert (again.config.learner.compile, again.config.training.acting) == ("off", "eager")
+    with pytest.raises(ValueError, match=r"learner\.compile needs a C\+\+ compiler"):
+        train(changes, run=tmp_path / "other")

@@ -20,6 +20,7 @@ from envs import EnvConfig, RepeatableEpisodes, make
 from training import Run, train
 from training import loop as loops
 from training.cli import main
+from training.config import load_config
 from training.start import resume
 
 TINY: dict[str, Any] = {
@@ -478,3 +479,20 @@ def test_a_second_call_while_an_action_is_chosen_costs_time_and_no_exactness(
             train(TINY, run=tmp_path / "run", seed=5)
     resume(tmp_path / "run")
     assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_decision_of_weights_that_are_gone_is_carried_out_and_its_states_forgotten(tmp_path: Path) -> None:
+    trainer = loops.Trainer(Run.create(tmp_path / "run", load_config({**TINY, **VARIANTS["overlap"]})))
+    behaviour = trainer.run.behaviour
+    trainer.prefill(20)
+    trainer.collect(behaviour)
+    trainer.decide(behaviour)
+    assert trainer.pending is not None
+    _, decided = trainer.pending
+    trainer.forget_states()
+    assert trainer.acting is None
+    trainer.collect(behaviour)
+    assert trainer.acting is not None and trainer.pending is None
+    assert torch.equal(trainer.acting.control, decided.control) and bool(decided.latent[0].any())
+    assert not any(bool(field.any()) for field in trainer.acting.latent)
+    trainer.envs.close()
