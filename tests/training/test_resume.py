@@ -35,6 +35,7 @@ TINY: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "gaussian": {},
     "plan2explore": {"behaviour": {**TINY["behaviour"], "name": "plan2explore"}},
+    "few-shot": {"behaviour": {**TINY["behaviour"], "name": "plan2explore", "exploration": {"steps": 30}}},
     "planner": {
         "behaviour": {
             "name": "planner",
