@@ -24,8 +24,10 @@ def has_compiler() -> bool:
 
 
 def check_compiler(key: str) -> None:
-    """Raises:
-    ValueError: naming the key of the config, if no C++ compiler is found, which torch would find out much later.
+    """Refuse at once what torch would refuse much later.
+
+    Raises:
+        ValueError: naming the key of the config, if no C++ compiler is found.
     """
     if not has_compiler():
         raise ValueError(
