@@ -22,7 +22,6 @@ from training.run import ROWS_THEN, TRAINING
 from training.trainer import Trainer, Update
 from training.tree import load_tree
 from training.weights import save_tensors, write_text_atomic
-from worldmodel.learner import Learner
 
 FAULTS = "faults"  # the folder of the reports
 REPORTS = 3  # that a run writes at most: the first are those that tell something
@@ -95,10 +94,8 @@ class LearningFaults:
         """Let every optimiser take the steps that are left to it after so many returns."""
         factor = SLOWER**self.restored
         behaviour = self.trainer.run.behaviour
-        parts = [self.trainer, *behaviour.modules()]
-        for learner in (getattr(part, "learner", None) for part in parts):
-            if isinstance(learner, Learner):
-                learner.slow_down(factor)
+        for learner in self.trainer.learners():
+            learner.slow_down(factor)
         if isinstance(behaviour, SB3Behaviour):
             behaviour.slow_down(factor)
 

@@ -22,7 +22,6 @@ class UpdatesConfig:
     batch_size: int = 32  # windows per update, or about as many whole sequences of similar length
     evaluate_every: int = 250  # updates between two looks at the validation data
     patience: int = 8  # looks without a better bound before it stops; 0: it never does
-    final_lr_ratio: float = 1.0  # of the first learning rate, reached on a straight line by the last update
     samples: int = 0  # per sequence, of the importance-sampled log-likelihood in the final table; 0: none
     threads: int = 1  # of torch
     device: str = "cpu"
@@ -33,8 +32,6 @@ class UpdatesConfig:
         if min(self.patience, self.samples) < 0:
             raise ValueError(f"patience and samples must be at least 0: {self.patience}, {self.samples}")
         at_most(self, threads=THREADS)
-        if not 0 <= self.final_lr_ratio <= 1:
-            raise ValueError(f"final_lr_ratio must lie in [0, 1]: {self.final_lr_ratio}")
 
 
 @dataclass

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LinearLR
 
 from training.config import to_mapping
 from training.dataset import Dataset, control_units
@@ -98,7 +97,6 @@ class Fitting:
         self.config = fitted.config
         loss = partial(model_loss, fitted.model, self.config.objective)
         self.learner = Learner(loss, fitted.model.parameters(), self.config.learner)
-        self.rate = LinearLR(self.learner.optimizer, 1.0, self.config.fit.final_lr_ratio, self.config.fit.updates)
         self.rng = np.random.default_rng(self.config.seed)
         self.averages = Averages()
         self.updates = 0
@@ -129,8 +127,8 @@ class Fitting:
         """One update on a minibatch."""
         now = annealed(self.config.objective, self.updates, self.config.fit.device)
         (_, metrics), report = self.learner.update(self.minibatch(), now)
-        self.rate.step()
         self.updates += 1
+        self.learner.progress = self.updates / self.config.fit.updates
         return metrics | {f"world_model/{name}": value for name, value in report.items()}
 
     def minibatch(self) -> Batch:
@@ -146,7 +144,7 @@ class Fitting:
         found = self.fitted.score(self.parts["validation"])
         metrics |= {"validation/elbo": found.elbo, "validation/elbo_by_sequence": found.elbo_by_sequence}
         metrics |= {} if found.bound is None else {"validation/bound": found.bound}
-        self.logger.log(metrics | {"world_model/lr": self.rate.get_last_lr()[0]}, self.updates)
+        self.logger.log(metrics | {"world_model/lr": self.learner.lr}, self.updates)
         watched = ("world_model/loss", "validation/elbo", "validation/bound")
         broken = [name for name in watched if not math.isfinite(metrics.get(name, 0.0))]
         if broken:

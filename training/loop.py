@@ -45,6 +45,7 @@ class Loop:
         self.shown: dict[str, float] = {}
         self.began = time.monotonic()
         self.due = 0.0  # updates that have been paid for
+        self.until = self.config.training.steps  # environment steps in all
         self.log_every = self.config.training.log_every
 
     @property
@@ -60,7 +61,7 @@ class Loop:
             Whether it never did, and nobody interrupted.
         """
         config, replay = self.config.training, self.config.replay
-        goes_on = True
+        goes_on, self.until = True, until
         if not self.trainer.prefilled:
             goes_on = self.trainer.prefill(min(config.prefill, until), lambda: self.stepped(on_step))
             self.due = float(config.pretrain) if self.trainer.prefilled else 0.0
@@ -103,6 +104,8 @@ class Loop:
 
     def learn(self) -> None:
         """One update; what it measured, unless it was skipped."""
+        for learner in self.trainer.learners():
+            learner.progress = self.steps / self.until
         try:
             metrics, skipped = self.trainer.update()
         except torch.linalg.LinAlgError:
@@ -153,6 +156,7 @@ class Loop:
         metrics["time/fps"] = self.steps / (time.monotonic() - self.began)
         metrics["time/frames"] = self.trainer.envs.frames
         metrics["replay/steps"] = len(self.trainer.run.replay)
+        metrics["world_model/lr"] = self.trainer.learner.lr
         self.logger.log(metrics, self.steps)
         names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
         self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}

@@ -217,6 +217,12 @@ class Trainer:
         model.fit_units(recorded, keep)
         self.run.behaviour.fit_units(recorded, keep)
 
+    def learners(self) -> list[Learner]:
+        """Of the model, and of each part of the behaviour that has one."""
+        parts = [self, *self.run.behaviour.modules()]
+        found = [getattr(part, "learner", None) for part in parts]
+        return [learner for learner in found if isinstance(learner, Learner)]
+
     def update(self) -> tuple[Metrics, Tensor]:
         """One update of the model on a replayed batch, and one of the behaviour imagined from its states.
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LinearLR
 
 from worldmodel.compiling import check_compiler, compiled
 from worldmodel.laprop import LaProp, clip_adaptively
@@ -20,6 +19,7 @@ class LearnerConfig:
     optimizer: Literal["adam", "laprop"] = "adam"  # laprop: DreamerV3's
     lr: float = 1e-3
     warmup: int = 0  # updates over which lr rises from 0; DreamerV3 has 1000
+    final_lr_ratio: float = 1.0  # of lr, which falls to it on a straight line until learning ends
     eps: float = 1e-5  # DreamerV3: 1e-20
     clip: float = 100.0  # global gradient norm (Dreamer V1)
     adaptive_clip: float | None = None  # instead, of each tensor: gradient norm per norm of the tensor (V3: 0.3)
@@ -33,6 +33,8 @@ class LearnerConfig:
             raise ValueError(f"adaptive_clip must be positive, or null for a global norm: {self.adaptive_clip}")
         if min(self.weight_decay, self.warmup) < 0:
             raise ValueError(f"weight_decay and warmup must not be negative: {self.weight_decay}, {self.warmup}")
+        if not 0 <= self.final_lr_ratio <= 1:
+            raise ValueError(f"final_lr_ratio must lie in [0, 1]: {self.final_lr_ratio}")
 
 
 def build_optimizer(parameters: list[nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
@@ -60,8 +62,9 @@ class Learner:
     ) -> None:
         self.parameters, self.config = list(parameters), config
         self.optimizer = build_optimizer(self.parameters, config)
+        self.updates = 0
+        self.progress = 0.0  # share of all learning that is done, told by whoever knows when it ends
         self.factor = 1.0  # of the learning rate
-        self.warmup = LinearLR(self.optimizer, 1 / config.warmup, 1.0, config.warmup) if config.warmup else None
         self.loss = self._as_configured(loss)
 
     def _as_configured(self, loss: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
@@ -79,6 +82,18 @@ class Learner:
 
         return by_steps
 
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update, n, with w of warm-up: lr (1/w + (1 - 1/w) n/w), from n = w on lr.
+
+        It is less by what has become of it: `final_lr_ratio` after all learning, as much as was passed until now.
+        """
+        config = self.config
+        rise = 1 / config.warmup if config.warmup else 1.0
+        risen = rise + (1 - rise) * min(self.updates / max(config.warmup, 1), 1.0)
+        fallen = 1 - (1 - config.final_lr_ratio) * min(self.progress, 1.0)
+        return config.lr * risen * fallen * self.factor
+
     def update(self, *args: Any) -> tuple[Any, dict[str, Tensor]]:
         """One step, or none.
 
@@ -92,30 +107,25 @@ class Learner:
         norm = self.clipped()
         skipped = (~(loss.detach().isfinite() & norm.isfinite())).float()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # read on the device: nothing waits for it
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
         self.optimizer.step()
-        if self.warmup is not None:
-            self.warmup.step()
+        self.updates += 1
         return aux, {"loss": loss.detach(), "grad_norm": norm, "skipped": skipped}
 
     def slow_down(self, factor: float) -> None:
         """Let the learning rate be `factor` times what the config says, from now on."""
-        change, self.factor = factor / self.factor, factor
-        for group in self.optimizer.param_groups:
-            group["lr"] *= change
-        if self.warmup is not None:
-            self.warmup.base_lrs = [lr * change for lr in self.warmup.base_lrs]
+        self.factor = factor
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on besides the parameters, as nested mappings of tensors and numbers."""
-        warmup = None if self.warmup is None else self.warmup.state_dict()
-        return {"optimizer": self.optimizer.state_dict(), "warmup": warmup, "factor": self.factor}
+        optimizer = self.optimizer.state_dict()
+        return {"optimizer": optimizer, "updates": self.updates, "progress": self.progress, "factor": self.factor}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.factor = state["factor"]
-        if self.warmup is not None:
-            self.warmup.load_state_dict(state["warmup"])
+        self.updates, self.progress, self.factor = state["updates"], state["progress"], state["factor"]
 
     def clipped(self) -> Tensor:
         """Clip the gradients; returns their global norm before."""

@@ -141,7 +141,7 @@ def test_units_are_those_of_the_training_part(csv: Path, tmp_path: Path) -> None
 
 
 def test_the_learning_rate_falls_to_its_last_share(csv: Path, tmp_path: Path) -> None:
-    fit(TINY, csv, ["--fit.final_lr_ratio", "0.2"], run=tmp_path / "run", learner={"lr": 0.01})
+    fit(TINY, csv, ["--learner.final_lr_ratio", "0.2"], run=tmp_path / "run", learner={"lr": 0.01})
     rates = [row["world_model/lr"] for row in metrics(tmp_path / "run")[:-1]]
     assert rates == pytest.approx([0.01, 0.006, 0.002])
 

@@ -50,7 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "v3": {
         "model": {**TINY["model"], "latent": {"family": "onehot", "groups": 2, "classes": 3}},
-        "learner": {"optimizer": "laprop", "warmup": 10, "adaptive_clip": 0.3},
+        "learner": {"optimizer": "laprop", "warmup": 10, "final_lr_ratio": 0.5, "adaptive_clip": 0.3},
         "behaviour": {
             "actor_critic": {"hidden": 8, "starts": 0, "horizon": 2, "gradient": "score", "replay_value": 0.3}
         },

@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
 
-from agents import Agent, Decision, RandomBehaviour
+from agents import ActorCritic, Agent, Decision, RandomBehaviour
 from envs import EnvConfig, action_spec, make, observation_specs
 from envs.exact import ExactCartPole, ExactModel, ExactPendulum
 from training import Run, train
@@ -278,6 +278,16 @@ def test_every_update_reaches_the_log(tmp_path: Path) -> None:
     """Also those after the last multiple of log_every."""
     made = run(tmp_path / "run", training={"steps": 27, "log_every": 1000})
     assert any("world_model/elbo" in row for row in rows(made.folder))
+
+
+def test_every_learning_rate_falls_as_the_run_goes_on(tmp_path: Path) -> None:
+    """Of the model as logged, and of the actor-critic by its own config, each to its own share at the last step."""
+    learner, actor_critic = {"lr": 0.01, "final_lr_ratio": 0.1}, {"learner": {"lr": 0.02, "final_lr_ratio": 0.5}}
+    made = run(tmp_path / "run", learner=learner, behaviour={"actor_critic": actor_critic})
+    rates = {row["global_step"]: row["world_model/lr"] for row in rows(made.folder) if "world_model/lr" in row}
+    assert {steps: rates[steps] for steps in (30, 60)} == pytest.approx({30: 0.0058, 60: 0.001})  # updates at 28, 60
+    assert isinstance(made.behaviour, ActorCritic)
+    assert made.behaviour.learner.lr == pytest.approx(0.01)
 
 
 class Watched(RandomBehaviour):

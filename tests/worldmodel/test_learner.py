@@ -1,6 +1,7 @@
 """The objective is the ELBO under neutral settings, and what its config says otherwise; the learner minimises it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -324,3 +325,40 @@ def test_a_learner_that_is_slowed_down_takes_smaller_steps(warmup: int) -> None:
     whole = step([1.0])
     assert step([0.5]) == pytest.approx(whole / 2, rel=1e-4)
     assert step([0.5, 0.25]) == pytest.approx(whole / 4, rel=1e-4)
+
+
+def test_the_rate_falls_on_a_straight_line_to_its_last_share() -> None:
+    """LaProp's steps down a constant slope are lr long, so the places tell the rates."""
+    parameter = nn.Parameter(torch.tensor(0.0))
+    config = LearnerConfig(optimizer="laprop", lr=1.0, eps=1e-20, final_lr_ratio=0.2)
+    learner = Learner(lambda: (parameter, None), [parameter], config)
+    places = [0.0]
+    for progress in (0.0, 0.25, 0.5, 1.0, 1.5):  # whoever is trained for longer than was said goes on slowly
+        learner.progress = progress
+        learner.update()
+        places.append(parameter.item())
+    assert [before - after for before, after in pairwise(places)] == pytest.approx([1, 0.8, 0.6, 0.2, 0.2], rel=1e-4)
+
+
+def test_warmup_and_fall_multiply_and_a_saved_learner_knows_both() -> None:
+    parameter = nn.Parameter(torch.tensor(0.0))
+    config = LearnerConfig(lr=0.1, warmup=4, final_lr_ratio=0)
+
+    def made() -> Learner:
+        return Learner(lambda: (parameter, None), [parameter], config)
+
+    learner, again = made(), made()
+    learner.update()
+    learner.progress = 0.5
+    again.load(learner.state())
+    assert learner.lr == again.lr == pytest.approx(0.1 * (1 / 4 + 3 / 4 * 1 / 4) * 0.5)
+    learner.progress = 1.0
+    before = parameter.item()
+    learner.update()
+    assert parameter.item() == before
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1])
+def test_a_share_of_the_rate_lies_between_none_and_all(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"final_lr_ratio must lie in \[0, 1\]"):
+        LearnerConfig(final_lr_ratio=ratio)
