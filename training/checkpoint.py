@@ -23,7 +23,7 @@ from training.weights import sync_folder, write_text_atomic
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"[0-9]{5,}")  # of a checkpoint
-FORMAT = 1  # of checkpoints; later ones read all that came before
+FORMAT = 2  # of checkpoints; later ones read all that came before
 PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
 
 

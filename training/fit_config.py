@@ -59,3 +59,12 @@ class FitConfig:
 def load_fit_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> FitConfig:
     """As :func:`training.config.load_config`, of a fit."""
     return resolve(FitConfig, source, overrides, **values)
+
+
+def renamed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved config under the names of now: `learner.final_lr_ratio` was one of `fit` once."""
+    fit = dict(saved.get("fit") or {})
+    if "final_lr_ratio" not in fit:
+        return saved
+    learner = {"final_lr_ratio": fit.pop("final_lr_ratio"), **(saved.get("learner") or {})}
+    return {**saved, "fit": fit, "learner": learner}

@@ -12,7 +12,7 @@ from training.compilation import decide
 from training.data_config import DataConfig
 from training.dataset import Dataset, matching
 from training.dataset_io import divided, read, read_parts
-from training.fit_config import FitConfig, load_fit_config
+from training.fit_config import FitConfig, load_fit_config, renamed
 from training.folder import claim, read_config, saved_config
 from training.run import check_device
 from training.scores import Score, as_results, score
@@ -68,7 +68,7 @@ class FitRun:
             ValueError: if the folder holds no fit, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = read_config(folder, saved_config(folder, "fit"), load_fit_config)
+        config = read_config(folder, renamed(saved_config(folder, "fit")), load_fit_config)
         config.fit.device = device or config.fit.device
         missing = [name for name in (SPECS, MODEL) if not (folder / name).is_file()]
         if missing:

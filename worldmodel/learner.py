@@ -119,13 +119,16 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What the next step depends on besides the parameters, as nested mappings of tensors and numbers."""
-        optimizer = self.optimizer.state_dict()
-        return {"optimizer": optimizer, "updates": self.updates, "progress": self.progress, "factor": self.factor}
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "factor": self.factor}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates, self.progress, self.factor = state["updates"], state["progress"], state["factor"]
+        self.factor = state["factor"]
+        if "updates" in state:
+            self.updates = state["updates"]
+        elif state["warmup"] is not None:  # format 1: that of a scheduler, where there was one
+            self.updates = state["warmup"]["last_epoch"]
 
     def clipped(self) -> Tensor:
         """Clip the gradients; returns their global norm before."""

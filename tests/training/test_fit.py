@@ -146,6 +146,15 @@ def test_the_learning_rate_falls_to_its_last_share(csv: Path, tmp_path: Path) ->
     assert rates == pytest.approx([0.01, 0.006, 0.002])
 
 
+def test_a_fit_whose_last_share_was_saved_elsewhere_is_read(csv: Path, tmp_path: Path) -> None:
+    made = fit(TINY, csv, run=tmp_path / "run")
+    saved = yaml.safe_load((made.folder / "config.yaml").read_text())
+    del saved["learner"]["final_lr_ratio"]
+    saved["fit"]["final_lr_ratio"] = 0.2
+    (made.folder / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert FitRun.load(made.folder).config.learner.final_lr_ratio == 0.2
+
+
 def test_a_seed_repeats_a_fit(csv: Path, tmp_path: Path) -> None:
     runs = [fit(TINY, csv, run=tmp_path / f"run-{i}", seed=seed) for i, seed in enumerate((1, 1, 2))]
     first, again, other = (run.results["test"]["elbo"] for run in runs)

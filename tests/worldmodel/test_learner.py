@@ -349,8 +349,8 @@ def test_warmup_and_fall_multiply_and_a_saved_learner_knows_both() -> None:
 
     learner, again = made(), made()
     learner.update()
-    learner.progress = 0.5
     again.load(learner.state())
+    learner.progress = again.progress = 0.5
     assert learner.lr == again.lr == pytest.approx(0.1 * (1 / 4 + 3 / 4 * 1 / 4) * 0.5)
     learner.progress = 1.0
     before = parameter.item()
@@ -362,3 +362,13 @@ def test_warmup_and_fall_multiply_and_a_saved_learner_knows_both() -> None:
 def test_a_share_of_the_rate_lies_between_none_and_all(ratio: float) -> None:
     with pytest.raises(ValueError, match=r"final_lr_ratio must lie in \[0, 1\]"):
         LearnerConfig(final_lr_ratio=ratio)
+
+
+def test_a_learner_of_the_first_format_is_read() -> None:
+    """It had its updates from the scheduler of the warm-up, and none where nothing warmed up."""
+    parameter = nn.Parameter(torch.tensor(0.0))
+    learner = Learner(lambda: (parameter, None), [parameter], LearnerConfig(lr=0.1, warmup=4))
+    state = {"optimizer": learner.state()["optimizer"], "factor": 0.5}
+    learner.load({**state, "warmup": {"last_epoch": 2}})
+    assert learner.lr == pytest.approx(0.1 * (1 / 4 + 3 / 4 * 2 / 4) * 0.5)
+    learner.load({**state, "warmup": None})
