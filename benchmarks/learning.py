@@ -156,6 +156,12 @@ def _pixels() -> list[Curve]:
     return [Curve("Pendulum-v1-pixels", name, file, often, -250, (15000, -250)) for name, file in configs.items()]
 
 
+def _minigrid() -> list[Curve]:
+    """A key, a door, and a goal whose arrival alone is rewarded; random actions get there once in ten episodes."""
+    often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    return [Curve("MiniGrid-DoorKey-5x5-v0", "actor_critic", "configs/suites/minigrid.yaml", often, 0.9, (15000, 0.9))]
+
+
 def _windows() -> list[Curve]:
     """As many replayed steps an update in long windows and in short ones, which begin from nothing or from memory."""
     often = ("--training.steps", "2500", "--evaluation.every", "250", "--logger.wandb", "disabled")
@@ -183,6 +189,7 @@ SUITES = {
     "sparse": _sparse(),
     "sb3": _sb3(),
     "pixels": _pixels(),
+    "minigrid": _minigrid(),
     "windows": _windows(),
 }
 
@@ -247,7 +254,7 @@ def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
                 continue
             first = next((str(int(step)) for step, value in points if value >= curve.solved), "never")
             worst = min((value for step, value in points if step >= since), default=float("nan"))
-            print(f"{seed:>4}  {first:>12}  {worst:>11.1f}  {final:>12.1f}  {history[-1]['seconds']:>7.0f}")
+            print(f"{seed:>4}  {first:>12}  {worst:>11.4g}  {final:>12.4g}  {history[-1]['seconds']:>7.0f}")
 
 
 def seed_range(text: str) -> range:

@@ -240,11 +240,16 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
     return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
+def short(number: float) -> str:
+    """To one decimal, or to three digits if it is small: a return may be 3850.2 or 0.957."""
+    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.3g}"
+
+
 def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     faults = f"; its environments failed {len(result.faults)} time(s), {AGAIN}" if result.faults else ""
-    return f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes{unsound}{faults}"
+    return f"return {short(result.mean)} ± {short(result.std)} over {len(result.returns)} episodes{unsound}{faults}"
 
 
 def promise(result: Evaluation) -> str:
@@ -252,8 +257,8 @@ def promise(result: Evaluation) -> str:
     if result.promise is None:
         return ""
     if result.gap is None:
-        return f"the model imagines {result.promise:.1f} for the same episodes"
-    line = f"the model imagines {result.promise:.1f} for the same episodes, {result.gap:.0%} from what they are"
+        return f"the model imagines {short(result.promise)} for the same episodes"
+    line = f"the model imagines {short(result.promise)} for the same episodes, {result.gap:.0%} from what they are"
     if result.gap <= TRUSTED:
         return line
     what = "promises more than" if result.promise > result.mean else "does not know"
