@@ -158,7 +158,7 @@ def _pixels() -> list[Curve]:
 
 def _minigrid() -> list[Curve]:
     """A key, a door, and a goal whose arrival alone is rewarded; random actions get there once in ten episodes."""
-    often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
+    often = ("--training.steps", "20000", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
     return [Curve("MiniGrid-DoorKey-5x5-v0", "actor_critic", "configs/suites/minigrid.yaml", often, 0.9, (15000, 0.9))]
 
 

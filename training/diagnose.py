@@ -24,6 +24,8 @@ from worldmodel.spaces import STATE
 from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
+NUMBERS = 2**25  # in the sampled forecasts of all windows; where much is observed at a step there are fewer windows
+MIN_WINDOWS = 16  # all the same
 MAX_PICTURED = 64  # of either, where each step is an image: decoding them takes most of the time
 FEW_SAMPLES = 8  # of the posterior then, in the tests of the controls
 CHUNK = 64  # windows imagined at a time, for memory
@@ -77,6 +79,12 @@ def thinned(batch: Batch, count: int) -> Batch:
     total = len(batch.reward)
     rows = torch.linspace(0, total - 1, min(count, total)).round().long()
     return each(batch, lambda leaf: leaf[rows.to(leaf.device)])
+
+
+def affordable(model: WorldModel, candidates: Batch, config: DiagnoseConfig) -> int:
+    """How many windows can be compared in about a gigabyte."""
+    width = sum(each.numbers.shape[-1] for each in emissions(model, thinned(candidates, 1)).values())
+    return min(max(NUMBERS // (config.samples * config.horizon * max(width, 1)), MIN_WINDOWS), MAX_WINDOWS)
 
 
 class Outlook(NamedTuple):
@@ -143,11 +151,14 @@ def diagnose(
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
-    most, samples = (MAX_PICTURED, FEW_SAMPLES) if subject.model.image_keys else (MAX_WINDOWS, config.samples)
+    candidates = windows(recording.held, config.window, stride)
+    most, samples = affordable(subject.model, candidates, config), config.samples
+    if subject.model.image_keys:
+        most, samples = min(most, MAX_PICTURED), FEW_SAMPLES
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ahead = thinned(windows(recording.held, config.window, stride), most)
+        ahead = thinned(candidates, most)
         return Diagnosis(
             subject,
             config,

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
 from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import calibration_word, to_json, verdicts, wilson
+from training.diagnosis_report import calibration_word, summarised, to_json, verdicts, wilson
 from training.fit_run import MODEL, SPECS
 from training.run import Run
 from training.subject import open_subject
@@ -67,8 +68,6 @@ def test_diagnose_writes_numbers_that_agree_with_what_it_prints(
 
 
 def test_diagnose_repeats_itself_and_leaves_the_random_state(finished: Path) -> None:
-    import torch
-
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     results = [diagnose(finished, config=DiagnoseConfig(2, 3, 4)) for _ in range(2)]
@@ -197,6 +196,26 @@ def test_calibration_is_judged_within_its_sampling_error() -> None:
     low, high = wilson(0.7, 30)
     for p in (low, high):
         assert (0.7 - p) ** 2 == pytest.approx(4 * p * (1 - p) / 30)
+
+
+def test_where_much_is_observed_fewer_windows_are_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that samples x windows x steps x numbers, two observed and the reward, stay within what memory holds."""
+    config = DiagnoseConfig(context=3, horizon=4, samples=5)
+    monkeypatch.setattr("training.diagnose.MIN_WINDOWS", 2)
+    monkeypatch.setattr("training.diagnose.NUMBERS", 5 * 4 * (2 + 1) * 7)
+    found = diagnose(finished, config=config)
+    assert {len(outlook.place) for outlook in found.outlooks.values()} == {7}
+    monkeypatch.setattr("training.diagnose.NUMBERS", 1)
+    assert len(diagnose(finished, config=config).context.reward) == 2
+
+
+def test_of_a_quantity_with_many_entries_a_table_shows_the_median() -> None:
+    many, none = torch.arange(41.0), torch.full((20,), torch.nan)
+    many[30:] = torch.nan
+    found = summarised({"few": torch.tensor([0.25, 0.75]), "many": many[:39], "none": none})
+    assert found["few"].tolist() == [0.25, 0.75]
+    assert found["many, median of 30 that vary"].item() == 14.0
+    assert found["none"].isnan().all() and len(found) == 3
 
 
 def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:
