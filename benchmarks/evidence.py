@@ -80,8 +80,7 @@ def train(model: WorldModel, parameters: list[Any], updates: int, draw: Callable
 
     learner = Learner(loss, parameters, LearnerConfig(lr=lr, clip=10.0))
     for update in range(updates):
-        for group in learner.optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * update / updates))
+        learner.slow_down(0.5 * (1 + math.cos(math.pi * update / updates)))
         learner.update(draw())
 
 

@@ -91,11 +91,9 @@ def train(model: WorldModel, data: Batch, updates: int, config: ObjectiveConfig)
     def loss(batch: Batch, now: Annealed) -> tuple[Tensor, None]:
         return objective(model, batch, config, now)[0].mean(), None
 
-    lr = 3e-3
-    learner = Learner(loss, model.parameters(), LearnerConfig(lr=lr, clip=10.0))
+    learner = Learner(loss, model.parameters(), LearnerConfig(lr=3e-3, clip=10.0))
     for update in range(updates):
-        for group in learner.optimizer.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * update / updates))
+        learner.slow_down(0.5 * (1 + math.cos(math.pi * update / updates)))
         rows = torch.randint(len(data.reward), (64,))
         batch = Batch({key: value[rows] for key, value in data.obs.items()}, *(each[rows] for each in data[1:]))
         learner.update(batch, annealed(config, update))

@@ -169,7 +169,8 @@ class WorldModelAgent:
             callback: called after every step of the environments, at which it may end the training.
             log_interval: environment steps between two rows of metrics, instead of the config's.
             tb_log_name: of no use here; accepted because Stable-Baselines3's algorithms do.
-            reset_num_timesteps: whether `num_timesteps` counts from 0 again. What was learned stays.
+            reset_num_timesteps: whether `num_timesteps` counts from 0 again, and learning rates that fall begin anew.
+                What was learned stays.
             progress_bar: whether progress is shown.
         Raises:
             ValueError: if `total_timesteps` or `log_interval` is below 1.
@@ -185,8 +186,10 @@ class WorldModelAgent:
             self.env.used = False
         if isinstance(self.run.behaviour, SB3Behaviour):
             self.run.behaviour.live(imagined_steps(self.run.config, total_timesteps), reset_num_timesteps)
-        until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
         loop = self.loop = self.loop or Loop(trainer, evaluates=False)
+        if reset_num_timesteps:
+            loop.begun = None
+        until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
         shown = Progress(until, trainer.envs.steps, console)
         with alone(self.run.folder), shown as progress, opened(loop, progress):
             writer = MetricsWriter(lambda metrics, step: loop.logger.log(metrics, self.steps_before + step))

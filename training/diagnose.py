@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from training.subject import Recording, Subject, open_subject
+from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
 from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
@@ -24,7 +25,7 @@ from worldmodel.spaces import STATE
 from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
-NUMBERS = 2**25  # in the sampled forecasts of all windows; where much is observed at a step there are fewer windows
+NUMBERS = 2**25  # sampled of all windows, or sequences: where much is observed at a step there are fewer of them
 MIN_WINDOWS = 16  # all the same
 MAX_PICTURED = 64  # of either, where each step is an image: decoding them takes most of the time
 FEW_SAMPLES = 8  # of the posterior then, in the tests of the controls
@@ -81,10 +82,9 @@ def thinned(batch: Batch, count: int) -> Batch:
     return each(batch, lambda leaf: leaf[rows.to(leaf.device)])
 
 
-def affordable(model: WorldModel, candidates: Batch, config: DiagnoseConfig) -> int:
-    """How many windows can be compared in about a gigabyte."""
-    width = sum(each.numbers.shape[-1] for each in emissions(model, thinned(candidates, 1)).values())
-    return min(max(NUMBERS // (config.samples * config.horizon * max(width, 1)), MIN_WINDOWS), MAX_WINDOWS)
+def affordable(numbers: int, pictured: bool) -> int:
+    """How many windows can be compared, so many numbers being sampled of each."""
+    return min(max(NUMBERS // max(numbers, 1), MIN_WINDOWS), MAX_PICTURED if pictured else MAX_WINDOWS)
 
 
 class Outlook(NamedTuple):
@@ -151,14 +151,15 @@ def diagnose(
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
-    candidates = windows(recording.held, config.window, stride)
-    most, samples = affordable(subject.model, candidates, config), config.samples
-    if subject.model.image_keys:
-        most, samples = min(most, MAX_PICTURED), FEW_SAMPLES
+    pictured = bool(subject.model.image_keys)
+    samples = FEW_SAMPLES if pictured else config.samples
+    width = sum(each.numbers.shape[-1] for each in emissions(subject.model, crop(recording.held[0], 0, 1)).values())
+    most = affordable(max(samples, AT_A_TIME) * config.sequence * width, pictured)
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ahead = thinned(candidates, most)
+        most = affordable(config.samples * config.window * width, pictured)
+        ahead = thinned(windows(recording.held, config.window, stride), most)
         return Diagnosis(
             subject,
             config,

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ TELLING = 0.3
 """Width of the interval of that coverage above which nothing is said of it."""
 
 LISTED = 16
-"""Entries of a quantity that a table has a row for each; all are in the JSON."""
+"""Entries of a quantity up to which a table has a row for each; all are in the JSON."""
 
 SURE = 2.0
 """Standard errors that a difference must exceed before anything is said of it."""
@@ -293,25 +292,26 @@ def quantity_table(diagnosis: Diagnosis) -> Table:
     """What of each quantity is in the latent state: as its own head reads it, and as a linear map does."""
     table = Table(title="R² of what can be read off the latent state", title_justify="left")
     _columns(table, ["quantity"], ["by the model's head", "by a linear map"])
-    heads, linear = labelled(diagnosis.collapse.explained), labelled(summarised(diagnosis.probed))
+    explained, probed = diagnosis.collapse.explained, diagnosis.probed
+    wide = {name for found in (explained, probed) for name, values in found.items() if len(values) > LISTED}
+    heads, linear = (
+        labelled({name: found[name] for name in found if name not in wide}) for found in (explained, probed)
+    )
     for name in dict.fromkeys([*heads, *linear]):
-        cells = (found.get(name) for found in (heads, linear))
-        table.add_row(name, *("" if x is None else "constant" if math.isnan(x) else f"{x:.3f}" for x in cells))
+        table.add_row(name, _r2(heads.get(name)), _r2(linear.get(name)))
+    for name in sorted(wide):
+        medians = (median(found[name]) if name in found else None for found in (explained, probed))
+        table.add_row(f"{name}, the median", *map(_r2, medians))
     return table
 
 
-def summarised(quantities: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """{quantity: (W,)}, of those of many entries the median of what varies alone, under a name that says so."""
-    found = {}
-    for name, values in quantities.items():
-        vary = values[~values.isnan()]
-        if len(values) <= LISTED:
-            found[name] = values
-        elif len(vary):
-            found[f"{name}, median of {len(vary)} that vary"] = vary.median().reshape(1)
-        else:
-            found[name] = vary.new_tensor([math.nan])
-    return found
+def median(values: Tensor) -> float:
+    """Of the entries that vary; NaN where none does."""
+    return float(values.nanquantile(0.5))
+
+
+def _r2(value: float | None) -> str:
+    return "" if value is None else "constant" if math.isnan(value) else f"{value:.3f}"
 
 
 def action_table(diagnosis: Diagnosis) -> Table:

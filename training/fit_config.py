@@ -63,8 +63,8 @@ def load_fit_config(source: str | Path | Mapping[str, Any], overrides: Sequence[
 
 def renamed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
     """A saved config under the names of now: `learner.final_lr_ratio` was one of `fit` once."""
-    fit = dict(saved.get("fit") or {})
-    if "final_lr_ratio" not in fit:
+    fit, learner = saved.get("fit"), saved.get("learner")
+    if not isinstance(fit, Mapping) or "final_lr_ratio" not in fit or not isinstance(learner, Mapping):
         return saved
-    learner = {"final_lr_ratio": fit.pop("final_lr_ratio"), **(saved.get("learner") or {})}
-    return {**saved, "fit": fit, "learner": learner}
+    others = {name: value for name, value in fit.items() if name != "final_lr_ratio"}
+    return {**saved, "fit": others, "learner": {"final_lr_ratio": fit["final_lr_ratio"], **learner}}

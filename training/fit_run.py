@@ -68,7 +68,7 @@ class FitRun:
             ValueError: if the folder holds no fit, or a file in it does not fit its config.
         """
         folder = Path(folder)
-        config = read_config(folder, renamed(saved_config(folder, "fit")), load_fit_config)
+        config = read_config(folder, saved_config(folder, "fit"), lambda saved: load_fit_config(renamed(saved)))
         config.fit.device = device or config.fit.device
         missing = [name for name in (SPECS, MODEL) if not (folder / name).is_file()]
         if missing:

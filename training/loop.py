@@ -45,6 +45,7 @@ class Loop:
         self.shown: dict[str, float] = {}
         self.began = time.monotonic()
         self.due = 0.0  # updates that have been paid for
+        self.begun: int | None = None  # environment steps when learning did
         self.until = self.config.training.steps  # environment steps in all
         self.log_every = self.config.training.log_every
 
@@ -65,6 +66,8 @@ class Loop:
         if not self.trainer.prefilled:
             goes_on = self.trainer.prefill(min(config.prefill, until), lambda: self.stepped(on_step))
             self.due = float(config.pretrain) if self.trainer.prefilled else 0.0
+        if self.begun is None and self.trainer.prefilled:
+            self.begun = self.steps
         per_step = config.replay_ratio / (replay.batch_size * replay.window)
         if self.evaluation_due:
             self.evaluate()
@@ -104,8 +107,7 @@ class Loop:
 
     def learn(self) -> None:
         """One update; what it measured, unless it was skipped."""
-        for learner in self.trainer.learners():
-            learner.progress = self.steps / self.until
+        self.age()
         try:
             metrics, skipped = self.trainer.update()
         except torch.linalg.LinAlgError:
@@ -125,6 +127,12 @@ class Loop:
             self.trainer.last = None
         self.faults.sound = True
         self.averages.add(metrics)
+
+    def age(self) -> None:
+        """Tell the learners how much of their time is over: steps since learning began, of those until it ends."""
+        begun = self.steps if self.begun is None else self.begun
+        for learner in self.trainer.learners():
+            learner.progress = (self.steps - begun) / max(self.until - begun, 1)
 
     def stepped(self, on_step: OnStep) -> bool:
         """After each step of the environments: whether to go on."""
@@ -156,6 +164,7 @@ class Loop:
         metrics["time/fps"] = self.steps / (time.monotonic() - self.began)
         metrics["time/frames"] = self.trainer.envs.frames
         metrics["replay/steps"] = len(self.trainer.run.replay)
+        self.age()
         metrics["world_model/lr"] = self.trainer.learner.lr
         self.logger.log(metrics, self.steps)
         names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
@@ -196,6 +205,7 @@ class Loop:
             "trainer": self.trainer.state(),
             "loop": {
                 "due": self.due,
+                "begun": self.begun,
                 "sums": self.averages.sums,
                 "counts": dict(self.averages.counts),
                 "recent": list(self.recent),
@@ -214,6 +224,7 @@ class Loop:
         self.averages.sums, self.averages.counts = state["sums"], Counter(state["counts"])
         self.recent.extend((total, length) for total, length in state["recent"])
         self.began = time.monotonic() - state["logged"]["seconds"]
+        self.begun = state.get("begun")  # format 1 has none
         self.finished, self.evaluation_due = state["finished"], state["evaluation_due"]
         self.faults.load_state(state["faults"])
 
@@ -240,16 +251,16 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
     return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
-def short(number: float) -> str:
+def rounded(number: float) -> str:
     """To one decimal, or to three digits if it is small: a return may be 3850.2 or 0.957."""
-    return f"{number:.1f}" if abs(number) >= 10 else f"{number:.3g}"
+    return f"{number:.1f}" if abs(number) >= 10 else f"{number + 0.0:.3g}"  # never -0
 
 
 def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     faults = f"; its environments failed {len(result.faults)} time(s), {AGAIN}" if result.faults else ""
-    return f"return {short(result.mean)} ± {short(result.std)} over {len(result.returns)} episodes{unsound}{faults}"
+    return f"return {rounded(result.mean)} ± {rounded(result.std)} over {len(result.returns)} episodes{unsound}{faults}"
 
 
 def promise(result: Evaluation) -> str:
@@ -257,8 +268,8 @@ def promise(result: Evaluation) -> str:
     if result.promise is None:
         return ""
     if result.gap is None:
-        return f"the model imagines {short(result.promise)} for the same episodes"
-    line = f"the model imagines {short(result.promise)} for the same episodes, {result.gap:.0%} from what they are"
+        return f"the model imagines {rounded(result.promise)} for the same episodes"
+    line = f"the model imagines {rounded(result.promise)} for the same episodes, {result.gap:.0%} from what they are"
     if result.gap <= TRUSTED:
         return line
     what = "promises more than" if result.promise > result.mean else "does not know"

@@ -22,6 +22,8 @@ from worldmodel.model import WorldModel
 from worldmodel.scan import scan
 from worldmodel.types import Batch, Inference, State, restart
 
+AT_A_TIME = 50  # samples of a log-likelihood
+
 
 def importance_bound(
     model: WorldModel, batch: Batch, particles: int, resample: float = 0.0, beta: Tensor | float = 1.0
@@ -56,7 +58,7 @@ def iwae(model: WorldModel, batch: Batch, particles: int, beta: Tensor | float =
 
 
 @torch.no_grad()
-def log_likelihood(model: WorldModel, batch: Batch, samples: int, chunk: int = 50) -> Tensor:
+def log_likelihood(model: WorldModel, batch: Batch, samples: int, chunk: int = AT_A_TIME) -> Tensor:
     """(B, T): the importance-sampled log-likelihood, IWAE of many samples taken `chunk` at a time.
 
     Raises:

@@ -19,7 +19,7 @@ class LearnerConfig:
     optimizer: Literal["adam", "laprop"] = "adam"  # laprop: DreamerV3's
     lr: float = 1e-3
     warmup: int = 0  # updates over which lr rises from 0; DreamerV3 has 1000
-    final_lr_ratio: float = 1.0  # of lr, which falls to it on a straight line until learning ends
+    final_lr_ratio: float = 1.0  # share of lr to which it falls, on a straight line, until learning ends
     eps: float = 1e-5  # DreamerV3: 1e-20
     clip: float = 100.0  # global gradient norm (Dreamer V1)
     adaptive_clip: float | None = None  # instead, of each tensor: gradient norm per norm of the tensor (V3: 0.3)
@@ -63,8 +63,8 @@ class Learner:
         self.parameters, self.config = list(parameters), config
         self.optimizer = build_optimizer(self.parameters, config)
         self.updates = 0
-        self.progress = 0.0  # share of all learning that is done, told by whoever knows when it ends
-        self.factor = 1.0  # of the learning rate
+        self.progress = 0.0  # share of all learning that is done, told before an update by whoever knows when it ends
+        self.factor = 1.0  # of the learning rate, see `slow_down`
         self.loss = self._as_configured(loss)
 
     def _as_configured(self, loss: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
@@ -84,9 +84,9 @@ class Learner:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update, n, with w of warm-up: lr (1/w + (1 - 1/w) n/w), from n = w on lr.
+        """The learning rate of update n, with w updates of warm-up and a share p of all learning done.
 
-        It is less by what has become of it: `final_lr_ratio` after all learning, as much as was passed until now.
+        lr (1/w + (1 - 1/w) min(n/w, 1)) (1 - (1 - final_lr_ratio) p) factor
         """
         config = self.config
         rise = 1 / config.warmup if config.warmup else 1.0

@@ -215,6 +215,28 @@ def test_schedules_run_over_the_steps_of_a_call() -> None:
     assert rates()[len(first)] > 0.007 and rates()[-1] < 0.002
 
 
+def test_a_rate_that_falls_does_so_in_every_call_unless_it_continues_the_one_before() -> None:
+    """From the end of the prefill on; whether the agent was saved in between is of no consequence."""
+    prefill = TINY["training"]["prefill"]
+    agent = WorldModelAgent({**TINY, "learner": {"lr": 0.01, "final_lr_ratio": 0}}, run="run")
+
+    def rates(steps: int, **options: bool) -> list[float]:
+        agent.learn(steps, log_interval=10, **options)
+        return list(
+            {row["global_step"]: row["world_model/lr"] for row in rows(agent) if "world_model/lr" in row}.values()
+        )[-4:]
+
+    def line(begun: int, end: int, steps: list[int]) -> list[float]:
+        return pytest.approx([0.01 * (end - step) / (end - begun) for step in steps])  # type: ignore[return-value]
+
+    assert rates(60) == line(prefill, 60, [30, 40, 50, 60])
+    assert rates(60) == line(60, 120, [90, 100, 110, 120])
+    assert rates(60, reset_num_timesteps=False) == line(60, 180, [150, 160, 170, 180])
+    agent.save("saved.zip")
+    agent = WorldModelAgent.load("saved.zip")
+    assert rates(60) == line(prefill, 60, [30, 40, 50, 60])
+
+
 def test_one_axis_of_steps_and_the_episodes_that_callbacks_read() -> None:
     class Listener(Watcher):
         def _on_step(self) -> bool:
@@ -231,8 +253,9 @@ def test_one_axis_of_steps_and_the_episodes_that_callbacks_read() -> None:
 
 
 def test_the_callback_of_weights_and_biases_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    import wandb
     from wandb.integration.sb3 import WandbCallback
+
+    import wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", project="test"):

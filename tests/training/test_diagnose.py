@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import calibration_word, summarised, to_json, verdicts, wilson
+from training.diagnosis_report import calibration_word, quantity_table, to_json, verdicts, wilson
 from training.fit_run import MODEL, SPECS
 from training.run import Run
 from training.subject import open_subject
@@ -200,22 +200,30 @@ def test_calibration_is_judged_within_its_sampling_error() -> None:
 
 def test_where_much_is_observed_fewer_windows_are_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that samples x windows x steps x numbers, two observed and the reward, stay within what memory holds."""
-    config = DiagnoseConfig(context=3, horizon=4, samples=5)
+    config = DiagnoseConfig(context=3, horizon=4, samples=60)
     monkeypatch.setattr("training.diagnose.MIN_WINDOWS", 2)
-    monkeypatch.setattr("training.diagnose.NUMBERS", 5 * 4 * (2 + 1) * 7)
+    monkeypatch.setattr("training.diagnose.NUMBERS", 60 * config.sequence * (2 + 1) * 5)
     found = diagnose(finished, config=config)
-    assert {len(outlook.place) for outlook in found.outlooks.values()} == {7}
+    assert config.sequence == 9 and config.window == 7
+    assert {len(outlook.place) for outlook in found.outlooks.values()} == {5 * 9 // 7}
+    assert len(found.actions.elbo["recorded"]) == 5
     monkeypatch.setattr("training.diagnose.NUMBERS", 1)
     assert len(diagnose(finished, config=config).context.reward) == 2
 
 
-def test_of_a_quantity_with_many_entries_a_table_shows_the_median() -> None:
-    many, none = torch.arange(41.0), torch.full((20,), torch.nan)
-    many[30:] = torch.nan
-    found = summarised({"few": torch.tensor([0.25, 0.75]), "many": many[:39], "none": none})
-    assert found["few"].tolist() == [0.25, 0.75]
-    assert found["many, median of 30 that vary"].item() == 14.0
-    assert found["none"].isnan().all() and len(found) == 3
+def test_of_a_quantity_with_many_entries_a_table_shows_the_median(finished: Path) -> None:
+    """Of what varies, by head and by map side by side."""
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    many = torch.cat([torch.linspace(0, 1, 31), torch.full((9,), torch.nan)])
+    probed = {"reward": torch.tensor([0.25]), "observation": many, "state": torch.full((20,), torch.nan)}
+    explained = {"reward": torch.tensor([0.75]), "observation": many - 1}
+    table = quantity_table(found._replace(probed=probed, collapse=found.collapse._replace(explained=explained)))
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows == [
+        ("reward", "0.750", "0.250"),
+        ("observation, the median", "-0.500", "0.500"),
+        ("state, the median", "", "constant"),
+    ]
 
 
 def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:

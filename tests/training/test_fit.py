@@ -153,6 +153,9 @@ def test_a_fit_whose_last_share_was_saved_elsewhere_is_read(csv: Path, tmp_path:
     saved["fit"]["final_lr_ratio"] = 0.2
     (made.folder / "config.yaml").write_text(yaml.safe_dump(saved))
     assert FitRun.load(made.folder).config.learner.final_lr_ratio == 0.2
+    (made.folder / "config.yaml").write_text(yaml.safe_dump({**saved, "fit": 3}))
+    with pytest.raises(ValueError, match=r"config.yaml: fit: 3 is not a section"):
+        FitRun.load(made.folder)
 
 
 def test_a_seed_repeats_a_fit(csv: Path, tmp_path: Path) -> None:

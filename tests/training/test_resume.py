@@ -59,6 +59,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "full ring": {"replay": {"batch_size": 2, "window": 4, "capacity": 40}},
     "disk": {"replay": {"batch_size": 2, "window": 4, "disk": True, "context": True}},
+    "seldom": {  # rows of metrics that no update precedes
+        "learner": {"final_lr_ratio": 0},
+        "training": {**TINY["training"], "replay_ratio": 0.25, "log_every": 5},
+    },
     "discrete": {"env": {"id": "CartPole-v1", "time_limit": 30}},
     "pink": {"behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2, "noise": "pink"}}},
     "sb3": {

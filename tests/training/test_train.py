@@ -285,9 +285,14 @@ def test_every_learning_rate_falls_as_the_run_goes_on(tmp_path: Path) -> None:
     learner, actor_critic = {"lr": 0.01, "final_lr_ratio": 0.1}, {"learner": {"lr": 0.02, "final_lr_ratio": 0.5}}
     made = run(tmp_path / "run", learner=learner, behaviour={"actor_critic": actor_critic})
     rates = {row["global_step"]: row["world_model/lr"] for row in rows(made.folder) if "world_model/lr" in row}
-    assert {steps: rates[steps] for steps in (30, 60)} == pytest.approx({30: 0.0058, 60: 0.001})  # updates at 28, 60
+    assert {steps: rates[steps] for steps in (30, 60)} == pytest.approx({30: 0.0085, 60: 0.001})  # of 36 steps
     assert isinstance(made.behaviour, ActorCritic)
     assert made.behaviour.learner.lr == pytest.approx(0.01)
+
+
+def test_a_run_that_ends_with_its_prefill_learns_at_the_full_rate(tmp_path: Path) -> None:
+    made = run(tmp_path / "run", learner={"lr": 0.01, "final_lr_ratio": 0}, training={"steps": 24})
+    assert [row["world_model/lr"] for row in rows(made.folder) if "world_model/lr" in row] == [0.01]
 
 
 class Watched(RandomBehaviour):

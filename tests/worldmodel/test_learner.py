@@ -371,4 +371,6 @@ def test_a_learner_of_the_first_format_is_read() -> None:
     state = {"optimizer": learner.state()["optimizer"], "factor": 0.5}
     learner.load({**state, "warmup": {"last_epoch": 2}})
     assert learner.lr == pytest.approx(0.1 * (1 / 4 + 3 / 4 * 2 / 4) * 0.5)
+    learner = Learner(lambda: (parameter, None), [parameter], LearnerConfig(lr=0.1))
     learner.load({**state, "warmup": None})
+    assert learner.lr == pytest.approx(0.05)
