@@ -12,7 +12,7 @@ from torch import Tensor
 
 from worldmodel.diagnostics.actions import EARLY, LATE, RIGHT, SHUFFLED, action_test
 from worldmodel.diagnostics.baselines import Series, fit_arx, fit_baselines, history, repeat_last
-from worldmodel.diagnostics.collapse import collapse, r2
+from worldmodel.diagnostics.collapse import Collapse, collapse, r2
 from worldmodel.diagnostics.evidence import compare, posterior_gap, sequence_elbo
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe, probe
@@ -326,6 +326,13 @@ def test_a_quantity_that_is_called_noise_is_named() -> None:
     twice = batch._replace(obs={"x": batch.obs["x"].expand(-1, -1, 2)})
     verdict = collapse(world_model(blind), twice).verdict()
     assert verdict.startswith("partial collapse: x[1] is not represented (R^2 ") and "x[0]" not in verdict
+
+
+def test_of_much_that_is_not_represented_the_worst_is_named() -> None:
+    told = torch.ones(1)
+    verdict = Collapse(told, told, {"x": torch.linspace(0.9, 0, 31)}).verdict()  # 17 of them below 0.5
+    assert verdict.startswith("partial collapse: x[23] is not represented (R^2 0.21), x[24]")
+    assert verdict.endswith("x[30] is not represented (R^2 0.00), nor are 9 others") and verdict.count("R^2") == 8
 
 
 def test_r2_by_hand() -> None:

@@ -27,6 +27,9 @@ ACTIVE_NATS = 0.01
 REPRESENTED = 0.5
 """An observed quantity is represented if the reconstruction explains this share of its variance."""
 
+NAMED = 8
+"""What is not represented is named, of more the worst."""
+
 
 class Collapse(NamedTuple):
     """What the posterior carries. A constant quantity has no variance to explain, and an R^2 that is not a number."""
@@ -56,8 +59,10 @@ class Collapse(NamedTuple):
         missing = self.missing(threshold)
         if not missing:
             return "healthy"
-        named = [f"{name} is not represented (R^2 {r2:.2f})" for name, r2 in sorted(missing.items())]
-        return "partial collapse: " + ", ".join(named)
+        worst = sorted(missing, key=lambda name: missing[name])[:NAMED]
+        named = [f"{name} is not represented (R^2 {missing[name]:.2f})" for name in sorted(worst)]
+        others = f", nor are {len(missing) - NAMED} others" if len(missing) > NAMED else ""
+        return f"partial collapse: {', '.join(named)}{others}"
 
 
 @torch.no_grad()
