@@ -8,9 +8,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.faults import named
+from envs.faults import EnvironmentFault, named
 from envs.spaces import SMALLEST_IMAGE, layout
 from worldmodel.spaces import OBSERVATION, STATE
+
+ROUNDING = 1e-3  # by which fractions may exceed 1
 
 REMEDY = (
     "choose an environment that draws; where there is no display, MuJoCo draws with the system's package libegl1 "
@@ -58,10 +60,14 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         return made if isinstance(self.observation_space, spaces.Dict) else made[OBSERVATION]
 
     def image(self, image: np.ndarray, channels: str | None) -> np.ndarray:
-        """One image as the model takes it."""
+        """One image as the model takes it.
+
+        Raises:
+            EnvironmentFault: if it is of integers beyond 0 to 255, or of fractions above 1.
+        """
         image = np.asarray(image)
         if image.dtype != np.uint8:
-            image = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+            image = _as_bytes(image)
         if channels == "first":
             image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
         if self.grey and image.ndim == 3 and image.shape[-1] > 1:
@@ -69,6 +75,19 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         if image.shape[:2] != (self.size, self.size):
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return image.reshape(self.size, self.size, -1)
+
+
+def _as_bytes(image: np.ndarray) -> np.ndarray:
+    """Integers from 0 to 255 as they are, fractions from 0 to 1 multiplied by 255."""
+    fractions = image.dtype == bool or np.issubdtype(image.dtype, np.floating)
+    low, high = image.min(), image.max()
+    if not fractions and (low < 0 or high > 255):
+        raise EnvironmentFault(f"a picture of {image.dtype} goes from {low} to {high}, and not from 0 to 255")
+    if fractions and high > 1 + ROUNDING:
+        raise EnvironmentFault(
+            f"a picture of {image.dtype} goes up to {high:.4g}: fractions go from 0 to 1, uint8 to 255"
+        )
+    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8) if fractions else image.astype(np.uint8)
 
 
 class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):

@@ -30,6 +30,7 @@ def patient(say: Callable[[str], None]) -> Iterator[Interrupt]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupt.asked or interrupt.at_once:
+            interrupt.asked = True  # whoever calls Python from C may swallow the error: then it ends a little later
             raise KeyboardInterrupt
         interrupt.asked = True
         say(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")

@@ -156,6 +156,8 @@ def finish(loop: "Loop") -> Run:
             raise KeyboardInterrupt
         interrupt.at_once = True
         result = run.evaluate()
+        if interrupt.asked:
+            raise KeyboardInterrupt
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
         loop.logger.log(final, run.env_steps)
         loop.finished = True

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import EnvConfig, Images, make, make_vector, observation_specs
+from envs import EnvConfig, EnvironmentFault, Images, make, make_vector, observation_specs
 from envs.wrappers import RecordState
 
 RNG = np.random.default_rng(0)
@@ -39,8 +39,9 @@ EXPECTED = cv2.resize(PICTURE, (32, 32), interpolation=cv2.INTER_AREA)
         (PICTURE, spaces.Box(0, 255, (40, 60, 3), np.uint8)),
         (PICTURE.transpose(2, 0, 1), spaces.Box(0, 255, (3, 40, 60), np.uint8)),
         ((PICTURE / 255).astype(np.float32), spaces.Box(0, 1, (40, 60, 3), np.float32)),
+        (PICTURE.astype(np.int64), spaces.Box(0, 255, (40, 60, 3), np.uint8)),
     ],
-    ids=["channels last", "channels first", "fractions"],
+    ids=["channels last", "channels first", "fractions", "as other integers"],
 )
 def test_colours_keep_their_place_whatever_the_order(value: np.ndarray, space: spaces.Box) -> None:
     env = Images(Shown(space, value), 32)
@@ -48,6 +49,19 @@ def test_colours_keep_their_place_whatever_the_order(value: np.ndarray, space: s
     assert env.observation_space == spaces.Box(0, 255, (32, 32, 3), np.uint8) and env.observation_space.contains(seen)
     np.testing.assert_array_equal(seen, EXPECTED)
     np.testing.assert_array_equal(env.step(0)[0], EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (PICTURE.astype(np.int16) + 200, "a picture of int16 goes from"),
+        (PICTURE.astype(np.float32), "a picture of float32 goes up to 25"),
+    ],
+)
+def test_a_picture_on_another_scale_is_a_fault(value: np.ndarray, says: str) -> None:
+    """It would have been white."""
+    with pytest.raises(EnvironmentFault, match=says):
+        Images(Shown(spaces.Box(0, 255, (40, 60, 3), np.uint8), value), 32).reset()
 
 
 def test_grey_is_the_luminance_and_a_grey_image_has_one_channel() -> None:

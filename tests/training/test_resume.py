@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from training import Run, train
 from training import loop as loops
 from training.cli import main
 from training.config import load_config
+from training.evaluation import evaluate
 from training.start import resume
 
 TINY: dict[str, Any] = {
@@ -158,6 +160,27 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     assert main(["train", "--resume", str(folder)]) == 0
     assert "goes on at" in capsys.readouterr().err
     assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("place", ["training.loop.evaluate", "training.run.evaluate"])
+def test_a_call_to_stop_that_is_swallowed_in_an_evaluation_is_obeyed_after_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """What a handler raises is lost where C asks Python for something and takes an error for a no."""
+    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
+
+    def swallows(*args: Any, **options: Any) -> Any:
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, swallows)
+        with pytest.raises(KeyboardInterrupt, match="to go on"):
+            train(TINY, run=tmp_path / "stopped", seed=5)
+    assert Run.load(tmp_path / "stopped").env_steps == (40 if "loop" in place else 100)
+    resume(tmp_path / "stopped")
+    assert_same_run(whole, tmp_path / "stopped")
 
 
 def test_a_run_that_is_asked_to_stop_while_its_environments_step(
