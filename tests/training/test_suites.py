@@ -16,6 +16,7 @@ from training.schema import load_yaml
 from worldmodel.shadow import HOME
 
 SUITES = HOME / "configs" / "suites"
+BASE = load_yaml(SUITES.parent / "dream.yaml")
 README = (HOME / "README.md").read_text()
 NEEDS = {  # config: (what must be importable, the extra that installs it, the keys that are images, frames per step)
     "atari": ("ale_py", "atari", {"observation"}, 4),
@@ -59,7 +60,7 @@ def test_every_config_of_a_suite_is_tested_and_tells_how_it_is_run() -> None:
     for name in NEEDS:
         first = files[name].splitlines()[0]
         assert f"worldmodel train configs/suites/{name}.yaml" in first and f".[{NEEDS[name][1]}]" in first
-        assert load_yaml(SUITES / f"{name}.yaml")["behaviour"]["name"] == "plan2explore"  # the base is shared
+        assert load_yaml(SUITES / f"{name}.yaml")["model"]["dynamics"] == BASE["model"]["dynamics"]  # it is shared
 
 
 @pytest.mark.parametrize("suite", NEEDS)
