@@ -9,23 +9,25 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from envs.faults import EnvironmentFault, named
-from envs.spaces import SMALLEST_IMAGE, layout
+from envs.spaces import CHANNELS, SMALLEST_IMAGE, Layout, layout
 from worldmodel.spaces import OBSERVATION, STATE
 
-ROUNDING = 1e-3  # by which fractions may exceed 1
+ROUNDING = 1e-3  # of what lies between black and white: by so much may fractions lie outside
 
-REMEDY = (
-    "choose an environment that draws; where there is no display, MuJoCo draws with the system's package libegl1 "
-    "(MUJOCO_GL=egl) or libosmesa6 (MUJOCO_GL=osmesa)"
+REMEDY = "choose an environment that draws"
+MUJOCO = (
+    "; where there is no display, MuJoCo draws with the system's package libegl1 (MUJOCO_GL=egl) or libosmesa6 "
+    "(MUJOCO_GL=osmesa)"
 )
 
 
 class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Makes every image of an observation (size, size, C) uint8, C being 1 if it is to be grey and 3 or 4 if not.
 
-    An image is a Box of uint8, or of floats from 0 to 1, with two dimensions of at least 16 pixels and, before or
-    behind them, the channels. Those of another size are averaged over areas (OpenCV's INTER_AREA), channels moved last,
-    fractions multiplied by 255. What is no image stays as it is.
+    An image is a Box with two dimensions of at least 16 pixels and, before or behind them, 1, 3 or 4 channels; one low
+    and one high for all of it are its black and white, which become 0 and 255. Without channels it is grey, if it is of
+    uint8 or goes from 0 to 255, to 65535 or, in floats, to 1. Those of another size are averaged over areas (OpenCV's
+    INTER_AREA), channels moved last. What is no image stays as it is.
 
     Args:
         size: pixels a side.
@@ -45,30 +47,27 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         made = {key: self._space(each, self.layouts[key]) for key, each in named(space).items()}
         self.observation_space = spaces.Dict(made) if isinstance(space, spaces.Dict) else made[OBSERVATION]
 
-    def _space(self, space: spaces.Space[Any], channels: str | None) -> spaces.Space[Any]:
-        if channels is None:
+    def _space(self, space: spaces.Space[Any], told: Layout | None) -> spaces.Space[Any]:
+        if told is None:
             return space
         assert space.shape is not None
-        count = {"none": 1, "first": space.shape[0], "last": space.shape[-1]}[channels]
+        count = {"none": 1, "first": space.shape[0], "last": space.shape[-1]}[told.channels]
         return spaces.Box(0, 255, (self.size, self.size, 1 if self.grey else count), np.uint8)
 
     def observation(self, observation: Any) -> Any:
-        made = {
-            key: value if self.layouts.get(key) is None else self.image(value, self.layouts[key])
-            for key, value in named(observation).items()
-        }
+        made = {key: self.image(value, self.layouts.get(key)) for key, value in named(observation).items()}
         return made if isinstance(self.observation_space, spaces.Dict) else made[OBSERVATION]
 
-    def image(self, image: np.ndarray, channels: str | None) -> np.ndarray:
-        """One image as the model takes it.
+    def image(self, value: Any, told: Layout | None) -> Any:
+        """One image as the model takes it; what is told to be none, as it is.
 
         Raises:
-            EnvironmentFault: if it is of integers beyond 0 to 255, or of fractions above 1.
+            EnvironmentFault: if it is darker than black or brighter than white.
         """
-        image = np.asarray(image)
-        if image.dtype != np.uint8:
-            image = _as_bytes(image)
-        if channels == "first":
+        if told is None:
+            return value
+        image = as_bytes(np.asarray(value), told)
+        if told.channels == "first":
             image = np.ascontiguousarray(np.moveaxis(image, 0, -1))
         if self.grey and image.ndim == 3 and image.shape[-1] > 1:
             image = cv2.cvtColor(image[..., :3], cv2.COLOR_RGB2GRAY)
@@ -77,21 +76,35 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         return image.reshape(self.size, self.size, -1)
 
 
-def _as_bytes(image: np.ndarray) -> np.ndarray:
-    """Integers from 0 to 255 as they are, fractions from 0 to 1 multiplied by 255."""
-    fractions = image.dtype == bool or np.issubdtype(image.dtype, np.floating)
-    low, high = image.min(), image.max()
-    if not fractions and (low < 0 or high > 255):
-        raise EnvironmentFault(f"a picture of {image.dtype} goes from {low} to {high}, and not from 0 to 255")
-    if fractions and high > 1 + ROUNDING:
+def as_bytes(image: np.ndarray, told: Layout | None = None) -> np.ndarray:
+    """Black becomes 0 and white 255, which floats and integers have where their space says.
+
+    Where it speaks of the other kind, or nobody says, floats go from 0 to 1 and integers from 0 to 255.
+    """
+    fractional = image.dtype == bool or np.issubdtype(image.dtype, np.floating)
+    black, white = 0.0, 1.0 if fractional else 255.0
+    if told is not None and told.fractional == fractional:
+        black, white = told.black, told.white
+    if image.dtype == np.uint8 and (black, white) == (0, 255):
+        return image
+    low, high, slack = image.min(), image.max(), ROUNDING * (white - black) * fractional
+    if not (low >= black - slack and high <= white + slack):  # nor is it not a number
         raise EnvironmentFault(
-            f"a picture of {image.dtype} goes up to {high:.4g}: fractions go from 0 to 1, uint8 to 255"
+            f"a picture of {image.dtype} goes from {low:.4g} to {high:.4g}, and not from {black:g} to {white:g}"
         )
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8) if fractions else image.astype(np.uint8)
+    scaled = (image.astype(np.float64) - black) * (255 / (white - black))
+    return np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
+
+
+def _simulated(env: gym.Env[Any, Any]) -> bool:
+    """Whether it is MuJoCo that would have to draw an environment."""
+    return any(name in base.__module__ for base in type(env).__mro__ for name in ("mujoco", "dm_control"))
 
 
 class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Shows what the environment draws, instead of what it says.
+    """Shows what the environment draws, instead of what it says: (H, W, C) of uint8, at least 16 pixels a side.
+
+    A smaller picture is enlarged by a whole factor.
 
     Args:
         env: made with `render_mode="rgb_array"`.
@@ -105,25 +118,36 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         gym.ObservationWrapper.__init__(self, env)
         env.reset()
         try:
-            frame = self._frame()
+            frame = env.render()
         except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
-            raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {REMEDY}") from error
+            remedy = REMEDY + MUJOCO * _simulated(env.unwrapped)
+            raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {remedy}") from error
+        frame = self._picture(frame)
         said = named(env.observation_space) if keep else {}
         self.kept = {key: space for key, space in said.items() if isinstance(space, spaces.Box) and not layout(space)}
         drawn = spaces.Box(0, 255, frame.shape, np.uint8)
         states = {STATE + key: space for key, space in self.kept.items()}
         self.observation_space = spaces.Dict({OBSERVATION: drawn, **states}) if states else drawn
 
-    def _frame(self) -> np.ndarray:
-        frame: Any = self.env.render()
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+    def _picture(self, frame: Any) -> np.ndarray:
+        """What was drawn, as an image with channels.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or not frame.size:
+            found = f"{type(frame).__name__} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+            raise ValueError(f"env.pixels: {self.env.unwrapped} draws no picture, an array (H, W, 3): it drew {found}")
+        frame = np.atleast_3d(frame)
+        if frame.shape[-1] not in CHANNELS:
             raise ValueError(
-                f"env.pixels: {self.env.unwrapped} draws no picture (render() gave {type(frame).__name__})"
+                f"env.pixels: {self.env.unwrapped} draws {frame.shape}: a picture (H, W, C) has 1, 3 or 4 channels"
             )
-        return frame
+        factor = -(-SMALLEST_IMAGE // min(frame.shape[:2]))
+        return as_bytes(frame).repeat(factor, 0).repeat(factor, 1) if factor > 1 else as_bytes(frame)
 
     def observation(self, observation: Any) -> Any:
         if not self.kept:
-            return self._frame()
+            return self._picture(self.env.render())
         said = named(observation)
-        return {OBSERVATION: self._frame(), **{STATE + key: said[key] for key in self.kept}}
+        return {OBSERVATION: self._picture(self.env.render()), **{STATE + key: said[key] for key in self.kept}}

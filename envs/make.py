@@ -19,9 +19,10 @@ from envs.restart import Restart
 from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites.minigrid import symbolic
 from envs.wrappers import ActionRepeat, CheckContract, RecordState
+from worldmodel.images import stages
 from worldmodel.limits import at_most
 
-MOST_ENVS, MOST_STEPS, LARGEST_IMAGE = 10_000, 10**7, 1_024  # stepped one by one; of an episode; pixels a side
+MOST_ENVS, MOST_STEPS, LARGEST_IMAGE = 10_000, 10**7, 256  # stepped one by one; of an episode; pixels a side
 DAY = 86_400  # seconds
 
 LifeLoss = Literal["ignore", "end"]
@@ -32,7 +33,8 @@ class EnvConfig:
     """One environment, and how many of it.
 
     Raises:
-        ValueError: if a number is too small, or `kwargs` sets what has a field of its own.
+        ValueError: if a number is too small or too large, no network takes `image_size`, or `kwargs` sets what has a
+            field of its own.
     """
 
     id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; or of a suite, as
@@ -63,6 +65,7 @@ class EnvConfig:
         at_most(self, num_envs=MOST_ENVS, action_repeat=1_000, time_limit=MOST_STEPS, image_size=LARGEST_IMAGE)
         if self.image_size < SMALLEST_IMAGE:
             raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")
+        stages((self.image_size, self.image_size, 1))
         if self.life_loss not in get_args(LifeLoss):
             raise ValueError(f"env.life_loss is one of {', '.join(get_args(LifeLoss))}, got {self.life_loss}")
         for name, instead in (("max_episode_steps", "time_limit"), ("render_mode", "pixels")):

@@ -1,6 +1,6 @@
 """Gymnasium spaces -> what a model needs to know of them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -10,6 +10,16 @@ from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
 SUPPORTED = "Box, Discrete, MultiDiscrete or MultiBinary"
 SMALLEST_IMAGE = 16  # pixels a side: what is smaller, as the symbols of MiniGrid, is taken as a vector
 CHANNELS = (1, 3, 4)  # grey, colour, and with transparency
+BRIGHTEST = 65_535  # from black to white: a Box with wider bounds says nothing of how bright a picture is
+
+
+class Layout(NamedTuple):
+    """How an image is told: where its channels are, and the bounds of its space."""
+
+    channels: str  # "last", "first", or "none" of a grey one
+    black: float
+    white: float
+    fractional: bool  # of floats
 
 
 def observation_specs(space: Space[Any]) -> dict[str, ObservationSpec]:
@@ -45,24 +55,16 @@ def action_spec(space: Space[Any]) -> ActionSpec:
 def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     _require_entries(f"observation '{key}'", space)
     if isinstance(space, spaces.Box):
-        kind = layout(space)
-        if kind is not None and (kind != "last" or space.dtype != np.uint8):
+        told = layout(space)
+        if told is not None and (space.dtype != np.uint8 or told != Layout("last", 0, 255, False)):
             raise ValueError(
-                f"observation '{key}' is an image {space.shape} of {space.dtype}: wrap the environment in "
-                "envs.Images(env, size), which makes it (size, size, channels) of uint8"
+                f"observation '{key}' is an image {space.shape} of {space.dtype} from {told.black:g} to "
+                f"{told.white:g}: wrap the environment in envs.Images(env, size), which makes it (size, size, "
+                "channels) of uint8 from 0 to 255"
             )
-        if (
-            kind is None
-            and space.dtype == np.uint8
-            and len(space.shape) > 2
-            and sorted(space.shape)[-2] >= SMALLEST_IMAGE
-        ):
-            raise ValueError(
-                f"observation '{key}' {space.shape} of uint8 looks like images, of which one has 1, 3 or 4 channels: "
-                "show one picture at a time, without gymnasium.wrappers.FrameStackObservation (the latent state "
-                "remembers), or each under a key of its own in a Dict"
-            )
-        return ObservationSpec(space.shape, image=kind is not None)
+        if told is None and len(space.shape) > 2 and sorted(space.shape)[-2] >= SMALLEST_IMAGE:
+            raise ValueError(f"observation '{key}' {space.shape} of {space.dtype} looks like images, {_unlike(space)}")
+        return ObservationSpec(space.shape, image=told is not None)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ObservationSpec(_shape(space), *_categories(space))
     raise ValueError(
@@ -72,25 +74,50 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     )
 
 
-def layout(space: Space[Any]) -> str | None:
-    """Where the channels of an image are: "last", "first", or "none" of a grey one; None if a space holds no images.
+def layout(space: Space[Any]) -> Layout | None:
+    """How a space tells an image, None if it holds none: :class:`envs.images.Images` says which do.
 
-    They are what :class:`envs.images.Images` says.
+    A matrix of which no bound says that it is grey, as the features of twenty things, is no image.
     """
-    if not isinstance(space, spaces.Box) or len(space.shape) not in (2, 3):
+    if not isinstance(space, spaces.Box):
         return None
-    fractions = np.issubdtype(space.dtype, np.floating) and (space.low == 0).all() and (space.high == 1).all()
-    if space.dtype != np.uint8 and not fractions:
+    channels = _channels(space.shape)
+    bounds = _bounds(space) if channels is not None else None
+    if channels is None or bounds is None:
         return None
-    if len(space.shape) == 2:
-        return "none" if min(space.shape) >= SMALLEST_IMAGE else None
-    for name, (sides, channels) in {
-        "last": (space.shape[:2], space.shape[2]),
-        "first": (space.shape[1:], space.shape[0]),
-    }.items():
-        if min(sides) >= SMALLEST_IMAGE and channels in CHANNELS:
-            return name
+    fractional = bool(np.issubdtype(space.dtype, np.floating))
+    usual = space.dtype == np.uint8 or bounds in ((0, 255), (0, 65_535)) or (fractional and bounds == (0, 1))
+    return Layout(channels, *bounds, fractional) if usual or channels != "none" else None
+
+
+def _channels(shape: tuple[int, ...]) -> str | None:
+    if len(shape) == 2:
+        return "none" if min(shape) >= SMALLEST_IMAGE else None
+    if len(shape) == 3:
+        for name, sides, count in (("last", shape[:2], shape[2]), ("first", shape[1:], shape[0])):
+            if min(sides) >= SMALLEST_IMAGE and count in CHANNELS:
+                return name
     return None
+
+
+def _bounds(space: spaces.Box) -> tuple[float, float] | None:
+    """The values of black and white: the bounds of a Box, if they are the same everywhere."""
+    low, high = float(space.low.min()), float(space.high.max())
+    if (space.low == low).all() and (space.high == high).all() and 0 < high - low <= BRIGHTEST:
+        return low, high
+    return (0, 255) if space.dtype == np.uint8 else None
+
+
+def _unlike(space: spaces.Box) -> str:
+    """Why what looks like images is none, and what to do."""
+    flatten = "or flatten what is none, as gymnasium.wrappers.FlattenObservation does"
+    if _channels(space.shape) is not None:
+        return f"of which nothing says what is black and white: give its Box one finite low and one high, {flatten}"
+    return (
+        "of which one has 1, 3 or 4 channels: show one picture at a time, without "
+        "gymnasium.wrappers.FrameStackObservation (the latent state remembers), or each under a key of its own in a "
+        f"Dict, {flatten}"
+    )
 
 
 def _require_entries(what: str, space: Space[Any]) -> None:

@@ -40,8 +40,23 @@ EXPECTED = cv2.resize(PICTURE, (32, 32), interpolation=cv2.INTER_AREA)
         (PICTURE.transpose(2, 0, 1), spaces.Box(0, 255, (3, 40, 60), np.uint8)),
         ((PICTURE / 255).astype(np.float32), spaces.Box(0, 1, (40, 60, 3), np.float32)),
         (PICTURE.astype(np.int64), spaces.Box(0, 255, (40, 60, 3), np.uint8)),
+        (PICTURE.astype(np.float32), spaces.Box(0, 255, (40, 60, 3), np.float32)),
+        (PICTURE, spaces.Box(0, 1, (40, 60, 3), np.float32)),
+        (PICTURE / 255, spaces.Box(0, 255, (40, 60, 3), np.uint8)),
+        (PICTURE / 127.5 - 1, spaces.Box(-1, 1, (40, 60, 3), np.float64)),
+        (PICTURE.astype(np.uint16) * 257, spaces.Box(0, 65535, (40, 60, 3), np.uint16)),
     ],
-    ids=["channels last", "channels first", "fractions", "as other integers"],
+    ids=[
+        "channels last",
+        "channels first",
+        "fractions",
+        "as other integers",
+        "bytes in floats",
+        "bytes where fractions were said",
+        "fractions where bytes were said",
+        "from -1 to 1",
+        "16 bits",
+    ],
 )
 def test_colours_keep_their_place_whatever_the_order(value: np.ndarray, space: spaces.Box) -> None:
     env = Images(Shown(space, value), 32)
@@ -55,7 +70,9 @@ def test_colours_keep_their_place_whatever_the_order(value: np.ndarray, space: s
     ("value", "says"),
     [
         (PICTURE.astype(np.int16) + 200, "a picture of int16 goes from"),
-        (PICTURE.astype(np.float32), "a picture of float32 goes up to 25"),
+        (PICTURE.astype(np.float32), r"a picture of float32 goes from 0 to 25\d, and not from 0 to 1"),
+        (np.full((40, 60, 3), np.nan), "a picture of float64 goes from nan to nan"),
+        (np.full((40, 60, 3), -0.5), "a picture of float64 goes from -0.5 to -0.5"),
     ],
 )
 def test_a_picture_on_another_scale_is_a_fault(value: np.ndarray, says: str) -> None:
@@ -121,9 +138,53 @@ class Blind(Shown):
         self.render_mode = render_mode
 
 
+class Drawn(Blind):
+    """Draws what it is given."""
+
+    def __init__(self, drawn: Any, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        self.drawn = drawn
+
+    def render(self) -> Any:
+        return self.drawn
+
+
+def pictured(drawn: Any) -> Any:
+    """What a model would be shown of an environment that draws this."""
+    gym.register("worldmodel/Drawn-v0", Drawn, disable_env_checker=True, kwargs={"drawn": drawn})
+    env = make(EnvConfig("worldmodel/Drawn-v0", pixels=True, image_size=16))
+    seen, _ = env.reset(seed=0)
+    assert env.observation_space.contains(seen)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+def test_what_is_drawn_small_or_grey_is_a_picture_too() -> None:
+    grey, colour = PICTURE[:16, :16, 0], PICTURE[:8, :8]
+    np.testing.assert_array_equal(pictured(grey)[..., 0], grey)
+    np.testing.assert_array_equal(pictured(grey / 255)[..., 0], grey)
+    np.testing.assert_array_equal(pictured(colour), np.kron(colour, np.ones((2, 2, 1), np.uint8)))
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize(
+    ("drawn", "says"),
+    [
+        (None, "draws no picture.*: it drew NoneType"),
+        ([PICTURE], "it drew list"),
+        (PICTURE[:0], r"it drew ndarray \(0, 60, 3\)"),
+        (PICTURE[..., :2], r"draws \(40, 60, 2\): a picture .* has 1, 3 or 4 channels"),
+    ],
+)
+def test_what_is_drawn_and_is_no_picture_is_refused(drawn: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as refusal:
+        pictured(drawn)
+    assert "libegl1" not in str(refusal.value)
+
+
 def test_what_draws_nothing_is_refused_with_the_reason() -> None:
     gym.register("worldmodel/Blind-v0", Blind, disable_env_checker=True)
-    with pytest.raises(ValueError, match=r"env\.pixels: .*Blind.* cannot draw here .*NotImplementedError.*libegl1"):
+    with pytest.raises(ValueError, match=r"env\.pixels: .*Blind.* cannot draw here .*NotImplementedError.*that draws$"):
         make(EnvConfig("worldmodel/Blind-v0", pixels=True))
     with pytest.raises(ValueError, match=r"does not take kwargs \{'render_mode': 'rgb_array'\}"):
         make(EnvConfig("worldmodel/Counter-v0", pixels=True))
@@ -131,5 +192,9 @@ def test_what_draws_nothing_is_refused_with_the_reason() -> None:
         EnvConfig(kwargs={"render_mode": "rgb_array"})
     with pytest.raises(ValueError, match="image_size must be at least 16, got 8"):
         EnvConfig(image_size=8)
+    with pytest.raises(ValueError, match=r"100 x 100 pixels cannot be halved .* resize it to 32, 64, 96"):
+        EnvConfig(image_size=100)
+    with pytest.raises(ValueError, match="image_size must be at most 256: 1,024"):
+        EnvConfig(image_size=1024)
     with pytest.raises(ValueError, match="at least 16 pixels a side: 3"):
         Images(Shown(spaces.Box(0, 255, (40, 60), np.uint8), PICTURE[..., 0]), 3)

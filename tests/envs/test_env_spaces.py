@@ -94,8 +94,9 @@ def test_images_are_carried_as_bytes_and_symbols_as_vectors() -> None:
 @pytest.mark.parametrize(
     ("space", "hint"),
     [
-        (spaces.Box(0, 255, (3, 32, 32), np.uint8), r"an image \(3, 32, 32\) of uint8: .*envs.Images"),
-        (spaces.Box(0, 1, (32, 32), np.float32), "an image .* of float32: .*envs.Images"),
+        (spaces.Box(0, 255, (3, 32, 32), np.uint8), r"an image \(3, 32, 32\) of uint8 from 0 to 255: .*envs.Images"),
+        (spaces.Box(0, 1, (32, 32, 3), np.uint8), r"an image \(32, 32, 3\) of uint8 from 0 to 1: .*envs.Images"),
+        (spaces.Box(0, 1, (32, 32), np.float32), "an image .* of float32 from 0 to 1: .*envs.Images"),
         (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), "FlattenObservation"),
         (spaces.Text(5), "FlattenObservation"),
         (spaces.Sequence(spaces.Discrete(2)), "ObservationWrapper"),

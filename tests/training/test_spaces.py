@@ -93,8 +93,9 @@ def trained(seen: spaces.Space[Any], acted: spaces.Space[Any], folder: Path) -> 
 
 def as_recorded(value: np.ndarray, of: spaces.Space[Any]) -> np.ndarray:
     """Told by hand, for one observation of one space."""
-    if isinstance(of, spaces.Box) and max(of.shape) >= 16:
-        value = np.uint8(np.round(value * 255)) if of.dtype != np.uint8 else value
+    if isinstance(of, spaces.Box) and max(of.shape) >= 16 and of.shape != (20, 16):
+        low, high = float(of.low.min()), float(of.high.max())
+        value = np.uint8(np.round((value - low) / (high - low) * 255))
         value = np.transpose(value, (1, 2, 0)) if value.ndim == 3 and value.shape[0] in (1, 3) else value
         return cv2.resize(value, (SIDE, SIDE), interpolation=cv2.INTER_AREA).ravel()
     start = getattr(of, "start", 0)
