@@ -83,7 +83,7 @@ def _that_look(commands: Any) -> None:
         "data", metavar="DATA", nargs="?", type=Path, help="a recording; default: the run's own, a fit's test data"
     )
     imagine.add_argument("--context", type=int, default=5, help="steps seen before a forecast; default: %(default)s")
-    imagine.add_argument("--horizon", type=int, default=45, help="steps imagined; default: %(default)s")
+    imagine.add_argument("--horizon", type=int, help="steps imagined; default: 45, fewer where episodes are shorter")
     imagine.add_argument("--count", type=int, default=4, help="sequences side by side; default: %(default)s")
     imagine.add_argument("--seed", type=int, default=0, help="which sequences; default: %(default)s")
     imagine.add_argument("--start", type=int, help="the one sequence from this recorded step on, 0 being the oldest")

@@ -86,7 +86,13 @@ def saved_config(folder: Path, command: str) -> dict[str, Any]:
     mapping = load_yaml(folder / CONFIG)
     found = "fit" if "data" in mapping else "train"
     if found != command:
-        raise ValueError(f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here")
+        instead = {
+            "fit": "a fit has no agent and no environment; `worldmodel imagine` and `worldmodel diagnose` take it",
+            "train": "`worldmodel train --resume` goes on with it",
+        }[found]
+        raise ValueError(
+            f"{folder} holds a run of `worldmodel {found}`; one of `worldmodel {command}` is needed here: {instead}"
+        )
     lost = [name for name in SECTIONS if name not in mapping] if found == "train" else []
     if lost:
         raise ValueError(

@@ -26,6 +26,7 @@ from worldmodel.spaces import ObservationSpec
 from worldmodel.types import Batch, State
 
 STRIP = 10  # moments in a strip
+HORIZON = 45  # steps that are foretold where nothing else is asked for
 MEDIA = "media"
 FILMED = 4  # stream of evaluation seeds
 
@@ -39,14 +40,39 @@ class ImagineConfig:
     """
 
     context: int = 5  # steps that the model is shown before it foretells
-    horizon: int = 45  # steps that it foretells
+    horizon: int | None = None  # steps that it foretells; None: 45, or as many as the longest episode allows
     count: int = 4  # sequences side by side
     seed: int = 0  # which sequences, and of what is imagined
     start: int | None = None  # instead of drawn sequences the one from this recorded step on, the oldest being 0
 
     def __post_init__(self) -> None:
-        if min(self.context, self.horizon, self.count) < 1:
+        if min(self.context, self.count, 1 if self.horizon is None else self.horizon) < 1:
             raise ValueError(f"context, horizon and count must be at least 1: {self}")
+
+    def length(self, longest: int, where: str) -> int:
+        """Steps of a recorded sequence: the context and what is foretold.
+
+        Args:
+            longest: steps that one may have. where: it is recorded, for the message.
+        Raises:
+            ValueError: if it would be longer, or nothing is left to foretell.
+        """
+        if self.horizon is not None:
+            length = self.context + self.horizon
+        else:
+            length = max(min(self.context + HORIZON, longest), self.context + 1)
+        if length > longest:
+            other = "" if self.start is None else f" from step {self.start} on"
+            raise ValueError(
+                f"{where} holds no {length} steps of one episode{other}, at most {longest}: lower --context or "
+                f"--horizon{', or choose another --start' if other else ''}"
+            )
+        return length
+
+    @property
+    def dreamt(self) -> int:
+        """Steps that are imagined, or lived, where nothing has to be recorded."""
+        return HORIZON if self.horizon is None else self.horizon
 
 
 class OpenLoop(NamedTuple):
@@ -204,7 +230,7 @@ def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -
     states = run.model.observe(crop(windows, 0, config.context)).states
     begin = type(states)(*(field[:, -1] for field in states))
     written = []
-    for key, values in dreamt(run, begin, config.horizon).items():
+    for key, values in dreamt(run, begin, config.dreamt).items():
         name = "dream" if len(run.obs_specs) == 1 else f"dream_{safe(key)}"
         spec = run.obs_specs[key]
         columns = [pictures(spec, each, values.min((0, 1)), values.max((0, 1))) for each in values]
@@ -217,7 +243,7 @@ def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -
 def _film_world(run: Run, config: ImagineConfig, media: Path) -> list[Path]:
     if not draws(run):
         return []
-    episodes = lived(run, evaluation_seeds(config.count, FILMED), config.horizon)
+    episodes = lived(run, evaluation_seeds(config.count, FILMED), config.dreamt)
     longest = max(map(len, episodes))
     shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
     write_webm(media / "world.webm", [tiled([list(now)]) for now in zip(*shown, strict=True)])
@@ -230,21 +256,13 @@ def sequences(run: Run, config: ImagineConfig, data: Path | None = None) -> Batc
     Raises:
         ValueError: if there is none, or not where it is to start.
     """
-    replay, length = run.replay if data is None else replay_of(data, run), config.context + config.horizon
+    replay, where = (run.replay, "the replay") if data is None else (replay_of(data, run), str(data))
     if config.start is not None:
-        chosen = replay.gather(replay.window_at(config.start, length), run.agent.device)
-        borders = chosen.is_first[0, 1:].nonzero().flatten().tolist()
-        if borders:
-            raise ValueError(
-                f"{length} steps are asked for from step {config.start} on, and an episode begins after "
-                f"{borders[0] + 1} of them: take another start, or a smaller horizon"
-            )
-        return chosen
-    windows = replay.within_episodes(length)
-    if not len(windows.env):
-        raise ValueError(
-            f"{data or 'the replay'} holds no {length} steps of one episode: take a smaller context or horizon"
-        )
+        rest = replay.rest_of_episode(config.start)
+        length = config.length(rest.env.shape[1], where)
+        return replay.gather(Places(*(field[:, :length] for field in rest)), run.agent.device)
+    episodes = replay.episodes()
+    windows = replay.within_episodes(config.length(int((episodes[:, 2] - episodes[:, 1]).max(initial=0)), where))
     some = torch.randperm(len(windows.env))[: config.count].numpy()
     return replay.gather(Places(*(field[some] for field in windows)), run.agent.device)
 
@@ -260,17 +278,18 @@ def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = Non
         dataset = parts.get("test", parts["validation"])
     else:
         dataset = run.read(str(data))
-    rows, length = dataset.everything(run.config.fit.device), config.context + config.horizon
+    rows = dataset.everything(run.config.fit.device)
     sequence = rows.is_first[0].cumsum(0)
-    starts = (sequence[: max(len(sequence) - length + 1, 0)] == sequence[length - 1 :]).nonzero().flatten()
+    if config.start is None:
+        longest = int(sequence.bincount().max())
+    elif 0 <= config.start < len(sequence):
+        longest = int((sequence[config.start :] == sequence[config.start]).sum())
+    else:
+        raise ValueError(f"{data or dataset.names[0]} holds steps 0 to {len(sequence) - 1}, not {config.start}")
+    length = config.length(longest, str(data or dataset.names[0]))
+    starts = (sequence[: len(sequence) - length + 1] == sequence[length - 1 :]).nonzero().flatten()
     if config.start is not None:
         starts = starts[starts == config.start]
-    if not len(starts):
-        where = "" if config.start is None else f" from step {config.start} on"
-        raise ValueError(
-            f"{data or dataset.names[0]} holds no {length} steps of one sequence{where}: take another start, or a "
-            "smaller context or horizon"
-        )
     some = starts[torch.randperm(len(starts))[: config.count]]
     index = some[:, None] + torch.arange(length, device=some.device)
     return each(rows, lambda leaf: leaf[0, index])

@@ -190,46 +190,51 @@ class SequenceReplay:
         env, age = self._numbered(np.arange(0, len(self), every))
         return self.gather(self._places(env[None], age[None]), keys=keys)
 
+    def episodes(self) -> np.ndarray:
+        """The stored episodes, or what is left of them: rows (environment, first age, age after the last)."""
+        found = [np.empty((0, 3), np.int64)]
+        for env, stored in enumerate(self.storage.stored):
+            begins = [*np.flatnonzero(self.stream(env, keys=()).is_first[0].numpy()), stored]
+            found.append(np.array([(env, *ends) for ends in pairwise(begins)], np.int64).reshape(-1, 3))
+        return np.concatenate(found)
+
     def within_episodes(self, window: int) -> Places:
         """Where the windows lie that are inside one episode, end to end from its beginning: (B, window), or none."""
-        found = [np.empty((0, 2), np.int64)]
-        for env, stored in enumerate(self.storage.stored):
-            age = np.arange(stored)
-            first = self.gather(self._places(np.full_like(age, env), age), keys=()).is_first.numpy()
-            begins = [*np.flatnonzero(first | (age == 0)), stored]
-            starts = [np.arange(start, stop - window + 1, window) for start, stop in pairwise(begins)]
-            start = np.concatenate([np.empty(0, np.int64), *starts])
-            found.append(np.stack([np.full_like(start, env), start], 1))
-        env, start = np.concatenate(found).T
+        found = [
+            (env, start) for env, begin, end in self.episodes() for start in range(begin, end - window + 1, window)
+        ]
+        env, start = np.array(found, np.int64).reshape(-1, 2).T
         return self._places(env[:, None], start[:, None] + np.arange(window))
 
-    def window_at(self, step: int, window: int) -> Places:
-        """Where the window lies that begins at a stored step: (1, window).
+    def rest_of_episode(self, step: int) -> Places:
+        """Where a stored step and those after it in its episode lie: (1, left).
 
         Args:
             step: its number, from the oldest on, one stream after the other.
         Raises:
-            ValueError: if there is no such step, or the stream has fewer than `window` from there on.
+            ValueError: if there is no such step.
         """
-        if not 0 <= step < len(self):
-            raise ValueError(f"the replay holds steps 0 to {len(self) - 1}, not {step}")
-        (env,), (age,) = self._numbered(np.array([step]))
-        left = int(self.storage.stored[env] - age)
-        if left < window:
-            raise ValueError(f"{window} steps are asked for from step {step} on, where {left} are recorded")
-        return self._places(np.array([[env]]), age + np.arange(window)[None])
+        env, age = self._stored(step)
+        ends = [int(end) for where, begin, end in self.episodes() if where == env and begin <= age < end]
+        return self._places(np.array([[env]]), np.arange(age, ends[0])[None])
 
     def history(self, step: int, window: int) -> Places:
         """Where a stored step and those before it in its stream lie, at most `window`: (1, <= window).
 
         Args:
-            step: its number, as of :meth:`window_at`.
+            step: its number, as of :meth:`rest_of_episode`.
         Raises:
             ValueError: if there is no such step.
         """
-        self.window_at(step, 1)
-        (env,), (age,) = self._numbered(np.array([step]))
+        env, age = self._stored(step)
         return self._places(np.array([[env]]), np.arange(max(age - window + 1, 0), age + 1)[None])
+
+    def _stored(self, step: int) -> tuple[int, int]:
+        """(environment, age) of the step with this number."""
+        if not 0 <= step < len(self):
+            raise ValueError(f"the replay holds steps 0 to {len(self) - 1}, not {step}")
+        (env,), (age,) = self._numbered(np.array([step]))
+        return int(env), int(age)
 
     def _places(self, env: np.ndarray, age: np.ndarray) -> Places:
         """Environments and steps after the oldest of their rings, (B, T) or broadcastable to it."""

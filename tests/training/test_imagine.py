@@ -117,7 +117,18 @@ def test_a_run_from_pixels_learns_records_bytes_and_makes_its_videos(run: Any, c
     media = run.folder / "media"
     assert [len(film(media / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [15, 13, 13]
     assert main(["imagine", str(run.folder), "--horizon", "60"]) == 2
-    assert "holds no 65 steps of one episode" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the replay holds no 65 steps of one episode, at most 31: lower --context or --horizon" in said
+    assert "--start" not in said
+    assert main(["imagine", str(run.folder), "--context", "31"]) == 2
+    assert "holds no 32 steps of one episode, at most 31" in capsys.readouterr().err
+
+
+def test_where_episodes_are_short_less_is_foretold_and_as_much_is_dreamt(run: Any, tmp_path: Path) -> None:
+    """Of 31 arrivals each, unless it is said how much."""
+    imagine(run, ImagineConfig(count=1), tmp_path)
+    assert [len(film(tmp_path / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [31, 46, 31]
+    assert sequences(run, ImagineConfig(3, start=26)).reward.shape == (1, 5)
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +164,24 @@ def test_a_fit_foretells_what_it_was_tested_on(recording: Path, tmp_path: Path, 
         assert torch.equal(chosen.obs["observation"], rows.obs["observation"][:, start : start + 10])
         assert torch.equal(chosen.prev_action, rows.prev_action[:, start : start + 10])
     assert len(fitted_sequences(fitted, ImagineConfig(context=3, horizon=7, count=99)).reward) == 31 - 9
-    assert main(["imagine", str(fitted.folder), "--horizon", "12"]) == 0
-    assert len(film(fitted.folder / "media" / "open_loop.webm")) == 17
+    for horizon, frames in ([], 31), (["--horizon", "12"], 17):
+        assert main(["imagine", str(fitted.folder), *horizon]) == 0
+        assert len(film(fitted.folder / "media" / "open_loop.webm")) == frames
     assert {file.suffix for file in (fitted.folder / "media").glob("open_loop.*")} == {".webm", ".gif", ".png"}
     capsys.readouterr()
     for arguments, said in (
-        (["--horizon", "27"], "holds no 32 steps of one sequence: take another start"),
-        (["--start", "22", "--context", "3", "--horizon", "7"], "holds no 10 steps of one sequence from step 22 on"),
+        (["--horizon", "27"], "holds no 32 steps of one episode, at most 31: lower --context or --horizon"),
+        (
+            ["--start", "22", "--context", "3", "--horizon", "7"],
+            "no 10 steps of one episode from step 22 on, at most 9",
+        ),
+        (["--start", "99"], "holds steps 0 to 30, not 99"),
         (["--checkpoint", "3"], "--checkpoint 3: a fit keeps its best weights alone"),
     ):
         assert main(["imagine", str(fitted.folder), *arguments]) == 2
         assert said in capsys.readouterr().err
+    assert main(["play", str(fitted.folder)]) == 2
+    assert "a fit has no agent and no environment; `worldmodel imagine`" in capsys.readouterr().err
 
 
 def test_the_context_is_reconstructed_and_the_rest_foretold_without_looking(run: Any) -> None:
@@ -215,10 +233,10 @@ def test_a_sequence_begins_where_it_is_asked_to(run: Any) -> None:
     windows = sequences(run, ImagineConfig(3, 4, start=5))
     stream = run.replay.stream(0)
     torch.testing.assert_close(windows.obs["observation"], stream.obs["observation"][:, 5:12])
-    with pytest.raises(ValueError, match="an episode begins after 5 of them"):
+    with pytest.raises(ValueError, match=r"no 7 steps of one episode from step 26 on, at most 5: .* another --start"):
         sequences(run, ImagineConfig(3, 4, start=26))  # of 31 arrivals each
     last = len(run.replay) - 2
-    with pytest.raises(ValueError, match=f"from step {last} on, where 2 are recorded"):
+    with pytest.raises(ValueError, match=f"from step {last} on, at most 1"):
         sequences(run, ImagineConfig(3, 4, start=last))
 
 
