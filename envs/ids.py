@@ -2,13 +2,12 @@
 
 import difflib
 import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from envs.headless import REMEDY, draw_without_display
 from envs.suites import atari, crafter, dm_control
 
 SUITES: dict[str, Callable[..., gym.Env[Any, Any]]] = {  # id prefix: what makes an environment of the rest of the id
@@ -56,13 +55,6 @@ def by_id(
     return _of_gymnasium(env_id, given, max_episode_steps)
 
 
-def draw_without_display() -> None:
-    """Tell pygame and MuJoCo how to draw where there is no display, before they are imported: they ask only once."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        os.environ.setdefault("MUJOCO_GL", "egl")
-
-
 def _of_gymnasium(env_id: str, given: Mapping[str, Any], max_episode_steps: int | None) -> gym.Env[Any, Any]:
     """`gymnasium.make`, with its many errors told as one kind."""
     name = _import_home(env_id)
@@ -73,8 +65,10 @@ def _of_gymnasium(env_id: str, given: Mapping[str, Any], max_episode_steps: int 
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv) as error:
         raise ValueError(_unknown(env_id, name)) from error
     except ImportError as error:
-        remedy = ": pip install 'worldmodel[mujoco]'" if error.name in MUJOCO else ""
+        remedy = ": pip install 'worldmodel[mujoco]'" if error.name in MUJOCO else _drawing(name)
         raise ValueError(f"environment '{env_id}' needs a package that is missing: {error}{remedy}") from error
+    except AttributeError as error:
+        raise ValueError(_broken(env_id, given, error) + _drawing(name)) from error
     except TypeError as error:
         raise ValueError(f"environment '{env_id}' does not take kwargs {dict(given)}: {error}") from error
     except gym.error.Error as error:
@@ -96,6 +90,11 @@ def _extra(name: str) -> str:
     home = str(gym.spec(name).entry_point)
     found = [extra for module, extra in EXTRAS.items() if home.startswith(module)]
     return f"; here: pip install 'worldmodel[{found[0]}]'" if found else ""
+
+
+def _drawing(name: str) -> str:
+    """What an environment's import may lack that loads a library to draw with, as the end of a sentence."""
+    return f": {REMEDY}" if ".mujoco" in str(gym.spec(name).entry_point) else ""
 
 
 def _import_home(env_id: str) -> str:

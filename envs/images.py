@@ -7,33 +7,29 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
+from gymnasium.wrappers import FrameStackObservation
 
 from envs.faults import EnvironmentFault, named
+from envs.headless import REMEDY
 from envs.spaces import CHANNELS, SMALLEST_IMAGE, Layout, layout
 from worldmodel.spaces import OBSERVATION, STATE
 
 ROUNDING = 1e-3  # of what lies between black and white: by so much may fractions lie outside
 
-REMEDY = "choose an environment that draws"
-MUJOCO = (
-    "; where there is no display, MuJoCo draws with the system's package libegl1 (MUJOCO_GL=egl) or libosmesa6 "
-    "(MUJOCO_GL=osmesa)"
-)
-
 
 class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Makes every image of an observation (size, size, C) uint8, C being 1 if it is to be grey and 3 or 4 if not.
 
-    An image is a Box with two dimensions of at least 16 pixels and, before or behind them, 1, 3 or 4 channels; one low
-    and one high for all of it are its black and white, which become 0 and 255. Without channels it is grey, if it is of
-    uint8 or goes from 0 to 255, to 65535 or, in floats, to 1. Those of another size are averaged over areas (OpenCV's
-    INTER_AREA), channels moved last. What is no image stays as it is.
+    An image is a Box with two dimensions of at least 16 pixels and, before or behind them, 1 or 3 channels, or behind
+    them 4; one low and one high for all of it are its black and white, which become 0 and 255. Without channels it is
+    grey, if it is of uint8 or goes from 0 to 255, to 65535 or, in floats, to 1. Those of another size are averaged over
+    areas (OpenCV's INTER_AREA), channels moved last. What is no image stays as it is.
 
     Args:
         size: pixels a side.
         grey: whether colours are reduced to one channel, by their luminance.
     Raises:
-        ValueError: if `size` is below 16.
+        ValueError: if `size` is below 16, or several moments are shown as the channels of one image.
     """
 
     def __init__(self, env: gym.Env[Any, Any], size: int, grey: bool = False) -> None:
@@ -44,6 +40,11 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         self.size, self.grey = size, grey
         space = env.observation_space
         self.layouts = {key: layout(each) for key, each in named(space).items()}
+        if any(self.layouts.values()) and _stacked(env):
+            raise ValueError(
+                f"{env.unwrapped} shows several moments as one image: leave gymnasium.wrappers.FrameStackObservation "
+                "out (the latent state remembers)"
+            )
         made = {key: self._space(each, self.layouts[key]) for key, each in named(space).items()}
         self.observation_space = spaces.Dict(made) if isinstance(space, spaces.Dict) else made[OBSERVATION]
 
@@ -74,6 +75,15 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         if image.shape[:2] != (self.size, self.size):
             image = cv2.resize(image, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return image.reshape(self.size, self.size, -1)
+
+
+def _stacked(env: gym.Env[Any, Any]) -> bool:
+    """Whether one of the wrappers around an environment stacks its observations."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, FrameStackObservation):
+            return True
+        env = env.env
+    return False
 
 
 def as_bytes(image: np.ndarray, told: Layout | None = None) -> np.ndarray:
@@ -120,7 +130,7 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         try:
             frame = env.render()
         except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
-            remedy = REMEDY + MUJOCO * _simulated(env.unwrapped)
+            remedy = REMEDY if _simulated(env.unwrapped) else "choose an environment that draws"
             raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {remedy}") from error
         frame = self._picture(frame)
         said = named(env.observation_space) if keep else {}

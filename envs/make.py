@@ -45,7 +45,9 @@ class EnvConfig:
     record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
     pixels: bool = False  # observe what the environment draws, and nothing else
-    image_size: int = 64  # pixels a side of every image among the observations; the networks take 32, 64, 96 and 128
+    image_size: int = (
+        64  # pixels a side of every image that is observed: 32, 64, 96, 128, or another of 4, 5 or 6 doubled
+    )
     grey: bool = False  # whether images lose their colour: a third of the memory
     life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
     restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
@@ -85,7 +87,8 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
     so that repeating actions leaves the task as long as its author made it.
 
     Raises:
-        ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`.
+        ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`; if it shows no image
+            and `config` says how large or grey one is to be.
     """
     if not training:
         return CheckContract(_built(config, draw), index)
@@ -118,7 +121,19 @@ def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym
     env = Rendered(env, config.record_state) if config.pixels else symbolic(env)
     if any(layout(space) for space in named(env.observation_space).values()):
         env = Images(env, config.image_size, config.grey)
+    else:
+        _refuse_of_images(config)
     return RecordState(env) if config.record_state else env
+
+
+def _refuse_of_images(config: EnvConfig) -> None:
+    """What would do nothing where no image is observed, and was set for one."""
+    for name in ("image_size", "grey"):
+        if getattr(config, name) != getattr(EnvConfig, name):
+            raise ValueError(
+                f"env.{name} is {getattr(config, name)}, and no observation of {config.id} is an image: set env.pixels "
+                f"to true to observe what it draws, or leave env.{name} out"
+            )
 
 
 def time_limit(config: EnvConfig) -> int | None:

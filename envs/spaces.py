@@ -10,6 +10,7 @@ from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
 SUPPORTED = "Box, Discrete, MultiDiscrete or MultiBinary"
 SMALLEST_IMAGE = 16  # pixels a side: what is smaller, as the symbols of MiniGrid, is taken as a vector
 CHANNELS = (1, 3, 4)  # grey, colour, and with transparency
+IN_FRONT = (1, 3)  # of which four would be moments
 BRIGHTEST = 65_535  # from black to white: a Box with wider bounds says nothing of how bright a picture is
 
 
@@ -94,9 +95,12 @@ def _channels(shape: tuple[int, ...]) -> str | None:
     if len(shape) == 2:
         return "none" if min(shape) >= SMALLEST_IMAGE else None
     if len(shape) == 3:
-        for name, sides, count in (("last", shape[:2], shape[2]), ("first", shape[1:], shape[0])):
-            if min(sides) >= SMALLEST_IMAGE and count in CHANNELS:
-                return name
+        height, width, count = shape
+        if min(height, width) >= SMALLEST_IMAGE and count in CHANNELS:
+            return "last"
+        count, height, width = shape
+        if min(height, width) >= SMALLEST_IMAGE and count in IN_FRONT:
+            return "first"
     return None
 
 
@@ -112,9 +116,12 @@ def _unlike(space: spaces.Box) -> str:
     """Why what looks like images is none, and what to do."""
     flatten = "or flatten what is none, as gymnasium.wrappers.FlattenObservation does"
     if _channels(space.shape) is not None:
-        return f"of which nothing says what is black and white: give its Box one finite low and one high, {flatten}"
+        return (
+            f"from {space.low.min():g} to {space.high.max():g}, of which nothing says what is black and white: rescale "
+            f"it to a Box with one finite low and one high, at most {BRIGHTEST:,} apart, {flatten}"
+        )
     return (
-        "of which one has 1, 3 or 4 channels: show one picture at a time, without "
+        "of which one has 1 or 3 channels, or 4 behind it: show one picture at a time, without "
         "gymnasium.wrappers.FrameStackObservation (the latent state remembers), or each under a key of its own in a "
         f"Dict, {flatten}"
     )

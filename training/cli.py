@@ -270,7 +270,7 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
 
 def _imagine(options: argparse.Namespace, _: list[str]) -> None:
     from training.fit_run import FitRun, is_fit
-    from training.imagine import ImagineConfig, imagine
+    from training.imagine import WORLD, ImagineConfig, imagine, undrawn
     from training.run import Run
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
@@ -287,8 +287,11 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
             f"{run.config.model.images}). To see what it believes, train one with model.images: reconstruction",
             file=sys.stderr,
         )
-    for path in imagine(run, config, data=options.data):
+    made = imagine(run, config, data=options.data)
+    for path in made:
         print(path)
+    if isinstance(run, Run) and WORLD not in [path.name for path in made]:
+        print(f"{WORLD} left out: {run.config.env.id} does not draw here ({undrawn(run)})", file=sys.stderr)
 
 
 def _play(options: argparse.Namespace, _: list[str]) -> None:

@@ -21,13 +21,16 @@ from training.subject import replay_of
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
 from worldmodel.diagnostics.open_loop import imagined
 from worldmodel.diagnostics.windows import crop, each
+from worldmodel.limits import HORIZON as FARTHEST
+from worldmodel.limits import at_most
 from worldmodel.replay import Places
 from worldmodel.spaces import ObservationSpec
 from worldmodel.types import Batch, State
 
 STRIP = 10  # moments in a strip
+COLUMNS = 64  # in a film at most: wider ones than 65,535 pixels cannot be written
 HORIZON = 45  # steps that are foretold where nothing else is asked for
-MEDIA = "media"
+MEDIA, WORLD = "media", "world.webm"
 FILMED = 4  # stream of evaluation seeds
 
 
@@ -36,7 +39,7 @@ class ImagineConfig:
     """What to show.
 
     Raises:
-        ValueError: if a number is below 1.
+        ValueError: if a number is below 1, or beyond use.
     """
 
     context: int = 5  # steps that the model is shown before it foretells
@@ -48,6 +51,7 @@ class ImagineConfig:
     def __post_init__(self) -> None:
         if min(self.context, self.count, 1 if self.horizon is None else self.horizon) < 1:
             raise ValueError(f"context, horizon and count must be at least 1: {self}")
+        at_most(self, context=FARTHEST, horizon=FARTHEST, count=COLUMNS)
 
     def length(self, longest: int, where: str) -> int:
         """Steps of a recorded sequence: the context and what is foretold.
@@ -241,13 +245,13 @@ def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -
 
 
 def _film_world(run: Run, config: ImagineConfig, media: Path) -> list[Path]:
-    if not draws(run):
+    if undrawn(run) is not None:
         return []
     episodes = lived(run, evaluation_seeds(config.count, FILMED), config.dreamt)
     longest = max(map(len, episodes))
     shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
-    write_webm(media / "world.webm", [tiled([list(now)]) for now in zip(*shown, strict=True)])
-    return [media / "world.webm"]
+    write_webm(media / WORLD, [tiled([list(now)]) for now in zip(*shown, strict=True)])
+    return [media / WORLD]
 
 
 def sequences(run: Run, config: ImagineConfig, data: Path | None = None) -> Batch:
@@ -295,16 +299,16 @@ def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = Non
     return each(rows, lambda leaf: leaf[0, index])
 
 
-def draws(run: Run) -> bool:
-    """Whether the run's environment draws what happens in it."""
+def undrawn(run: Run) -> str | None:
+    """Why the run's environment does not draw what happens in it; None if it does."""
     try:
         env = make(run.config.env, draw=True)
         env.reset()
         _drawn(env)
         env.close()
-    except Exception:  # of a simulator, a driver or a window system: they have no error in common
-        return False
-    return True
+    except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def safe(key: str) -> str:

@@ -72,8 +72,8 @@ def stages(shape: tuple[int, ...]) -> int:
     count = max(math.ceil(math.log2(min(height, width) / SMALLEST)), 0)
     if not count or height % 2**count or width % 2**count:
         raise ValueError(
-            f"an image of {height} x {width} pixels cannot be halved down to {SMALLEST} or fewer: resize it to 32, 64, "
-            "96 or 128 a side (env.image_size)"
+            f"an image of {height} x {width} pixels cannot be halved down to 4, 5 or 6: resize it to 32, 64, 96 or 128 "
+            "a side (env.image_size), or another of these numbers doubled"
         )
     return count
 

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from envs.headless import REMEDY
 from envs.suites.names import unknown
 
 PREFIX = "dmc:"
@@ -70,7 +71,7 @@ class DMControl(gym.Env[Any, Any]):
 
 
 def _suite() -> Any:
-    """`dm_control.suite`; see :func:`envs.ids.draw_without_display`."""
+    """`dm_control.suite`; see :func:`envs.headless.draw_without_display`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of a display that nobody asked for
@@ -78,8 +79,5 @@ def _suite() -> Any:
     except ImportError as error:
         raise ValueError(f"{PREFIX} tasks need dm_control: pip install 'worldmodel[dmc]' ({error})") from error
     except AttributeError as error:  # of an EGL or OSMesa that is not there
-        raise ValueError(
-            f"dm_control finds nothing to draw with ({error}): install the system's package libegl1 (MUJOCO_GL=egl) or "
-            "libosmesa6 (MUJOCO_GL=osmesa), or set MUJOCO_GL=disable where nothing is drawn"
-        ) from error
+        raise ValueError(f"dm_control finds nothing to draw with ({error}): {REMEDY}") from error
     return suite

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
 
 from envs import EnvConfig, EnvironmentFault, Images, make, make_vector, observation_specs
 from envs.wrappers import RecordState
@@ -180,6 +181,21 @@ def test_what_is_drawn_and_is_no_picture_is_refused(drawn: Any, says: str) -> No
     with pytest.raises(ValueError, match=says) as refusal:
         pictured(drawn)
     assert "libegl1" not in str(refusal.value)
+
+
+def test_moments_are_no_channels() -> None:
+    """Whatever their number: three grey ones would look like a colour picture."""
+    for count in (1, 3, 4, 5):
+        env = FrameStackObservation(Shown(spaces.Box(0, 255, (40, 60), np.uint8), PICTURE[..., 0]), count)
+        with pytest.raises(ValueError, match="FrameStackObservation"):
+            observation_specs(Images(env, 32).observation_space)
+
+
+@pytest.mark.parametrize(("name", "value"), [("grey", True), ("image_size", 32)])
+def test_what_is_set_of_images_where_there_are_none_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"env.{name} is {value}, and no observation of CartPole-v1 is an image"):
+        make(EnvConfig("CartPole-v1", **{name: value}))
+    make(EnvConfig("CartPole-v1", pixels=True, **{name: value}))
 
 
 def test_what_draws_nothing_is_refused_with_the_reason() -> None:

@@ -124,6 +124,17 @@ def test_a_run_from_pixels_learns_records_bytes_and_makes_its_videos(run: Any, c
     assert "holds no 32 steps of one episode, at most 31" in capsys.readouterr().err
 
 
+def test_a_world_that_does_not_draw_here_is_said_to_be_left_out(
+    run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr("training.imagine._drawn", broken)
+    assert main(["imagine", str(run.folder), "--context", "3", "--horizon", "4"]) == 0
+    assert "world.webm left out: Pendulum-v1 does not draw here (RuntimeError: no driver)" in capsys.readouterr().err
+
+
 def test_where_episodes_are_short_less_is_foretold_and_as_much_is_dreamt(run: Any, tmp_path: Path) -> None:
     """Of 31 arrivals each, unless it is said how much."""
     imagine(run, ImagineConfig(count=1), tmp_path)
@@ -227,6 +238,8 @@ def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
     assert torch.equal(drawn, torch.rand(2))
     with pytest.raises(ValueError, match="must be at least 1"):
         ImagineConfig(count=0)
+    with pytest.raises(ValueError, match="count must be at most 64: 65"):
+        ImagineConfig(count=65)
 
 
 def test_a_sequence_begins_where_it_is_asked_to(run: Any) -> None:

@@ -15,6 +15,7 @@ from gymnasium import spaces
 
 from envs import EnvConfig, make
 from envs.faults import named
+from envs.spaces import layout
 from training import Run, train
 from worldmodel.shadow import HOME
 
@@ -88,7 +89,8 @@ def register(seen: spaces.Space[Any], acted: spaces.Space[Any]) -> None:
 def trained(seen: spaces.Space[Any], acted: spaces.Space[Any], folder: Path) -> tuple[Run, list[Any]]:
     """A run on an environment with these spaces, and what that said."""
     register(seen, acted)
-    return train({"env": {"id": ID, "image_size": SIDE}}, run=folder, **SMALL), Said.log
+    size = {"image_size": SIDE} if any(map(layout, named_spaces(seen).values())) else {}
+    return train({"env": {"id": ID, **size}}, run=folder, **SMALL), Said.log
 
 
 def as_recorded(value: np.ndarray, of: spaces.Space[Any]) -> np.ndarray:
