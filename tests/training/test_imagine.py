@@ -174,7 +174,7 @@ def test_a_fit_foretells_what_it_was_tested_on(recording: Path, tmp_path: Path, 
         chosen = fitted_sequences(fitted, ImagineConfig(context=3, horizon=7, start=start), data)
         assert torch.equal(chosen.obs["observation"], rows.obs["observation"][:, start : start + 10])
         assert torch.equal(chosen.prev_action, rows.prev_action[:, start : start + 10])
-    assert len(fitted_sequences(fitted, ImagineConfig(context=3, horizon=7, count=99)).reward) == 31 - 9
+    assert len(fitted_sequences(fitted, ImagineConfig(context=3, horizon=7, count=64)).reward) == 31 - 9
     for horizon, frames in ([], 31), (["--horizon", "12"], 17):
         assert main(["imagine", str(fitted.folder), *horizon]) == 0
         assert len(film(fitted.folder / "media" / "open_loop.webm")) == frames
