@@ -192,11 +192,11 @@ class SequenceReplay:
 
     def episodes(self) -> np.ndarray:
         """The stored episodes, or what is left of them: rows (environment, first age, age after the last)."""
-        found = [np.empty((0, 3), np.int64)]
+        found = []
         for env, stored in enumerate(self.storage.stored):
             begins = [*np.flatnonzero(self.stream(env, keys=()).is_first[0].numpy()), stored]
-            found.append(np.array([(env, *ends) for ends in pairwise(begins)], np.int64).reshape(-1, 3))
-        return np.concatenate(found)
+            found += [(env, *ends) for ends in pairwise(begins)]
+        return np.array(found, np.int64).reshape(-1, 3)
 
     def within_episodes(self, window: int) -> Places:
         """Where the windows lie that are inside one episode, end to end from its beginning: (B, window), or none."""
