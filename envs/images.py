@@ -106,6 +106,26 @@ def as_bytes(image: np.ndarray, told: Layout | None = None) -> np.ndarray:
     return np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
 
 
+class NoPicture(EnvironmentFault):
+    """What an environment draws is no picture."""
+
+
+def drawn(env: gym.Env[Any, Any]) -> np.ndarray:
+    """(H, W, C) of uint8: what an environment draws, whatever numbers that is told in.
+
+    Raises:
+        NoPicture: if it is none. And what the environment raises.
+    """
+    frame: Any = env.render()
+    if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or not frame.size:
+        found = f"{type(frame).__name__} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+        raise NoPicture(f"{env.unwrapped} draws no picture, an array (H, W, 3): it drew {found}")
+    frame = np.atleast_3d(frame)
+    if frame.shape[-1] not in CHANNELS:
+        raise NoPicture(f"{env.unwrapped} draws {frame.shape}: a picture (H, W, C) has 1, 3 or 4 channels")
+    return as_bytes(frame)
+
+
 def _simulated(env: gym.Env[Any, Any]) -> bool:
     """Whether it is MuJoCo that would have to draw an environment."""
     return any(name in base.__module__ for base in type(env).__mro__ for name in ("mujoco", "dm_control"))
@@ -128,36 +148,26 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         gym.ObservationWrapper.__init__(self, env)
         env.reset()
         try:
-            frame = env.render()
+            frame = self._picture()
+        except NoPicture as error:
+            raise ValueError(f"env.pixels: {error}") from error
         except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
             remedy = REMEDY if _simulated(env.unwrapped) else "choose an environment that draws"
             raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {remedy}") from error
-        frame = self._picture(frame)
         said = named(env.observation_space) if keep else {}
         self.kept = {key: space for key, space in said.items() if isinstance(space, spaces.Box) and not layout(space)}
         drawn = spaces.Box(0, 255, frame.shape, np.uint8)
         states = {STATE + key: space for key, space in self.kept.items()}
         self.observation_space = spaces.Dict({OBSERVATION: drawn, **states}) if states else drawn
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        """What was drawn, as an image with channels.
-
-        Raises:
-            ValueError: if it is none.
-        """
-        if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or not frame.size:
-            found = f"{type(frame).__name__} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise ValueError(f"env.pixels: {self.env.unwrapped} draws no picture, an array (H, W, 3): it drew {found}")
-        frame = np.atleast_3d(frame)
-        if frame.shape[-1] not in CHANNELS:
-            raise ValueError(
-                f"env.pixels: {self.env.unwrapped} draws {frame.shape}: a picture (H, W, C) has 1, 3 or 4 channels"
-            )
+    def _picture(self) -> np.ndarray:
+        """Large enough to be an image."""
+        frame = drawn(self.env)
         factor = -(-SMALLEST_IMAGE // min(frame.shape[:2]))
-        return as_bytes(frame).repeat(factor, 0).repeat(factor, 1) if factor > 1 else as_bytes(frame)
+        return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
 
     def observation(self, observation: Any) -> Any:
         if not self.kept:
-            return self._picture(self.env.render())
+            return self._picture()
         said = named(observation)
-        return {OBSERVATION: self._picture(self.env.render()), **{STATE + key: said[key] for key in self.kept}}
+        return {OBSERVATION: self._picture(), **{STATE + key: said[key] for key in self.kept}}

@@ -270,7 +270,7 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
 
 def _imagine(options: argparse.Namespace, _: list[str]) -> None:
     from training.fit_run import FitRun, is_fit
-    from training.imagine import WORLD, ImagineConfig, imagine, undrawn
+    from training.imagine import ImagineConfig, imagine
     from training.run import Run
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
@@ -287,11 +287,8 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
             f"{run.config.model.images}). To see what it believes, train one with model.images: reconstruction",
             file=sys.stderr,
         )
-    made = imagine(run, config, data=options.data)
-    for path in made:
+    for path in imagine(run, config, data=options.data, note=lambda line: print(line, file=sys.stderr)):
         print(path)
-    if isinstance(run, Run) and WORLD not in [path.name for path in made]:
-        print(f"{WORLD} left out: {run.config.env.id} does not draw here ({undrawn(run)})", file=sys.stderr)
 
 
 def _play(options: argparse.Namespace, _: list[str]) -> None:

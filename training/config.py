@@ -100,7 +100,7 @@ class EvaluationConfig:
     every: int = 500  # environment steps between two evaluations
     episodes: int = 20  # of each
     final_episodes: int = 20  # of the last one, on seeds used nowhere else
-    videos: bool = False  # each time, what `worldmodel imagine` makes: in RUN/media/STEPS, and on Weights & Biases
+    videos: bool = False  # with each, what `worldmodel imagine` makes: in RUN/media/STEPS, and on Weights & Biases
 
     def __post_init__(self) -> None:
         if min(self.every, self.episodes, self.final_episodes) < 1:

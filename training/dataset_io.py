@@ -32,13 +32,9 @@ def read(source: DataConfig) -> Dataset:
         from training.minari_data import read_minari
 
         return read_minari(source.file.removeprefix(MINARI), source)
-    file = Path(source.file)
-    if (file / ROWS / MANIFEST).is_file():
-        return read_recording(file / ROWS, read_rows(file / ROWS), source)
+    file = rows_of(Path(source.file))
     if file.is_dir():
-        if not (file / REPLAY).is_file():
-            raise ValueError(f"{file}: a folder without {REPLAY}: give a run folder, or a file in it")
-        file /= REPLAY
+        return read_recording(file, read_rows(file), source)
     if not file.is_file():
         raise ValueError(f"no file at {file}")
     if file.suffix.lower() == ".npz":
@@ -50,6 +46,21 @@ def read(source: DataConfig) -> Dataset:
 
         return read_csv(file, source)
     raise ValueError(f"{file}: sequences are read from .csv, .npz, a run folder or {MINARI}DATASET_ID")
+
+
+def rows_of(file: Path) -> Path:
+    """Where the recorded steps of a run folder are, the folder of a replay on the disk or an archive; a file itself.
+
+    Raises:
+        ValueError: if it is another folder.
+    """
+    if (file / ROWS / MANIFEST).is_file():
+        return file / ROWS
+    if not file.is_dir():
+        return file
+    if not (file / REPLAY).is_file():
+        raise ValueError(f"{file}: a folder without {REPLAY}: give a run folder, or a file in it")
+    return file / REPLAY
 
 
 def read_rows(folder: Path) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """What a model foretells, in moving pictures: beside the truth, in imagined episodes, and in real ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from envs import make
 from envs.charts import chart
+from envs.faults import described
+from envs.images import drawn
 from envs.screen import SIDE, picture
 from training.evaluation import evaluation_seeds
 from training.fit_run import FitRun
@@ -167,42 +170,50 @@ def dreamt(run: Run, begin: State, steps: int) -> dict[str, np.ndarray]:
 
 
 def lived(run: Run, seeds: Sequence[int], steps: int) -> list[list[np.ndarray]]:
-    """Real episodes of the run's agent as the environment draws them, each at most so many steps."""
-    episodes = []
+    """Real episodes of the run's agent as the environment draws them, each at most so many steps.
+
+    Raises:
+        EnvironmentFault: if it draws no picture. And what the environment raises.
+    """
+    episodes = list[list[np.ndarray]]()
     for seed in seeds:
-        env = make(run.config.env, draw=True)
-        observation, _ = env.reset(seed=seed)
-        frames, state, over = [_drawn(env)], None, False
-        while not over and len(frames) <= steps:
-            action, state = run.agent.predict(observation, state, np.array([len(frames) == 1]), deterministic=True)
-            observation, _, terminated, truncated, _ = env.step(action)
-            over = terminated or truncated
-            frames.append(_drawn(env))
-        env.close()
+        with closing(make(run.config.env, draw=True)) as env:
+            observation, _ = env.reset(seed=seed)
+            frames, state, over = [_shown(env, episodes[0][0] if episodes else None)], None, False
+            while not over and len(frames) <= steps:
+                action, state = run.agent.predict(observation, state, np.array([len(frames) == 1]), deterministic=True)
+                observation, _, terminated, truncated, _ = env.step(action)
+                over = terminated or truncated
+                frames.append(_shown(env, frames[0]))
         episodes.append(frames)
     return episodes
 
 
-def _drawn(env: gym.Env[Any, Any]) -> np.ndarray:
-    """What an environment draws, no higher than a row of images."""
-    frame = np.asarray(env.render())
-    height = 2 * SIDE
-    size = (round(frame.shape[1] * height / frame.shape[0]), height)
-    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+def _shown(env: gym.Env[Any, Any], like: np.ndarray | None) -> np.ndarray:
+    """What an environment draws, in colours: as large as another picture, or no higher than a row of images."""
+    frame = drawn(env)
+    frame = np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]
+    height, width = (2 * SIDE, round(frame.shape[1] * 2 * SIDE / frame.shape[0])) if like is None else like.shape[:2]
+    return cv2.resize(np.ascontiguousarray(frame), (max(width, 1), height), interpolation=cv2.INTER_AREA)
 
 
 def imagine(
-    run: Run | FitRun, config: ImagineConfig, media: Path | None = None, data: Path | None = None
+    run: Run | FitRun,
+    config: ImagineConfig,
+    media: Path | None = None,
+    data: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Write the videos and the strip of a run into a folder, by default its `media/`; returns their paths.
 
     `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
-    `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, where the environment
-    draws. Where observations are no images, charts of them are shown. What the model has no decoder for is left out,
-    and a fit, which has neither behaviour nor environment, makes the first alone.
+    `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, unless the environment
+    fails or does not draw. Where observations are no images, charts of them are shown. What the model has no decoder
+    for is left out, and a fit, which has neither behaviour nor environment, makes the first alone.
 
     Args:
         data: a recording to take the sequences from; by default the run's own replay, or the test data of a fit.
+        note: is told why the world is left out.
     Raises:
         ValueError: if the recording cannot be read, or holds no sequence as long as is asked for.
     """
@@ -215,7 +226,7 @@ def imagine(
         windows = sequences(run, config, data)
         written = _film_forecasts(run, windows, config.context, media)
         written += _film_dreams(run, windows, config, media)
-        return written + _film_world(run, config, media)
+        return written + _film_world(run, config, media, note)
 
 
 def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path) -> list[Path]:
@@ -223,10 +234,10 @@ def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path
     for key, found in open_loop(run, windows, context).items():
         name = "open_loop" if len(run.obs_specs) == 1 else f"open_loop_{safe(key)}"
         frames = compared(run.obs_specs[key], found)
-        write_webm(media / f"{name}.webm", frames)
-        write_gif(media / f"{name}.gif", frames)
         write_png(media / f"{name}.png", strip(run.obs_specs[key], found))
-        written += [media / f"{name}.{kind}" for kind in ("webm", "gif", "png")]
+        write_gif(media / f"{name}.gif", frames)
+        write_webm(media / f"{name}.webm", frames)  # last: it takes a codec
+        written += [media / f"{name}.{kind}" for kind in ("png", "gif", "webm")]
     return written
 
 
@@ -244,10 +255,12 @@ def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -
     return written
 
 
-def _film_world(run: Run, config: ImagineConfig, media: Path) -> list[Path]:
-    if undrawn(run) is not None:
+def _film_world(run: Run, config: ImagineConfig, media: Path, note: Callable[[str], None]) -> list[Path]:
+    try:
+        episodes = lived(run, evaluation_seeds(config.count, FILMED), config.dreamt)
+    except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
+        note(f"{WORLD} left out: {run.config.env.id} cannot be filmed here ({described(error)})")
         return []
-    episodes = lived(run, evaluation_seeds(config.count, FILMED), config.dreamt)
     longest = max(map(len, episodes))
     shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
     write_webm(media / WORLD, [tiled([list(now)]) for now in zip(*shown, strict=True)])
@@ -297,18 +310,6 @@ def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = Non
     some = starts[torch.randperm(len(starts))[: config.count]]
     index = some[:, None] + torch.arange(length, device=some.device)
     return each(rows, lambda leaf: leaf[0, index])
-
-
-def undrawn(run: Run) -> str | None:
-    """Why the run's environment does not draw what happens in it; None if it does."""
-    try:
-        env = make(run.config.env, draw=True)
-        env.reset()
-        _drawn(env)
-        env.close()
-    except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def safe(key: str) -> str:

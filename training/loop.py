@@ -232,8 +232,9 @@ class Loop:
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
     """What the model foretells now, in moving pictures."""
     try:
-        made = imagine(run, ImagineConfig(), run.folder / MEDIA / f"{steps:07d}")
-    except (ValueError, OSError) as error:  # of episodes that are still too short; of a full disk
+        media = run.folder / MEDIA / f"{steps:07d}"
+        made = imagine(run, ImagineConfig(), media, note=lambda line: progress.note(f"{steps:>7} steps: {line}"))
+    except Exception as error:  # of episodes that are still too short, a codec, a full disk: no reason to stop training
         progress.note(f"{steps:>7} steps: no videos, {error}")
         return
     logger.films([path for path in made if path.suffix == ".webm"], steps)

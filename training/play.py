@@ -15,7 +15,7 @@ from envs.starts import Starts
 from training.imagine import MEDIA
 from training.keyboard import AGENT, NEW, QUIT, Keyboard, blocks
 from training.run import Run
-from training.video import IMAGINED, SEEN, marked, write_webm
+from training.video import IMAGINED, SEEN, check_webm, marked, write_webm
 from worldmodel.types import State
 
 CLEAR = "\x1b[H\x1b[2J"
@@ -121,6 +121,7 @@ def play(
         keys: see :class:`training.keyboard.Keyboard`; those without a meaning are passed over.
         show: is called at the start and after every step, with a line that says what the keys do.
     """
+    check_webm()
     keyboard, dream = Keyboard(run.action_spec), Dream(run, seed, start)
     show = show or draw
     path = run.folder / MEDIA / "play.webm"

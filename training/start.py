@@ -24,10 +24,11 @@ from training.folder import (
     set_aside,
     whisper,
 )
+from training.imagine import MEDIA
 from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
-from training.loop import Loop, describe, evaluation_metrics, promise
+from training.loop import Loop, describe, evaluation_metrics, film, promise
 from training.progress import Progress
 from training.run import TRAINING, Run
 from training.schema import dump_yaml
@@ -164,6 +165,8 @@ def finish(loop: "Loop") -> Run:
         progress.note(f"final evaluation on unseen seeds: {describe(result)}")
         if line := promise(result):
             progress.note(line)
+        if loop.config.evaluation.videos and not (run.folder / MEDIA / f"{loop.steps:07d}").exists():
+            film(run, loop.logger, progress, loop.steps)
     return run
 
 

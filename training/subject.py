@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.data_config import DataConfig
 from training.dataset import Dataset
-from training.dataset_io import REPLAY
+from training.dataset_io import REPLAY, ROWS, read_rows, rows_of
 from training.fit_run import FitRun, is_fit
 from training.recordings import OBS, check_recording
 from training.run import Run
@@ -79,7 +79,7 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         if states:
             raise ValueError(f"{folder}: --state is for fits; a `train` shows what env.record_state has recorded")
-        own = file is None or file.resolve() == (run.folder / REPLAY).resolve()
+        own = file is None or rows_of(file).resolve() in [(run.folder / name).resolve() for name in (ROWS, REPLAY)]
         replay = run.replay if file is None else replay_of(file, run)
         name = str(file or run.folder)
         if not len(replay):
@@ -92,12 +92,13 @@ def _of_train(folder: str | Path, device: str | None) -> Subject:
 
 
 def replay_of(file: Path, run: Run) -> SequenceReplay:
-    """Trajectories that `worldmodel collect` wrote, from the environment of the model.
+    """Trajectories that `worldmodel collect` wrote, or of another run, from the environment of the model.
 
     Raises:
         ValueError: if the file cannot be read or does not fit.
     """
-    arrays = read_arrays(file)
+    file = rows_of(file)
+    arrays = read_rows(file) if file.is_dir() else read_arrays(file)
     check_recording(file, arrays)
     for key, spec in run.obs_specs.items():
         found = arrays.get(OBS + key)
@@ -110,7 +111,7 @@ def replay_of(file: Path, run: Run) -> SequenceReplay:
     stored = arrays["stored"]
     capacity = len(stored) * max(int(stored.max(initial=0)), 1)
     replay = SequenceReplay({**run.obs_specs, **states}, run.action_spec, len(stored), capacity)
-    replay.load(file)
+    (replay.open if file.is_dir() else replay.load)(file)
     return replay
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
@@ -19,12 +20,14 @@ def write_webm(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None
     """Frames (H, W, 3) of uint8, RGB; one row or column is repeated where a side is odd, which VP9 cannot have.
 
     Raises:
-        ValueError: if there are none, or this build of OpenCV cannot write VP9.
+        ValueError: if there are none, or of several sizes, or this build of OpenCV cannot write VP9.
     """
     even = [np.pad(frame, [(0, side % 2) for side in frame.shape[:2]] + [(0, 0)], "edge") for frame in frames]
     if not even:
         raise ValueError(f"{path}: there is nothing to show")
     path.parent.mkdir(parents=True, exist_ok=True)
+    if len({frame.shape for frame in even}) > 1:
+        raise ValueError(f"{path}: pictures of several sizes make no film")
     partial = path.with_name(f"{path.stem}.partial.webm")
     height, width = even[0].shape[:2]
     with _quiet():  # it says that the container does not know its own codec, and then writes a good file
@@ -35,6 +38,16 @@ def write_webm(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()
     os.replace(partial, path)
+
+
+def check_webm() -> None:
+    """To be asked before a film is made that nobody can make again.
+
+    Raises:
+        ValueError: if this build of OpenCV cannot write VP9.
+    """
+    with TemporaryDirectory() as folder:
+        write_webm(Path(folder) / "film.webm", [np.zeros((16, 16, 3), np.uint8)])
 
 
 def write_gif(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None:

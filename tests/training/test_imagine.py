@@ -1,13 +1,16 @@
 """Videos can be read back, show what they say, and a run's own are made of what it recorded."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import cv2
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from training import fit, train
 from training.cli import main
@@ -24,7 +27,7 @@ from training.imagine import (
     sequences,
     strip,
 )
-from training.video import BAR, IMAGINED, SEEN, tiled, write_gif, write_webm
+from training.video import BAR, IMAGINED, SEEN, check_webm, tiled, write_gif, write_webm
 from worldmodel.bounds import repeated
 from worldmodel.diagnostics.collapse import r2, r2_of_images
 from worldmodel.diagnostics.emissions import images, without_images
@@ -71,6 +74,15 @@ def test_a_film_is_read_back_in_its_colours(write: Any, tmp_path: Path, capfd: p
         write(path, [])
 
 
+def test_what_cannot_be_written_is_said_before_it_is_played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    check_webm()
+    with pytest.raises(ValueError, match="several sizes"):
+        write_webm(tmp_path / "film.webm", [np.zeros((16, side, 3), np.uint8) for side in (16, 18)])
+    monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
+    with pytest.raises(ValueError, match="cannot write VP9"):
+        check_webm()
+
+
 def test_a_comparison_shows_truth_model_error_and_what_was_seen() -> None:
     truth = np.zeros((2, 4, IMAGE.width))
     truth[1] = 1.0
@@ -112,7 +124,7 @@ def test_a_run_from_pixels_learns_records_bytes_and_makes_its_videos(run: Any, c
     names = {"open_loop.webm", "open_loop.gif", "open_loop.png", "dream.webm", "world.webm"}
     assert {file.name for file in (run.folder / "media").iterdir()} == names
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == [
-        *("open_loop.webm", "open_loop.gif", "open_loop.png", "dream.webm", "world.webm")
+        *("open_loop.png", "open_loop.gif", "open_loop.webm", "dream.webm", "world.webm")
     ]
     media = run.folder / "media"
     assert [len(film(media / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [15, 13, 13]
@@ -124,15 +136,83 @@ def test_a_run_from_pixels_learns_records_bytes_and_makes_its_videos(run: Any, c
     assert "holds no 32 steps of one episode, at most 31" in capsys.readouterr().err
 
 
-def test_a_world_that_does_not_draw_here_is_said_to_be_left_out(
-    run: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: Any) -> None:
-        raise RuntimeError("no driver")
+class Drawn(gym.Env[Any, Any]):
+    """Draws what it is given at each step, raises it if it is an error."""
 
-    monkeypatch.setattr("training.imagine._drawn", broken)
-    assert main(["imagine", str(run.folder), "--context", "3", "--horizon", "4"]) == 0
-    assert "world.webm left out: Pendulum-v1 does not draw here (RuntimeError: no driver)" in capsys.readouterr().err
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    drawings: list[Any]
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.observation_space, self.action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1, 1, (1,))
+        self.render_mode, self.time = render_mode, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.full(2, self.time / 20, np.float32), 0.0, False, self.time == 20, {}
+
+    def render(self) -> Any:
+        drawn = self.drawings[self.time % len(self.drawings)]
+        if isinstance(drawn, Exception):
+            raise drawn
+        return drawn
+
+
+DRAWN: dict[str, Any] = {
+    "env": {"id": "test-imagine/Drawn-v0"},
+    "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
+    "behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2}},
+    "replay": {"batch_size": 2, "window": 4},
+    "training": {"steps": 50, "prefill": 40, "pretrain": 1, "replay_ratio": 1},
+    "evaluation": {"every": 45, "episodes": 1, "final_episodes": 1, "videos": True},
+    "logger": {"wandb": "disabled"},
+}
+GREY = np.full((40, 60), 120, np.uint8)
+
+
+@pytest.fixture
+def drawings() -> list[Any]:
+    gym.register("test-imagine/Drawn-v0", Drawn, disable_env_checker=True)
+    Drawn.drawings = []
+    return Drawn.drawings
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ([GREY, RuntimeError("lost the context")], "RuntimeError: lost the context"),
+        ([None], "draws no picture"),
+        ([GREY[None]], "a picture .H, W, C. has 1, 3 or 4 channels"),
+    ],
+    ids=["fails", "nothing", "no picture"],
+)
+def test_a_world_that_cannot_be_filmed_is_left_out_and_training_goes_on(
+    shown: list[Any], said: str, drawings: list[Any], tmp_path: Path, capsys: Any
+) -> None:
+    drawings += shown
+    folder = train(DRAWN, run=tmp_path / "run").folder
+    assert len(re.findall(rf" steps: world.webm left out: .*{said}", capsys.readouterr().err)) == 2
+    for steps in ("0000045", "0000050"):
+        assert sorted(file.stem for file in (folder / "media" / steps).glob("*.webm")) == ["dream", "open_loop"]
+    assert main(["imagine", str(folder)]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 4 and re.search(said, printed.err)
+
+
+@pytest.mark.filterwarnings("ignore:.*Overriding environment")
+def test_a_world_is_filmed_grey_or_small_or_of_many_sizes(drawings: list[Any], tmp_path: Path) -> None:
+    """In the size of the first picture."""
+    drawings += [GREY, np.full((20, 90, 4), 120, np.uint8), np.full((7, 3, 1), 120 / 255)]
+    run = train(DRAWN, run=tmp_path / "run")
+    imagine(run, ImagineConfig(count=1), tmp_path)
+    frames = film(tmp_path / "world.webm")
+    assert len(frames) == 21 and {frame.shape for frame in frames} == {(194, 290, 3)}
+    np.testing.assert_allclose([frame[4:-8, 4:-8].mean() for frame in frames], 120, atol=6)
 
 
 def test_where_episodes_are_short_less_is_foretold_and_as_much_is_dreamt(run: Any, tmp_path: Path) -> None:
@@ -152,7 +232,9 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_forecasts_of_a_recording_that_the_model_never_saw(run: Any, recording: Path, capsys: Any) -> None:
+def test_forecasts_of_a_recording_that_the_model_never_saw(
+    run: Any, recording: Path, capsys: Any, tmp_path: Path
+) -> None:
     with np.load(recording) as saved:
         rows = {frame.tobytes() for frame in saved["obs/observation"][0]}
     config = ImagineConfig(context=3, horizon=7, count=9)
@@ -160,6 +242,14 @@ def test_forecasts_of_a_recording_that_the_model_never_saw(run: Any, recording: 
     assert theirs.shape == own.shape == (9, 10, 32 * 32 * 3)
     assert all(frame.numpy().tobytes() in rows for frame in theirs.flatten(0, 1))
     assert not any(frame.numpy().tobytes() in rows for frame in own.flatten(0, 1))
+    for disk in (False, True):  # the steps of another run
+        again = train({**TINY, "replay": {**TINY["replay"], "disk": disk}}, run=tmp_path / f"again {disk}", seed=9)
+        (own,) = again.replay.everything().obs["observation"]
+        rows = {frame.numpy().tobytes() for frame in own}
+        theirs = sequences(run, config, again.folder).obs["observation"]
+        assert all(frame.numpy().tobytes() in rows for frame in theirs.flatten(0, 1))
+    assert main(["imagine", str(run.folder), str(tmp_path), "--horizon", "6"]) == 2
+    assert f"{tmp_path}: a folder without replay/replay.npz" in capsys.readouterr().err
     assert main(["imagine", str(run.folder), str(recording), "--horizon", "60"]) == 2
     assert f"{recording} holds no 65 steps of one episode" in capsys.readouterr().err
 
