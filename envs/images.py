@@ -156,9 +156,9 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
             raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {remedy}") from error
         said = named(env.observation_space) if keep else {}
         self.kept = {key: space for key, space in said.items() if isinstance(space, spaces.Box) and not layout(space)}
-        drawn = spaces.Box(0, 255, frame.shape, np.uint8)
+        picture = spaces.Box(0, 255, frame.shape, np.uint8)
         states = {STATE + key: space for key, space in self.kept.items()}
-        self.observation_space = spaces.Dict({OBSERVATION: drawn, **states}) if states else drawn
+        self.observation_space = spaces.Dict({OBSERVATION: picture, **states}) if states else picture
 
     def _picture(self) -> np.ndarray:
         """Large enough to be an image."""
