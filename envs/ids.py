@@ -105,6 +105,8 @@ def _import_home(env_id: str) -> str:
             importlib.import_module(module)
         except Exception as error:  # the module is the user's: anything can go wrong in it
             problem = f"{type(error).__name__}: {error}"
+            if isinstance(error, ModuleNotFoundError) and error.name == module:
+                problem += "; run the command in the folder that it lies in, or put that folder on PYTHONPATH"
             raise ValueError(f"module '{module}' of environment '{env_id}' cannot be imported: {problem}") from error
         return name
     for prefix, (plugin, package) in PLUGINS.items():

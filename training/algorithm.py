@@ -23,7 +23,7 @@ from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.checkpoint import MANIFEST, PARTIAL
 from training.config import load_config
 from training.dream import imagined_steps
-from training.folder import CHECKPOINT, CONFIG, free_folder
+from training.folder import CHECKPOINT, CONFIG, free_folder, short
 from training.lock import alone
 from training.loop import Loop
 from training.progress import Progress
@@ -313,11 +313,6 @@ def named(env: Any) -> str:
     if not isinstance(env, str):
         raise ValueError(f"env is the id of an environment, 'Pendulum-v1' or 'module:Id', not a {type(env).__name__}")
     return env
-
-
-def short(env_id: str) -> str:
-    """An environment's id as the name of a folder."""
-    return env_id.rpartition("/")[-1]
 
 
 def _pack(folder: Path, target: Path | io.BufferedIOBase) -> None:

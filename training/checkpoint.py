@@ -165,8 +165,8 @@ def _described(root: Path, which: str) -> str:
     if which == "latest":
         return "checkpoint that could be used"
     if which == "best":
-        return f"evaluated checkpoint that could be used; there are {there}"
-    return f"checkpoint '{which}' that could be used; there are latest, best, {there}"
+        return f"evaluated checkpoint that could be used; the run has {there}"
+    return f"checkpoint '{which}' that could be used; the run has latest, best, {there}"
 
 
 def prune(root: Path, keep: int, drop: Collection[str]) -> None:

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[options.command](options, overrides)
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
-        print(f"worldmodel {options.command}: interrupted{interrupt}", file=sys.stderr)
+        print("; ".join(filter(None, (f"worldmodel {options.command}: interrupted", str(interrupt)))), file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # whatever it is, it is told in one line
         if isinstance(error, BrokenPipeError) and _unheard():
@@ -306,7 +306,7 @@ def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
     from training.config import load_config
 
     rows = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
-    print(f"{options.out}: {rows} rows of {options.steps} environment steps")
+    print(f"{options.out}: {rows} rows, of {options.steps} environment steps and the resets before them")
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> None:

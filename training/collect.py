@@ -53,7 +53,7 @@ def collect(config: Config, steps: int, out: Path) -> int:
                     progress.note(f"{recorded.steps:>7} steps: {failure}")
                 progress.update(recorded.steps)
     except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(f"; {len(replay)} rows are in {out}") from interrupt
+        raise KeyboardInterrupt(f"{len(replay)} rows are in {out}") from interrupt
     finally:
         replay.save(out)
         recorded.close()

@@ -140,6 +140,11 @@ def read_config(folder: Path, saved: Mapping[str, Any], load: Callable[[Mapping[
         raise ValueError(f"{folder / CONFIG}: {error}") from error
 
 
+def short(env_id: str) -> str:
+    """An environment's id as the name of a folder, which on Windows may hold no colon."""
+    return env_id.rpartition("/")[-1].replace(":", "-")
+
+
 def free_folder(name: str) -> Path:
     """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that holds no run."""
     folders = (Path("runs") / (name if k == 1 else f"{name}-{k}") for k in range(1, 1_000_000))

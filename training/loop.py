@@ -273,5 +273,5 @@ def promise(result: Evaluation) -> str:
     line = f"the model imagines {rounded(result.promise)} for the same episodes, {result.gap:.0%} from what they are"
     if result.gap <= TRUSTED:
         return line
-    what = "promises more than" if result.promise > result.mean else "does not know"
-    return f"warning: {line}: it {what} what the world holds"
+    what = "overestimates" if result.promise > result.mean else "underestimates"
+    return f"warning: {line}: it {what} them"

@@ -157,12 +157,16 @@ def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
+ELSEWHERE = 0.8  # how similar a name in another section has to be: two letters of ten may differ
+
+
 def _unknown(where: str, key: str, siblings: list[str], known: list[str]) -> str:
-    """The message for a key that does not exist, with the nearest ones that do: same name elsewhere, then similar."""
+    """The message for a key that does not exist: the same name elsewhere, else the most similar, else what there is."""
     names = {dotted: dotted.rpartition(".")[2] for dotted in known}
     near = [dotted for dotted, name in names.items() if name == key]
     near = near or [_join(where, name) for name in difflib.get_close_matches(key, siblings, n=1)]
-    near = near or [dotted for dotted, name in names.items() if name in difflib.get_close_matches(key, names.values())]
+    similar = difflib.get_close_matches(key, names.values(), cutoff=ELSEWHERE)
+    near = near or [dotted for dotted, name in names.items() if name in similar]
     if near:
         return f"unknown key '{_join(where, key)}': did you mean {' or '.join(near[:3])}?"
     return f"unknown key '{_join(where, key)}': {where or 'the config'} has {', '.join(siblings) or 'no keys'}"

@@ -22,6 +22,7 @@ from training.folder import (
     read_config,
     saved_config,
     set_aside,
+    short,
     whisper,
 )
 from training.imagine import MEDIA
@@ -60,7 +61,7 @@ def train(
             only as an `EnvironmentFault`, for an environment that fails more often than `env.restarts` allows.
     """
     resolved = load_config(config, overrides, **values)
-    name = resolved.env.id.rpartition("/")[-1] if isinstance(config, Mapping) else Path(config).stem
+    name = short(resolved.env.id) if isinstance(config, Mapping) else Path(config).stem
     prepare(resolved)
     made = Run.create(free_folder(name) if run is None else run, resolved)
     loop = Loop(Trainer(made))
@@ -213,7 +214,7 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
                 loop.interrupt.at_once = False  # a first call lets it be saved
                 _closed(loop)
     except KeyboardInterrupt as interrupt:  # wherever it came
-        raise KeyboardInterrupt(f"; to go on: worldmodel train --resume {run.folder}") from interrupt
+        raise KeyboardInterrupt(f"to go on: worldmodel train --resume {run.folder}") from interrupt
     except EnvironmentFault:
         raise
     except torch.linalg.LinAlgError as error:

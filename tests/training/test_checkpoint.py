@@ -36,7 +36,7 @@ def test_the_latest_the_best_or_a_number(root: Path) -> None:
     for score in (-5.0, -1.0, None, -9.0, None):
         write(root, score)
     assert [find(root, which)[0].folder.name for which in ("latest", "best", "1")] == ["00005", "00002", "00001"]
-    with pytest.raises(ValueError, match="holds no checkpoint '7' that could be used; there are latest, best, 1, 2, 3"):
+    with pytest.raises(ValueError, match="no checkpoint '7' that could be used; the run has latest, best, 1, 2, 3"):
         find(root, "7")
     with pytest.raises(ValueError, match="holds no checkpoint 'worst'"):
         find(root, "worst")
@@ -44,7 +44,7 @@ def test_the_latest_the_best_or_a_number(root: Path) -> None:
 
 def test_without_an_evaluation_there_is_no_best(root: Path) -> None:
     write(root)
-    with pytest.raises(ValueError, match="holds no evaluated checkpoint that could be used; there are 1"):
+    with pytest.raises(ValueError, match="holds no evaluated checkpoint that could be used; the run has 1"):
         find(root, "best")
 
 

@@ -416,8 +416,8 @@ def test_with_true_dynamics_the_imagined_return_is_the_real_one(model: ExactMode
 def test_a_model_that_promises_too_much_is_warned_of() -> None:
     said = promise(Evaluation([-100.0, -300.0], [20, 20], None, [-150.0, -190.0]))
     assert said.startswith("warning: the model imagines -170.0 for the same episodes, 15% from what they are")
-    assert said.endswith("it promises more than what the world holds")
-    assert "does not know what the world holds" in promise(Evaluation([-100.0], [20], None, [-150.0]))
+    assert said.endswith("it overestimates them")
+    assert "it underestimates them" in promise(Evaluation([-100.0], [20], None, [-150.0]))
     assert "warning" not in promise(
         Evaluation([0.0, 3.0], [20, 20], None, [0.0, 3.1])
     )  # about 0 its spread is the size
@@ -461,4 +461,4 @@ def test_a_model_that_denies_the_end_is_found_out(tmp_path: Path) -> None:
     spec = action_spec(env.action_space)
     agent = Agent(Endless(), Push(spec), observation_specs(env.observation_space), spec)  # type: ignore[arg-type]
     result = evaluate(agent, config, 3, 1, imagine=True)
-    assert result.imagined == [500.0] * 3 and max(result.returns) < 15 and "promises more" in promise(result)
+    assert result.imagined == [500.0] * 3 and max(result.returns) < 15 and "overestimates" in promise(result)

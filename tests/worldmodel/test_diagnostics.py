@@ -335,6 +335,12 @@ def test_of_much_that_is_not_represented_the_worst_is_named() -> None:
     assert verdict.endswith("x[30] is not represented (R^2 0.00), nor are 9 others") and verdict.count("R^2") == 8
 
 
+def test_a_posterior_that_is_told_something_and_says_nothing_of_it_is_no_partial_collapse() -> None:
+    told = torch.ones(1)
+    verdict = Collapse(told, told, {"x": tensor([0.1, -0.2]), "still": tensor([torch.nan])}).verdict()
+    assert verdict.startswith("nothing is represented, and yet the posterior is told something: x[0] is not")
+
+
 def test_r2_by_hand() -> None:
     value = tensor([[0.0, 1, 5], [2, 3, 5]])
     guess = tensor([[0.5, 2, 5], [1.5, 2, 5]])

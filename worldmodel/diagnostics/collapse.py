@@ -51,8 +51,13 @@ class Collapse(NamedTuple):
         return {name: r2 for name, r2 in labelled(self.explained).items() if r2 < threshold}
 
     def verdict(self, threshold: float = REPRESENTED) -> str:
-        """`healthy`, `posterior collapse`, or `partial collapse` with what is not represented; or `nothing varies`."""
-        if all(math.isnan(r2) for r2 in labelled(self.explained).values()):
+        """`healthy`, `posterior collapse`, `partial collapse` with what is not represented, or that of everything.
+
+        Where nothing is represented although the posterior is told something, it has not been learned long enough, or
+        the emissions do without it. `nothing varies` where there is nothing to represent.
+        """
+        varying = [r2 for r2 in labelled(self.explained).values() if not math.isnan(r2)]
+        if not varying:
             return "nothing varies"
         if not self.active_by_kl:
             return "posterior collapse"
@@ -62,6 +67,8 @@ class Collapse(NamedTuple):
         worst = sorted(missing, key=lambda name: missing[name])[:NAMED]
         named = [f"{name} is not represented (R^2 {missing[name]:.2f})" for name in sorted(worst)]
         others = f", nor are {len(missing) - NAMED} others" if len(missing) > NAMED else ""
+        if len(missing) == len(varying):
+            return f"nothing is represented, and yet the posterior is told something: {', '.join(named)}{others}"
         return f"partial collapse: {', '.join(named)}{others}"
 
 
