@@ -176,6 +176,7 @@ def test_two_agents_never_share_a_folder_and_nothing_is_written_before_they_lear
     one.learn(25)
     two.learn(25)
     assert (one.run.folder, two.run.folder) == (Path("runs/Pendulum-v1"), Path("runs/Pendulum-v1-2"))
+    assert (short("ALE/Pong-v5"), short("pointmass:PointMass-v0")) == ("Pong-v5", "pointmass-PointMass-v0")
     assert "seed: 2" in (two.run.folder / "config.yaml").read_text()
     one.save("agent")
     loaded = [WorldModelAgent.load("agent") for _ in range(2)]
