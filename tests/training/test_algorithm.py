@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 
 from training import WorldModelAgent
 from training.config import ConfigError
+from training.folder import short
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 20},
