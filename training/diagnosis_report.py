@@ -248,7 +248,10 @@ def forecast_table(diagnosis: Diagnosis) -> Table:
             error = scaled_rmse(outlook, name)
             crps = (result.crps / outlook.scale)[:, outlook.scale > 0].mean()
             row = [*(error[k - 1] for k in steps), crps, result.nll.mean()]
-            table.add_row(key if name == MODEL else "", name, *(f"{float(x):.3f}" for x in row))
+            told = [
+                "" if math.isnan(float(x)) else f"{float(x):.3f}" for x in row
+            ]  # of classes baselines have no density
+            table.add_row(key if name == MODEL else "", name, *told)
         table.add_section()
     return table
 
