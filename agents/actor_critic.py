@@ -169,16 +169,17 @@ class ActorCritic(nn.Module):
         unlucky update does not decide an evaluation.
         """
         feature = model.feature(state)
+        params = (self.slow_actor if deterministic else self.actor)(feature)
         if deterministic:
-            control = self.family.mode(self.slow_actor(feature))
+            control = self.family.mode(params)
         elif self.pink is None:
-            control = self.family.sample(self.actor(feature))
+            control = self.family.sample(params)
         else:
             noise, processes = self.pink.step(memory.processes)
-            control, memory = self.family.sample(self.actor(feature), noise), PinkMemory(processes)
+            control, memory = self.family.sample(params, noise), PinkMemory(processes)
         if self.config.action_noise and not deterministic:
             control = disturbed(self.action_spec, control, self.config.action_noise)
-        return Decision(control, memory, control.isfinite().all(-1))
+        return Decision(control, memory, params.isfinite().all(-1) & control.isfinite().all(-1))  # a class always is
 
     def value(self, feature: Features) -> Tensor:
         """(..., F) -> (...): what returns bootstrap from. Gradients reach the feature, and never a critic."""

@@ -76,6 +76,11 @@ def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
             if not hasattr(home, policy[name]):
                 raise ValueError(f"behaviour.sb3.settings.policy_kwargs.{name}: torch has no '{policy[name]}'")
             policy[name] = getattr(home, policy[name])
+    if settings.get("optimize_memory_usage"):
+        raise ValueError(
+            "behaviour.sb3.settings.optimize_memory_usage: its buffer takes what a round begins with for what followed "
+            "the round before, leave it out"
+        )
     if not on_policy:
         settings.setdefault("buffer_size", KEPT_ROUNDS * config.steps)
         return settings
@@ -205,7 +210,11 @@ class SB3Behaviour(nn.Module):
         """Let schedules run over this many imagined steps from now on: `again` from their start, or as they go on."""
         algorithm: Any = self.algorithm
         algorithm.born = algorithm.num_timesteps if again else algorithm.born
-        algorithm.lifetime = max(algorithm.num_timesteps - algorithm.born + steps, 1)
+        self.reach(algorithm.num_timesteps - algorithm.born + steps)
+
+    def reach(self, steps: int) -> None:
+        """Let schedules that have begun run over this many imagined steps in all."""
+        self.algorithm.lifetime = max(steps, 1)  # type: ignore[attr-defined]
 
     def initial(self, count: int) -> Memory:
         return ()

@@ -45,7 +45,7 @@ def by_id(
     for prefix, make in SUITES.items():
         if env_id.startswith(prefix):
             try:
-                return make(env_id.removeprefix(prefix), **given)
+                return make(env_id.removeprefix(prefix), **given, endless=max_episode_steps == -1)
             except TypeError as error:
                 raise ValueError(f"environment '{env_id}' does not take kwargs {dict(kwargs)}: {error}") from error
             except ValueError:

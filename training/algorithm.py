@@ -2,7 +2,8 @@
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, cast
 from zipfile import ZipFile
@@ -80,6 +81,7 @@ class WorldModelAgent:
         self.seed = run.config.seed
         self.num_timesteps = run.env_steps
         self.logger = SB3Logger(None, [])
+        self.learning = self.closed = False
         self.trainer: Trainer | None = None
         self.learned: dict[str, Any] | None = None  # what an earlier trainer gave as such
         self.loop: Loop | None = None
@@ -120,12 +122,13 @@ class WorldModelAgent:
         return self.env
 
     def dump_logs(self) -> None:
-        """Write what has been measured since the last row of metrics."""
-        if self.loop is not None:
+        """Write what has been measured since the last row of metrics; after :meth:`learn`, which does so, nothing."""
+        if self.loop is not None and self.learning:
             self.loop.log()
 
     def close(self) -> None:
-        """Close the environments it learned from; another :meth:`learn` cannot follow."""
+        """Close the environments it learned from: it can be asked then, saved, and learn no more."""
+        self.closed = True
         if self.trainer is not None:
             self.trainer.envs.close()
 
@@ -173,10 +176,12 @@ class WorldModelAgent:
                 What was learned stays.
             progress_bar: whether progress is shown.
         Raises:
-            ValueError: if `total_timesteps` or `log_interval` is below 1.
+            ValueError: if `total_timesteps` or `log_interval` is below 1, or the agent is closed.
         """
         if total_timesteps < 1 or (log_interval is not None and log_interval < 1):
             raise ValueError(f"total_timesteps and log_interval must be at least 1: {total_timesteps}, {log_interval}")
+        if self.closed:
+            raise ValueError("the agent is closed, and its environments with it: save it, and load it to learn on")
         trainer = self._started()
         self._claim()
         if reset_num_timesteps:
@@ -185,15 +190,14 @@ class WorldModelAgent:
             trainer.begin_episodes()
             self.env.used = False
         if isinstance(self.run.behaviour, SB3Behaviour):
-            self.run.behaviour.live(imagined_steps(self.run.config, total_timesteps), reset_num_timesteps)
+            steps = imagined_steps(self.run.config, total_timesteps, trainer.prefilled)
+            self.run.behaviour.live(steps, reset_num_timesteps)
         loop = self.loop = self.loop or Loop(trainer, evaluates=False)
         if reset_num_timesteps:
             loop.begun = None
         until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
         shown = Progress(until, trainer.envs.steps, console)
-        with alone(self.run.folder), shown as progress, opened(loop, progress):
-            writer = MetricsWriter(lambda metrics, step: loop.logger.log(metrics, self.steps_before + step))
-            self.logger = SB3Logger(None, [writer])
+        with alone(self.run.folder), shown as progress, opened(loop, progress), self._logging(loop):
             loop.log_every = log_interval or self.run.config.training.log_every
             asked = self._callback(callback)
             asked.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
@@ -202,8 +206,17 @@ class WorldModelAgent:
                 raise KeyboardInterrupt
             asked.on_rollout_end()
             asked.on_training_end()
-        self.logger = SB3Logger(None, [])
         return self
+
+    @contextmanager
+    def _logging(self, loop: Loop) -> Iterator[None]:
+        """Let callbacks write into the loop's record, while that is open."""
+        writer = MetricsWriter(lambda metrics, step: loop.logger.log(metrics, self.steps_before + step))
+        self.logger, self.learning = SB3Logger(None, [writer]), True
+        try:
+            yield
+        finally:
+            self.logger, self.learning = SB3Logger(None, []), False
 
     def _claim(self) -> None:
         """Make the folder, the first time that there is something to write."""
@@ -286,8 +299,10 @@ class WorldModelAgent:
         self.run.replay.save(Path(path))
 
     def load_replay_buffer(self, path: str | Path) -> None:
-        """What :meth:`save_replay_buffer` wrote."""
+        """What :meth:`save_replay_buffer` wrote, instead of what is there; running episodes end with that."""
         self.run.replay.load(Path(path))
+        if self.trainer is not None:
+            self.trainer.begin_episodes()
 
 
 class Lent(DummyVecEnv):

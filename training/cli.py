@@ -305,8 +305,8 @@ def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
     from training.collect import collect
     from training.config import load_config
 
-    rows = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
-    print(f"{options.out}: {rows} rows, of {options.steps} environment steps and the resets before them")
+    rows, steps = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
+    print(f"{options.out}: {rows} rows, of {steps} environment steps and the resets before them")
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> None:

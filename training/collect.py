@@ -14,11 +14,12 @@ from worldmodel.replay import SequenceReplay
 from worldmodel.storage import arrival_columns, row_bytes
 
 
-def collect(config: Config, steps: int, out: Path) -> int:
-    """Step the config's environment with random actions and write what happened; returns the number of rows.
+def collect(config: Config, steps: int, out: Path) -> tuple[int, int]:
+    """Step the config's environment with random actions and write what happened; returns how many rows and steps.
 
-    Rows are arrivals: there is one more of them per episode than there are steps. See `SequenceReplay.save` for the
-    file. Whatever ends the recording, the rows up to there are written.
+    Rows are arrivals: there is one more of them per episode than there are steps, of which all environments take the
+    last. See `SequenceReplay.save` for the
+    file. Whatever ends the recording, the rows up to there are written, if there are any.
 
     Raises:
         ValueError: if `steps` is below 1, `out` exists or is no .npz file, or the environment cannot be used.
@@ -55,6 +56,7 @@ def collect(config: Config, steps: int, out: Path) -> int:
     except KeyboardInterrupt as interrupt:
         raise KeyboardInterrupt(f"{len(replay)} rows are in {out}") from interrupt
     finally:
-        replay.save(out)
+        if len(replay):
+            replay.save(out)
         recorded.close()
-    return len(replay)
+    return len(replay), recorded.steps

@@ -136,6 +136,11 @@ class Config:
                 f"training.acting: compiled is for actor-critics, not behaviour.name {self.behaviour.name}; the search "
                 "of a planner is compiled by behaviour.planner.compile"
             )
+        if self.behaviour.actor_critic.replay_value and self.replay.window < 2:
+            raise ValueError(
+                "behaviour.actor_critic.replay_value learns from what follows a replayed step, and replay.window is "
+                f"{self.replay.window}: make it 2 or more, or replay_value 0"
+            )
         if self.replay.context and self.objective.bound != "elbo":
             raise ValueError(f"replay.context is for objective.bound elbo, not {self.objective.bound}")
         if not 0 <= self.seed < 2**31 - self.env.num_envs:

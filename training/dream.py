@@ -34,13 +34,17 @@ def dreaming(
     begin = ReplayedStarts(model, replay, config.replay.window)
     price = None if ensemble is None else penalty
     envs = ImaginedVectorEnv(model, action_space, begin, chosen.envs, chosen.horizon, penalty=price)
-    steps = imagined_steps(config, config.training.steps - config.training.prefill) + chosen.steps * (
-        config.training.pretrain // chosen.every
-    )
+    steps = imagined_steps(config, config.training.steps)
     return SB3Behaviour(chosen, action_spec, VecMonitor(ImaginedVecEnv(envs)), steps, config.seed, device, ensemble)
 
 
-def imagined_steps(config: Config, steps: int) -> int:
-    """Of the rounds that so many environment steps pay for."""
-    updates = max(steps, 0) * config.training.replay_ratio / (config.replay.batch_size * config.replay.window)
-    return int(updates) // config.behaviour.sb3.every * config.behaviour.sb3.steps
+def imagined_steps(config: Config, steps: int, prefilled: bool = False) -> int:
+    """Of the rounds that so many environment steps pay for.
+
+    Unless `prefilled`, the first of them fill the replay and pay for the pretraining alone.
+    """
+    training, sb3 = config.training, config.behaviour.sb3
+    paying = max(steps - (0 if prefilled else training.prefill), 0)
+    updates = int(paying * training.replay_ratio / (config.replay.batch_size * config.replay.window))
+    pretrained = 0 if prefilled else training.pretrain // sb3.every
+    return (updates // sb3.every + pretrained) * sb3.steps

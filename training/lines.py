@@ -36,7 +36,13 @@ class Lines:
         return count + len(rest) if rest.endswith(b"\n") else before.rfind(b"\n") + 1
 
     def write(self, line: str) -> None:
-        """Append a line that ends with a line feed, and those that wait."""
+        """Append a line that ends with a line feed, and those that wait.
+
+        Raises:
+            ValueError: if the file is closed.
+        """
+        if self.descriptor < 0:
+            raise ValueError(f"{self.file} is closed")
         failed, self.waiting = bool(self.waiting), self.waiting + line.encode()
         problem = self._attempt()
         if problem and not failed:
@@ -70,3 +76,4 @@ class Lines:
         if self.waiting and (problem := self._attempt()):
             self.say(f"{self.file}: {self.waiting.count(10)} line(s) could not be written ({problem})")
         os.close(self.descriptor)
+        self.descriptor = -1  # the number may soon be that of another file

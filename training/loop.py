@@ -223,7 +223,6 @@ class Loop:
         self.due, self.shown, self.logged = state["due"], state["shown"], state["logged"]
         self.averages.sums, self.averages.counts = state["sums"], Counter(state["counts"])
         self.recent.extend((total, length) for total, length in state["recent"])
-        self.began = time.monotonic() - state["logged"]["seconds"]
         self.begun = state.get("begun")  # format 1 has none
         self.finished, self.evaluation_due = state["finished"], state["evaluation_due"]
         self.faults.load_state(state["faults"])

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -37,6 +37,9 @@ from training.trainer import Trainer, diverged
 from training.tree import fitting_state, load_tree
 from training.weights import write_text_atomic
 from worldmodel.memory import keep_memory
+
+if TYPE_CHECKING:
+    from agents.sb3 import SB3Behaviour
 
 PATIENCE = 300.0  # seconds for which the last save of a run is tried again
 AGAIN = 5.0  # seconds between two attempts
@@ -94,9 +97,14 @@ def _resume(folder: Path, steps: int | None) -> Run:
     loop = _last(folder) if numbers(folder / CHECKPOINT) else _anew(folder)
     config = loop.config
     config.training.steps = steps or config.training.steps
-    if loop.steps > config.training.steps or (loop.finished and loop.steps == config.training.steps):
+    overshot = loop.steps - config.training.steps  # all environments take the last step
+    if overshot >= (0 if loop.finished else config.env.num_envs):
         raise ValueError(f"{folder} has taken {loop.steps} steps: give it more than that with --training.steps")
     loop.finished = False
+    if config.behaviour.name == "sb3":
+        from training.dream import imagined_steps  # which takes a second to import
+
+        cast("SB3Behaviour", loop.trainer.run.behaviour).reach(imagined_steps(config, config.training.steps))
     write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
     return finish(loop)
 
@@ -206,6 +214,7 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
     run = loop.trainer.run
     logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note, loop.logged)
     loop.logger, loop.progress = logger, progress
+    loop.began = time.monotonic() - (loop.logged["seconds"] if loop.logged else 0.0)
     try:
         with patient(progress.note) as loop.interrupt:
             try:

@@ -122,7 +122,7 @@ def draw(probs: Tensor) -> Tensor:
 
     One random number for all classes: a race of exponential ones needs C, and took a fourth of an imagined step.
     """
-    total = probs.cumsum(-1)
+    total = probs.to(torch.promote_types(probs.dtype, torch.float32)).cumsum(-1)  # bfloat16 would never pass the last
     point = torch.rand_like(total[..., -1:]) * (
         JUST_BELOW_ONE * total[..., -1:]
     )  # never at the end: a class has to pass

@@ -140,7 +140,7 @@ class LatentModel(Protocol):
 class WorldModel(nn.Module):
     """p(x_t, r_t, continue_t | s_t) over a latent dynamics model with controls.
 
-    `discount` is what the continuation of a step that goes on counts as, and learns to be.
+    `discount` is what the continuation of a step that goes on counts as, and learns to be; 1 without a head for it.
 
     The public contract is `initial`, `observe`, `filter`, `imagine`, `feature`, `predict` and `elbo`; a model of
     another kind that answers them can take its place anywhere.
@@ -211,7 +211,9 @@ class WorldModel(nn.Module):
         if not heads:
             return WorldModel(encoder, dynamics, decoders, projector=projector)
         reward = head(scalar_output(config.reward_output), config.head_layers, 0.0)
-        cont = head(Bernoulli(1), config.head_layers) if config.continuation else None
+        if not config.continuation:  # nothing learns what the continuation of a step counts as
+            return WorldModel(encoder, dynamics, decoders, reward, projector=projector)
+        cont = head(Bernoulli(1), config.head_layers)
         return WorldModel(encoder, dynamics, decoders, reward, cont, config.continuation_discount, projector)
 
     def _decoders(self) -> Iterator[tuple[str, Head]]:

@@ -165,10 +165,13 @@ class SequenceReplay:
         """(environment, age of the first step) of windows that have not been replayed, oldest first."""
         oldest, new = self.storage.oldest, list[tuple[int, int]]()
         self.served = np.maximum(self.served, oldest)
-        for env in range(len(self.written)):
-            while self.written[env] - self.served[env] >= window and len(new) < batch_size:
-                new.append((env, int(self.served[env] - oldest[env])))
-                self.served[env] += window
+        while len(new) < batch_size:
+            whole = np.flatnonzero(self.written - self.served >= window)
+            if not len(whole):
+                break
+            env = int(whole[self.served[whole].argmin()])  # the one that has waited for the longest
+            new.append((env, int(self.served[env] - oldest[env])))
+            self.served[env] += window
         return new
 
     def stream(self, env: int, start: int = 0, stop: int | None = None, keys: Iterable[str] | None = None) -> Batch:
@@ -325,6 +328,7 @@ class SequenceReplay:
 
     def cut(self, envs: np.ndarray) -> None:
         """End the running episodes of these environments (n,) where they are, truncated."""
+        envs = envs[self.storage.stored[envs] > 0]
         slot = (self.written[envs] - 1) % self.length
         self.storage.begin_writing()
         self.storage.put("is_last", envs, slot, np.ones(len(envs), bool))
@@ -339,7 +343,10 @@ class SequenceReplay:
             "known": self.known[env, slot] & there,
             "is_last": self.storage.take("is_last", *self._ends()),
         }
-        return state if self.latents is None else {**state, "latents": self.storage.take(LATENT, env, slot)}
+        if self.latents is None:
+            return state
+        known = state["known"]  # of the others there may not even be a place yet
+        return {**state, "latents": self.storage.take(LATENT, np.where(known, env, 0), np.where(known, slot, 0))}
 
     def load_training_state(self, state: Mapping[str, Any]) -> bool:
         """Go on from what :meth:`training_state` gave, with the rows of that time or, in files, those and later ones.

@@ -27,6 +27,7 @@ def game(
     frame_skip: int = 4,
     noops: int = 30,
     render_mode: str | None = None,
+    endless: bool = False,
 ) -> gym.Env[Any, Any]:
     """A game by its name, "pong" or "ms_pacman", seen as (210, 160, 3) uint8 and truncated after 108,000 frames.
 
@@ -35,6 +36,7 @@ def game(
         full_actions: all 18 actions of the console instead of those that have an effect in this game.
         frame_skip: frames per step.
         noops: frames without action that an episode begins with, at most; how many is drawn.
+        endless: whether nothing but its end ends a game.
     Raises:
         ValueError: if ale-py is not installed, has no such game, or a number is out of its range.
     """
@@ -50,7 +52,7 @@ def game(
         frameskip=1,
         repeat_action_probability=sticky,
         full_action_space=full_actions,
-        max_num_frames_per_episode=LIMIT,
+        max_num_frames_per_episode=0 if endless else LIMIT,
         render_mode=render_mode,
     )
     height, width, _ = env.observation_space.shape or ()

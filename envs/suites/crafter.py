@@ -14,7 +14,8 @@ REWARDS = {"reward": True, "noreward": False}  # what follows the prefix: whethe
 
 
 class Crafter(gym.Env[Any, Any]):
-    """Seen as (size, size, 3) uint8. An episode terminates with the player's death; 10,000 steps truncate it.
+    """Seen as (size, size, 3) uint8. An episode terminates with the player's death; 10,000 steps truncate it, unless
+    it is to be `endless`.
 
     `info["achievements"]` holds how often each was reached in this episode, `info["inventory"]` what the player has.
 
@@ -24,12 +25,13 @@ class Crafter(gym.Env[Any, Any]):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(self, variant: str, size: int = 64, render_mode: str | None = None) -> None:
+    def __init__(self, variant: str, size: int = 64, render_mode: str | None = None, endless: bool = False) -> None:
         if variant not in REWARDS:
             raise ValueError(unknown("crafter", "variant", variant, REWARDS))
         self.crafter, self.reward, self.size, self.render_mode = _crafter(), REWARDS[variant], size, render_mode
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(len(self.crafter.constants.actions))
+        self.length = None if endless else LIMIT
         self.world: Any = None  # from the first reset on
         self.seen: Any = None  # the last picture
 
@@ -40,7 +42,7 @@ class Crafter(gym.Env[Any, Any]):
         if seed is not None or self.world is None:  # it takes a seed when it is made, and counts its worlds from there
             drawn = int(self.np_random.integers(2**31 - 1))
             size = (self.size, self.size)
-            self.world = _repeatable(self.crafter)(size=size, reward=self.reward, length=LIMIT, seed=drawn)
+            self.world = _repeatable(self.crafter)(size=size, reward=self.reward, length=self.length, seed=drawn)
         self.seen = self.world.reset()
         return self.seen, {}
 

@@ -17,8 +17,8 @@ PREFIX = "dmc:"
 class DMControl(gym.Env[Any, Any]):
     """A task by its name, "cartpole_swingup", observed as a dictionary of vectors.
 
-    Actions lie in the task's bounds. An episode is truncated after the task's time limit, 1,000 frames for most, and
-    terminates only where the task says that nothing can follow (its discount is 0).
+    Actions lie in the task's bounds. An episode is truncated after the task's time limit, 1,000 frames for most,
+    unless it is to be `endless`, and terminates only where the task says that nothing can follow (its discount is 0).
 
     Raises:
         ValueError: if dm_control is not installed, or has no such task.
@@ -26,12 +26,14 @@ class DMControl(gym.Env[Any, Any]):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(self, task: str, render_mode: str | None = None, size: int = 64, camera: int = 0) -> None:
+    def __init__(
+        self, task: str, render_mode: str | None = None, size: int = 64, camera: int = 0, endless: bool = False
+    ) -> None:
         suite = _suite()
         known = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
         if task not in known:
             raise ValueError(unknown("dm_control", "task", task, known))
-        self.suite_env = suite.load(*known[task])
+        self.suite_env = suite.load(*known[task], task_kwargs={"time_limit": np.inf} if endless else None)
         self.render_mode, self.size, self.camera = render_mode, size, camera
         self.observation_space = spaces.Dict(
             {

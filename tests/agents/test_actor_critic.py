@@ -504,3 +504,29 @@ def test_sizes_are_checked() -> None:
         settings(policy="gauss")
     with pytest.raises(ValueError, match="starts: 0: 7"):
         settings(replay_value=0.3, starts=7)
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_rests_on_no_number_is_reported_even_where_a_class_is_the_answer(
+    spec: ActionSpec, deterministic: bool
+) -> None:
+    model = WorldModel.build(ModelConfig(hidden=8), {"x": ObservationSpec((2,))}, spec)
+    behaviour = ActorCritic(settings(), model.feature_size, spec)
+    with torch.no_grad():
+        sound = behaviour.act(model, model.initial(2), (), deterministic).sound
+        for actor in (behaviour.actor, behaviour.slow_actor):
+            for parameter in actor.parameters():
+                parameter.fill_(torch.nan)
+        unsound = behaviour.act(model, model.initial(2), (), deterministic).sound
+    assert sound.tolist() == [True, True] and unsound.tolist() == [False, False]
+
+
+def test_where_nothing_learns_the_continuation_no_discount_is_in_it() -> None:
+    """A behaviour divides its own discount by the model's, and multiplies by what is predicted: 1."""
+    specs = {"x": ObservationSpec((2,))}
+    discounts = [
+        WorldModel.build(ModelConfig(continuation=goes_on, continuation_discount=0.9), specs, DISCRETE).discount
+        for goes_on in (True, False)
+    ]
+    assert discounts == [0.9, 1.0]

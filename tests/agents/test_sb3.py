@@ -318,6 +318,7 @@ def test_settings_that_make_no_sense_are_named(wrong: dict[str, Any], message: s
         ("SAC", {"learning_rate": "fast"}, "'fast' is no number, nor lin_ and one"),
         ("SAC", {"gamma": "lin_0.9"}, "settings.gamma: only learning_rate, .* can fall, not 'lin_0.9'"),
         ("SAC", {"policy_kwargs": {"activation_fn": "Relu"}}, "policy_kwargs.activation_fn: torch has no 'Relu'"),
+        ("SAC", {"optimize_memory_usage": True}, "settings.optimize_memory_usage: .*leave it out"),
         ("nowhere:SAC", {}, "nowhere:SAC cannot be imported"),
         ("gymnasium:Env", {}, "is no on-policy or off-policy algorithm"),
         ("sb3_contrib:RecurrentPPO", {"n_steps": 4, "batch_size": 8}, "memory of its own|cannot be"),

@@ -50,3 +50,12 @@ def test_an_unknown_task_is_named_with_the_nearest() -> None:
         make(EnvConfig("dmc:cartpole_swing"))
     with pytest.raises(ValueError, match=r"does not take kwargs \{'colour': 3\}"):
         make(EnvConfig("dmc:cartpole_swingup", kwargs={"colour": 3}))
+
+
+def test_a_time_limit_takes_the_place_of_the_task_s_own() -> None:
+    """Also one that is longer."""
+    pytest.importorskip("dm_control.suite", reason="needs the extra: pip install 'worldmodel[dmc]'")
+    env = make(EnvConfig("dmc:pendulum_swingup", action_repeat=8, time_limit=130))
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1, np.float32))[2:4] for _ in range(130)]
+    assert ends == [(False, False)] * 129 + [(False, True)]

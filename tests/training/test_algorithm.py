@@ -1,6 +1,7 @@
 """The whole in the shape of a Stable-Baselines3 algorithm, under its own evaluation and callbacks."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -313,3 +314,59 @@ def test_what_is_loaded_learns_on_as_what_was_saved() -> None:
         results.append({**each.run.model.state_dict(), **{f"b/{k}": v for k, v in each.policy.state_dict().items()}})
     assert results[0].keys() == results[1].keys()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+class Ends(BaseCallback):
+    """By an error."""
+
+    def _on_step(self) -> bool:
+        raise RuntimeError("enough")
+
+
+@pytest.mark.parametrize("callback", [None, Ends()], ids=["done", "failed"])
+def test_after_learning_nothing_is_written_any_more(callback: BaseCallback | None) -> None:
+    """Into a file, say, that has been given the number of the closed one."""
+    agent = WorldModelAgent(TINY, run="run")
+    with nullcontext() if callback is None else pytest.raises(RuntimeError, match="enough"):
+        agent.learn(25, callback=callback)
+    there = rows(agent)
+    assert agent.loop is not None
+    with open("other.txt", "w+") as other:
+        agent.dump_logs()
+        agent.logger.record("mine", 1)
+        agent.logger.dump(5)
+        with pytest.raises(ValueError, match=r"metrics.jsonl is closed"):
+            agent.loop.log()
+        assert other.read() == "" and rows(agent) == there
+
+
+def test_one_that_is_closed_learns_no_more() -> None:
+    agent = WorldModelAgent(TINY, run="run").learn(25)
+    agent.close()
+    with pytest.raises(ValueError, match="the agent is closed"):
+        agent.learn(5)
+    assert agent.predict(np.zeros(3, np.float32))[0].shape == (1,)
+
+
+def test_what_is_loaded_into_a_replay_does_not_run_into_the_episode_of_the_moment() -> None:
+    one = WorldModelAgent(TINY, run="one").learn(25)
+    one.save_replay_buffer("buffer")
+    two = WorldModelAgent(TINY, run="two", seed=5)
+    assert two.observation_space.shape == (3,)  # its environments have begun an episode
+    for _ in range(2):
+        two.load_replay_buffer("buffer")
+        two.learn(3, reset_num_timesteps=False)
+        first = two.replay_buffer.stream(0).is_first[0]
+        assert len(first) == len(one.replay_buffer) + 4 and bool(first[len(one.replay_buffer)])
+
+
+def test_schedules_of_the_dream_end_with_the_steps_that_were_given() -> None:
+    """Of which the first only fill the replay."""
+    sb3 = {"algorithm": "PPO", "envs": 4, "horizon": 3, "every": 2, "steps": 8}
+    sb3["settings"] = {"learning_rate": "lin_0.01", "batch_size": 4}
+    agent = WorldModelAgent({**TINY, "behaviour": {"name": "sb3", "sb3": sb3}}, run="run")
+    agent.learn(60)
+    algorithm = agent.run.behaviour.algorithm
+    assert algorithm.num_timesteps == algorithm.lifetime > 0
+    agent.learn(20)
+    assert algorithm.num_timesteps - algorithm.born == algorithm.lifetime

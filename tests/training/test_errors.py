@@ -310,6 +310,13 @@ def test_collecting_keeps_what_came_before_a_fault(tmp_path: Path, capsys: pytes
         assert archive["stored"].tolist() == [6]
 
 
+def test_collecting_leaves_no_file_where_nothing_was_recorded(tmp_path: Path, capsys: Any) -> None:
+    """Which would be in the way of the next attempt."""
+    out = tmp_path / "data.npz"
+    assert main(["collect", breaking(tmp_path, "nan", 0), "--steps", "20", "--out", str(out)]) == 2
+    assert "is not finite at step 0" in capsys.readouterr().err and not out.exists()
+
+
 # ------------------------------------------------------------------------------------ what a run keeps
 
 

@@ -423,3 +423,35 @@ def test_a_decision_of_weights_that_are_gone_is_carried_out_and_its_states_forgo
     assert torch.equal(trainer.acting.control, decided.control) and bool(decided.latent[0].any())
     assert not any(bool(field.any()) for field in trainer.acting.latent)
     trainer.envs.close()
+
+
+def test_a_final_evaluation_is_made_up_for_where_the_last_step_went_beyond(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """All environments take it: three of them 102 steps instead of 100."""
+    config = {**TINY, "env": {**TINY["env"], "num_envs": 3}}
+    whole, folder = train(config, run=tmp_path / "whole", seed=5).folder, tmp_path / "run"
+
+    def broken(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "evaluate", broken)
+        train(config, run=folder, seed=5)
+    assert Run.load(folder).env_steps == 102
+    resume(folder)
+    assert_same_run(whole, folder)
+    for steps in (None, 99, 102):
+        with pytest.raises(ValueError, match="has taken 102 steps"):
+            resume(folder, steps)
+    assert resume(folder, 103).env_steps == 105
+
+
+def test_schedules_of_the_dream_go_on_along_the_longer_line(tmp_path: Path) -> None:
+    sb3 = {"algorithm": "PPO", "envs": 4, "horizon": 3, "every": 2, "steps": 8}
+    sb3["settings"] = {"learning_rate": "lin_0.01", "batch_size": 4}
+    folder = train({**TINY, "behaviour": {"name": "sb3", "sb3": sb3}}, run=tmp_path / "run").folder
+    resume(folder, 200)
+    rates = [row["train/learning_rate"] for row in rows(folder) if "train/learning_rate" in row]
+    half = len(rates) // 2
+    assert rates[half - 1] < 0.001 and 0.004 < max(rates[half:]) < 0.006 and rates[-1] < 0.001

@@ -341,6 +341,14 @@ def test_a_posterior_that_is_told_something_and_says_nothing_of_it_is_no_partial
     assert verdict.startswith("nothing is represented, and yet the posterior is told something: x[0] is not")
 
 
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_baseline_of_three_steps_needs_four(length: int) -> None:
+    flags = torch.zeros(2, length, dtype=torch.bool)
+    train = Series(torch.randn(2, length, 1), torch.randn(2, length, 1), flags, torch.ones(2, length))
+    with pytest.raises(ValueError, match="no episode is longer than the order 3"):
+        fit_arx(train, order=3)
+
+
 def test_r2_by_hand() -> None:
     value = tensor([[0.0, 1, 5], [2, 3, 5]])
     guess = tensor([[0.5, 2, 5], [1.5, 2, 5]])

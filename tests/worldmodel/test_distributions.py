@@ -35,6 +35,14 @@ def test_a_draw_is_never_of_a_class_that_cannot_be(monkeypatch: pytest.MonkeyPat
         ]  # of what is not normalised, and of another precision
 
 
+def test_a_rare_class_is_drawn_as_often_in_half_precision() -> None:
+    """The sum of the classes before the last has no room for it there."""
+    torch.manual_seed(0)
+    probs = torch.tensor([0.3, 0.69, 0.01]).bfloat16()
+    drawn = draw(probs.expand(100_000, 3)).flatten().bincount() / 100_000
+    torch.testing.assert_close(drawn, probs.float() / probs.float().sum(), atol=2e-3, rtol=0)
+
+
 def test_onehot_mixing_bounds_the_divergence() -> None:
     """The KL is that of the mixed probabilities: certain and opposite logits stay a finite distance apart."""
     family = OneHot(1, 2, UNIMIX)

@@ -193,12 +193,44 @@ def test_the_queue_hands_out_every_new_window_once_before_others() -> None:
     add(replay, 1, 11)
     batch = replay.sample(5, 3)
     begins = batch.obs["x"][:, 0, 0].tolist()
-    assert begins[:5] == [0, 3, 1000, 1003, 1006]
+    assert begins[:5] == [0, 1000, 3, 1003, 1006]
     assert torch.equal(batch.obs["x"][:, :, 0], batch.obs["x"][:, :1, 0] + torch.arange(3))
     assert replay.sample(8, 3).obs["x"].shape == (8, 3, 1)  # what has been handed out comes by chance alone
     assert replay.served.tolist() == [6, 9]
     add(replay, 0, 2)
     assert replay.sample(2, 3).obs["x"][0, :, 0].tolist() == [6, 7, 8]
+
+
+def test_the_queue_leaves_no_environment_waiting() -> None:
+    """Where as many windows come as are handed out."""
+    replay = SequenceReplay(OBS, ACTION, 2, 1000, online=True)
+    for _ in range(50):
+        for env in (0, 1):
+            add(replay, env, 4)
+        replay.sample(1, 4)
+    assert replay.served.tolist() == [100, 100]
+
+
+def test_what_it_remembers_of_few_steps_is_saved_with_all(tmp_path: Path) -> None:
+    """Also where memory for the others has not been taken yet."""
+    replay = filled((3000, 5), capacity=8000)
+    places = replay.rest_of_episode(1000)
+    values = replay.gather(places).obs["x"]
+    replay.remember(places, values)
+    again = filled((3000, 5), capacity=8000)
+    assert again.load_training_state(replay.training_state())
+    assert int(again.known.sum()) == int(replay.known.sum()) == places.env.shape[1]
+    after = replay.rest_of_episode(1001)
+    latent, known = again.context(after) or (torch.empty(0), torch.empty(0))
+    assert bool(known) and float(latent) == float(values[0, 0])
+
+
+def test_nothing_is_cut_where_nothing_is_stored() -> None:
+    replay = filled((0, 5))
+    replay.cut(np.array([0, 1]))
+    assert replay.stream(1).is_last[0].tolist() == [False, False, False, True, True] and not len(
+        replay.stream(0).reward[0]
+    )
 
 
 def test_the_queue_takes_what_fits_and_forgets_what_the_ring_forgets() -> None:

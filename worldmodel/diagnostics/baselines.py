@@ -115,6 +115,8 @@ def fit_arx(train: Series, order: int = 3, ridge: float = 1e-4) -> ARX:
         ValueError: if there is no such row.
     """
     values, length = train.values, train.values.shape[1]
+    if length <= order:
+        raise ValueError(f"no episode is longer than the order {order} of the linear baseline")
     lags = [values[:, order - i : length - i] for i in range(1, order + 1)]
     lags += [train.control[:, order - i + 1 : length - i + 1] for i in range(1, order + 1)]
     begins = torch.stack([train.is_first[:, order - i + 1 : length - i + 1] for i in range(1, order + 1)]).any(0)
