@@ -175,7 +175,7 @@ def prune(root: Path, keep: int, drop: Collection[str]) -> None:
     old = {number: _read(root / f"{number:05d}") for number in there[:-keep]}
     new = [_read(root / f"{number:05d}") for number in there[-keep:]]
     evaluated = [one for one in (*old.values(), *new) if one is not None and one.mean_return is not None]
-    best = max(evaluated, key=_mean_return, default=None)
+    best = max(reversed(evaluated), key=_mean_return, default=None)  # of equals the newest, as `find` has it
     for number, checkpoint in old.items():
         if checkpoint is None or checkpoint is not best:
             remove(root / f"{number:05d}")

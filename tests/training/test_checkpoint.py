@@ -42,6 +42,13 @@ def test_the_latest_the_best_or_a_number(root: Path) -> None:
         find(root, "worst")
 
 
+def test_of_equals_the_newest_is_the_best_and_stays(root: Path) -> None:
+    for score in (5.0, 5.0, 1.0, 1.0):
+        write(root, score)
+        prune(root, 1, ())
+    assert (find(root, "best")[0].folder.name, numbers(root)) == ("00002", [2, 4])
+
+
 def test_without_an_evaluation_there_is_no_best(root: Path) -> None:
     write(root)
     with pytest.raises(ValueError, match="holds no evaluated checkpoint that could be used; the run has 1"):
