@@ -166,7 +166,7 @@ class Loop:
         metrics["replay/steps"] = len(self.trainer.run.replay)
         self.age()
         metrics["world_model/lr"] = self.trainer.learner.lr
-        self.logger.log(metrics, self.steps)
+        self.logger.log(metrics, self.trainer.run.env_steps)  # with those of an agent that was loaded
         names = {"return": "rollout/ep_rew_mean", "elbo": "world_model/elbo"}
         self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}
 
@@ -175,7 +175,9 @@ class Loop:
         self.evaluation_due = self.interrupt.at_once = True  # it may take long, and disturbs nothing
         result = evaluate(self.trainer.run.agent, self.config.env, config.episodes, PERIODIC)
         self.evaluation_due = self.interrupt.at_once = False
-        self.logger.log({**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.steps)
+        self.logger.log(
+            {**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.trainer.run.env_steps
+        )
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
         try:
             self.save(result.mean if np.isfinite(result.mean) else None)

@@ -127,6 +127,7 @@ def test_it_is_saved_as_one_file_and_goes_on_learning_from_its_recordings() -> N
     assert again.trainer is None
     again.learn(25, reset_num_timesteps=False)
     assert again.num_timesteps == again.run.env_steps == 55
+    assert [row["global_step"] for row in rows(again)][-1] == 55 and min(row["global_step"] for row in rows(again)) > 30
     assert again.run.folder == Path("runs/Pendulum-v1") and (again.run.folder / "replay/replay.npz").is_file()
 
 
