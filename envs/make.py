@@ -45,9 +45,7 @@ class EnvConfig:
     record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
     pixels: bool = False  # observe what the environment draws, and nothing else
-    image_size: int = (
-        64  # pixels a side of every image that is observed: 32, 64, 96, 128, or another of 4, 5 or 6 doubled
-    )
+    image_size: int = 64  # pixels a side of every image that is observed: 4, 5 or 6 doubled, as 32, 64, 96 and 128
     grey: bool = False  # whether images lose their colour: a third of the memory
     life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
     restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
