@@ -17,9 +17,9 @@ from worldmodel.storage import arrival_columns, row_bytes
 def collect(config: Config, steps: int, out: Path) -> tuple[int, int]:
     """Step the config's environment with random actions and write what happened; returns how many rows and steps.
 
-    Rows are arrivals: there is one more of them per episode than there are steps, of which all environments take the
-    last. See `SequenceReplay.save` for the
-    file. Whatever ends the recording, the rows up to there are written, if there are any.
+    Rows are arrivals: there is one more of them per episode than there are steps, and all environments take the last
+    one. See `SequenceReplay.save` for the file. Whatever ends the recording, the rows up to there are written, if there
+    are any.
 
     Raises:
         ValueError: if `steps` is below 1, `out` exists or is no .npz file, or the environment cannot be used.

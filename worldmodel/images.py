@@ -73,7 +73,7 @@ def stages(shape: tuple[int, ...]) -> int:
     if not count or height % 2**count or width % 2**count:
         raise ValueError(
             f"an image of {height} x {width} pixels cannot be halved down to 4, 5 or 6: resize it to 32, 64, 96 or 128 "
-            "a side (env.image_size), or another of these numbers doubled"
+            "a side (env.image_size), or to another size that is 4, 5 or 6 doubled"
         )
     return count
 
