@@ -1,7 +1,8 @@
 """Actor and critic learned in imagination (Hafner et al. 2020-2023, Dreamer V1-V3)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
@@ -14,6 +15,7 @@ from agents.noise import PinkNoise, disturbed
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns
 from worldmodel.coded import Features, detached, steps
+from worldmodel.compiling import region
 from worldmodel.imagination import rollout, starts
 from worldmodel.layers import MLP, LayerConfig
 from worldmodel.learner import Learner, LearnerConfig
@@ -88,6 +90,22 @@ def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
     with torch.no_grad():
         for average, latest in zip(slow.parameters(), fast.parameters(), strict=True):
             average.lerp_(latest, rate)
+
+
+@contextmanager
+def constant(model: object) -> Iterator[None]:
+    """Nothing of the model is trained in here, whatever flows through it.
+
+    A compiled backward pass computes the gradient of all that asks for one; without this, of every weight it passes.
+    """
+    parameters = [each for each in model.parameters() if each.requires_grad] if isinstance(model, nn.Module) else []
+    for each in parameters:
+        each.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for each in parameters:
+            each.requires_grad_(True)
 
 
 def policy_family(config: ActorCriticConfig, spec: ActionSpec) -> PolicyFamily:
@@ -210,7 +228,8 @@ class ActorCritic(nn.Module):
 
     def update(self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
-        metrics, report = self.learner.update(model, starts, alive, replayed)
+        with constant(model):
+            metrics, report = self.learner.update(model, starts, alive, replayed)
         self.follow()
         return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
@@ -234,8 +253,19 @@ class ActorCritic(nn.Module):
         self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None
     ) -> tuple[Tensor, Metrics]:
         """Actor and critic loss over one imagined batch; their gradients do not meet."""
-        config, discount = self.config, self.config.discount / model.discount
-        trajectory = self.imagine(model, starts)
+        discount = self.config.discount / model.discount
+        return self.judge(self.imagine(model, starts), alive, replayed, discount)
+
+    @region
+    def judge(
+        self, trajectory: Rollout, alive: Tensor, replayed: Replayed | None, discount: float
+    ) -> tuple[Tensor, Metrics]:
+        """What :meth:`loss` gives, of what was imagined.
+
+        Args:
+            discount: what a continuation does not hold already.
+        """
+        config = self.config
         reward = trajectory.reward if self.reward is None else self.reward(trajectory)
         feature = steps(detached(trajectory.known), 0, -1)
         judged = self.critic(feature)

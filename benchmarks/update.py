@@ -9,10 +9,10 @@
 An update is all of one: batch 16 x 64, model, 15 steps imagined from each of the 1,024 states, actor and critic, their
 gradients, clipping, optimiser (see benchmarks/update_ours.py; the others: benchmarks/update_peers.py, which says how
 their environment is made). Beside others the critic learns from imagined states alone, as theirs do. Everyone has a
-process of their own and takes turns, so that a machine that becomes slower becomes so for all; `ratio` to ours is that
-of the medians of one turn, in the median. `share` is the part of the machine's own matrix products, measured in between
-on as many threads, that ours reaches. `parts` go to NAME_parts.csv. With `--busy` another process multiplies matrices
-on one thread all the time.
+process of their own and takes turns, ours one for each value of `--compile`, so that a machine that becomes slower
+becomes so for all; `ratio` to the row of ours above is that of the medians of one turn, in the median. `share` is the
+part of the machine's own matrix products, measured in between on as many threads, that ours reaches. `parts` go to
+NAME_parts.csv. With `--busy` another process multiplies matrices on one thread all the time.
 """
 
 import argparse
@@ -86,38 +86,39 @@ class Worker:
         self.process.wait()
 
 
-def workers(options: argparse.Namespace, size: str, threads: int, compile_: str) -> list[Worker]:
-    """Ours, and those of others where they have that size."""
+def workers(options: argparse.Namespace, size: str, threads: int) -> tuple[dict[str, Worker], list[Worker]]:
+    """Ours by its `learner.compile`, and those of others where they have that size."""
     asked = ["--size", size, "--threads", str(threads), "--device", options.device]
     asked += ["--gradient", options.gradient, *(["--pixels"] if options.pixels else [])]
-    ours = [sys.executable, str(HERE / "update_ours.py"), *asked, "--compile", compile_]
-    ours += ["--replay-value", "0"] if options.peers else []
-    made = [Worker(OURS, ours, threads)]
-    if options.peers:
-        theirs = [options.peers, str(HERE / "update_peers.py")]
-        made += [Worker(name, [*theirs, name, *asked, "--cell", "gru"], threads) for name in PEERS]
-    return made
+    command = [sys.executable, str(HERE / "update_ours.py"), *asked]
+    command += ["--replay-value", "0"] if options.peers else []
+    ours = {mode: Worker(OURS, [*command, "--compile", mode], threads) for mode in options.compile}
+    if not options.peers:
+        return ours, []
+    theirs = [options.peers, str(HERE / "update_peers.py")]
+    return ours, [Worker(name, [*theirs, name, *asked, "--cell", "gru"], threads) for name in PEERS]
 
 
-def measured(options: argparse.Namespace, size: str, threads: int, compile_: str) -> list[dict[str, Any]]:
-    """A row for each of them, ours first."""
-    made = workers(options, size, threads, compile_)
-    ours, peaks = made[0], []
+def measured(options: argparse.Namespace, size: str, threads: int) -> list[dict[str, Any]]:
+    """A row of ours in each way of compiling, and after each what others took in the same turns."""
+    ours, others = workers(options, size, threads)
+    first_of_ours, peaks = next(iter(ours.values())), []
     for _ in range(options.rounds):
-        for worker in made:
+        for worker in (*ours.values(), *others):
             worker.turn(options.updates)
-        peaks.append(ours.ask("peak")["gflops"])
+        peaks.append(first_of_ours.ask("peak")["gflops"])
     common = {"size": size, "input": "pixels" if options.pixels else "vector", "gradient": options.gradient}
-    common |= {"device": device_name(options.device), "threads": threads, "compile": compile_}
-    common |= {"busy": int(options.busy)}
-    rows = [{**common, **row(worker, ours)} for worker in made]
-    first, peak = rows[0], statistics.median(peaks)
-    first |= {"peak_gflops": peak, "peak_mb": ours.ask("memory")["peak_mb"], "first_seconds": ours.told["first"]}
-    if compile_ == "off":
-        first["share"] = first["gflop"] / first["seconds"] / peak
-    if compile_ == "off" and options.gradient == "score":
-        first["parts"] = ours.ask(f"parts {options.updates}")
-    for worker in made:
+    common |= {"device": device_name(options.device), "threads": threads, "busy": int(options.busy)}
+    rows, peak = [], statistics.median(peaks)
+    for mode, worker in ours.items():
+        first = {**common, "compile": mode, **row(worker, worker), "peak_gflops": peak}
+        first |= {"peak_mb": worker.ask("memory")["peak_mb"], "first_seconds": worker.told["first"]}
+        if mode == "off":
+            first["share"] = first["gflop"] / first["seconds"] / peak
+        if mode == "off" and options.gradient == "score":
+            first["parts"] = worker.ask(f"parts {options.updates}")
+        rows += [first, *({**common, "compile": mode, **row(other, worker)} for other in others)]
+    for worker in (*ours.values(), *others):
         worker.close()
     return rows
 
@@ -170,20 +171,15 @@ def main() -> None:
         table, parts = csv.DictWriter(file, COLUMNS, extrasaction="ignore"), csv.writer(below)
         table.writeheader()
         parts.writerow(("size", "input", "threads", "part", "seconds"))
-        for size, threads, compile_ in [
-            (size, threads, compile_)
-            for size in options.sizes
-            for threads in options.threads
-            for compile_ in options.compile
-        ]:
-            rows = measured(options, size, threads, compile_)
+        for size, threads in [(size, threads) for size in options.sizes for threads in options.threads]:
+            rows = measured(options, size, threads)
             for each in rows:
                 table.writerow({key: short(value) for key, value in each.items()})
                 print(
                     "  ".join(f"{key} {short(each[key])}" for key in COLUMNS if each.get(key) is not None), flush=True
                 )
-            for part, seconds in rows[0].get("parts", {}).items():
-                parts.writerow((size, rows[0]["input"], threads, part, short(seconds)))
+                for part, seconds in each.get("parts", {}).items():
+                    parts.writerow((size, each["input"], threads, part, short(seconds)))
             file.flush()
     if options.busy:
         other.terminate()

@@ -2,15 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 COMPILERS = ("g++", "clang++", "cl")
 STEPS, WHOLE = 2_000, 20_000  # updates on a GPU from which compiled steps, and a compiled update, should pay
+STEPS_ON_CPU = 10_000  # that are shorter by at least a twentieth of a second, or by a tenth: one or two minutes
 DECISIONS = 100_000  # that save half a millisecond each: twice the time that compiling takes
 
 
@@ -48,12 +53,52 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
     return torch.compile(function, **options)
 
 
+REGIONS: ContextVar[str | None] = ContextVar("REGIONS", default=None)
+"""The type of the device that regions are compiled for, where they are."""
+
+
+@contextmanager
+def compiled_regions(device: str) -> Iterator[None]:
+    """In here every :func:`region` is compiled by itself, and the step of every loop over time.
+
+    A whole update unrolls its loops and takes many minutes to compile; these take one or two together.
+    """
+    token = REGIONS.set(device)
+    try:
+        yield
+    finally:
+        REGIONS.reset(token)
+
+
+def by_itself(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, compiled inside :func:`compiled_regions` unless what is around it is being compiled.
+
+    What was compiled before is found by the code of the function, so that this may be asked for every call. On a CPU
+    random numbers are torch's own, the same as without: those of its compiler take several times as long.
+    """
+    if torch.compiler.is_compiling() or (device := REGIONS.get()) is None:
+        return function
+    return torch.compile(function, dynamic=False, options={"fallback_random": device == "cpu"})
+
+
+def region(function: Callable[P, T]) -> Callable[P, T]:
+    """A function in which no loop over time runs, worth compiling :func:`by_itself`."""
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        return by_itself(function)(*args, **kwargs)
+
+    return called
+
+
 def choose_learning(device: str, updates: float) -> tuple[Learning, str]:
     """What `auto` stands for in a run of so many updates, and why."""
-    if torch.device(device).type != "cuda":
-        return ("off", "a compiled update is no faster on a CPU")
     if not has_compiler():
         return ("off", "there is no C++ compiler")
+    if torch.device(device).type != "cuda":
+        if updates < STEPS_ON_CPU:
+            return ("off", f"{updates:,.0f} updates do not pay for it")
+        return ("step", f"{updates:,.0f} updates pay for the minutes that it takes")
     if updates < STEPS:
         return ("off", f"{updates:,.0f} updates do not pay for it")
     if updates < WHOLE:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldmodel.coded import Coded, Features, of_parts, parts
 from worldmodel.model import LatentModel, WorldModel
-from worldmodel.scan import compiles, scan
+from worldmodel.scan import scan
 from worldmodel.types import Batch, Rollout, State
 
 Policy = Callable[[Any], tuple[Tensor, Tensor]]
@@ -61,7 +61,7 @@ def rollout(
     through = through and torch.is_grad_enabled()
     look: Callable[[State], Features] = model.feature
     first = look(start)
-    if coded and not through and not compiles() and isinstance(model, WorldModel):
+    if coded and not through and not torch.compiler.is_compiling() and isinstance(model, WorldModel):
         first = model.coded(start, sampled=False)
         look = model.coded if isinstance(first, Coded) else look
 

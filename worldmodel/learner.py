@@ -7,9 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from worldmodel.compiling import check_compiler, compiled
+from worldmodel.compiling import check_compiler, compiled, compiled_regions
 from worldmodel.laprop import LaProp, clip_adaptively
-from worldmodel.scan import compiled_steps
 
 
 @dataclass
@@ -24,7 +23,7 @@ class LearnerConfig:
     clip: float = 100.0  # global gradient norm (Dreamer V1)
     adaptive_clip: float | None = None  # instead, of each tensor: gradient norm per norm of the tensor (V3: 0.3)
     weight_decay: float = 0.0  # share of every weight that is taken away per update, in units of lr
-    compile: Literal["off", "step", "update", "auto"] = "off"  # by torch: steps of the loops, or all of the loss
+    compile: Literal["off", "step", "update", "auto"] = "off"  # by torch: the loss in parts, or whole
 
     def __post_init__(self) -> None:
         if min(self.lr, self.eps, self.clip) <= 0:
@@ -76,11 +75,11 @@ class Learner:
             return compiled(loss, "learner.compile", fullgraph=True, dynamic=False)
         check_compiler("learner.compile")
 
-        def by_steps(*args: Any) -> tuple[Tensor, Any]:
-            with compiled_steps():
+        def by_regions(*args: Any) -> tuple[Tensor, Any]:
+            with compiled_regions(self.parameters[0].device.type):
                 return loss(*args)
 
-        return by_steps
+        return by_regions
 
     @property
     def lr(self) -> float:

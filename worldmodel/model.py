@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.coded import Features, dense
+from worldmodel.compiling import region
 from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
 from worldmodel.images import ImageDecoder, Pixels
@@ -312,6 +313,7 @@ class WorldModel(nn.Module):
             return feature
         return self.dynamics.coded(state, feature, sampled)
 
+    @region
     def predict(self, feature: Features, decode: bool = True) -> Prediction:
         """(..., F) -> means of the reward, the continuation and, if `decode`, every observation key."""
         obs = {key: head.mean(feature) for key, head in self._decoders()} if decode else {}
@@ -320,6 +322,7 @@ class WorldModel(nn.Module):
         cont = ones if self.cont is None else self.cont.mean(feature).squeeze(-1)
         return Prediction(obs, reward, cont)
 
+    @region
     def log_likelihood(self, batch: Batch, feature: Tensor) -> dict[str, Tensor]:
         """{emission: (B, T)} log p(. | s_t) in nats; a reset brings no reward to explain (derivation Eq. 11, 33)."""
         logs = {key: head.log_prob(feature, batch.obs[key]) for key, head in self._decoders()}

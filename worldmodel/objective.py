@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.bounds import importance_bound
+from worldmodel.compiling import region
 from worldmodel.limits import MEMBERS, at_most
 from worldmodel.model import WorldModel
 from worldmodel.redundancy import redundancy
@@ -90,6 +91,7 @@ def annealed(config: ObjectiveConfig, updates: int, device: torch.device | str =
     return Annealed(*(torch.tensor(start + share * (end - start), device=device) for start, end in values))
 
 
+@region
 def trained_kl(
     model: WorldModel,
     inference: Inference,

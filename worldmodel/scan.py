@@ -1,32 +1,15 @@
 """The only loop over time."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from worldmodel.compiling import by_itself
+
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Any, Tensors], tuple[Any, Tensors]]
-
-COMPILES = ContextVar("COMPILES", default=False)
-
-
-@contextmanager
-def compiled_steps() -> Iterator[None]:
-    """In here every scan compiles its step: a fraction of what it takes to compile a loop of so many."""
-    token = COMPILES.set(True)
-    try:
-        yield
-    finally:
-        COMPILES.reset(token)
-
-
-def compiles() -> bool:
-    """Whether what a scan runs is compiled, by itself or with all that is around it."""
-    return torch.compiler.is_compiling() or COMPILES.get()
 
 
 def scan(
@@ -47,8 +30,7 @@ def scan(
     Returns:
         The last carry, and every output stacked as (B, T, ...).
     """
-    if not torch.compiler.is_compiling() and COMPILES.get():
-        step = torch.compile(step, dynamic=False)  # what was compiled before is found by the code of the step
+    step = by_itself(step)
     length = inputs[0].shape[1] if length is None else length
     slices = [tensor.unbind(1) for tensor in inputs]
     outputs: list[Tensors] = []

@@ -3,7 +3,8 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ import torch
 
 import training.compilation
 from agents import Agent
+from agents.actor_critic import ActorCritic
 from training import Run, train
 from training.compilation import decide
-from training.config import load_config
+from training.config import Config, load_config
 from training.fit_config import load_fit_config
 from training.trainer import Trainer
 from worldmodel import compiling
@@ -71,21 +73,65 @@ def test_a_compiled_step_is_the_step(built: Counter[str]) -> None:
     assert len(built) == 1 and built.total() == 2
 
 
-def test_a_run_that_compiles_its_steps_learns_the_same(built: Counter[str], request: Any, tmp_path: Any) -> None:
-    """Of the model and of the imagination; torch's own compiler draws other random numbers."""
-    weights = []
-    for mode in ("off", "step"):
-        both = ["--learner.compile", mode, "--behaviour.actor_critic.learner.compile", mode]
-        config = load_config(TINY, both)
-        trainer = Trainer(Run.create(tmp_path / mode, config))
-        trainer.prefill(30)
-        torch.manual_seed(3)
-        losses = [trainer.update()[0] for _ in range(3)]
-        assert all(torch.isfinite(value).all() for metrics in losses for value in metrics.values())
-        weights.append([*trainer.run.model.parameters(), *trainer.run.behaviour.parameters()])
-    assert {name.rpartition("<locals>.")[2] for name in built} == {"step"} and len(built) == 2
-    if request.node.callspec.params["built"] == "eager":
-        torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)
+def learned(config: Config, folder: Path) -> tuple[Trainer, list[torch.Tensor]]:
+    """All weights after three updates."""
+    trainer = Trainer(Run.create(folder, config))
+    trainer.prefill(30)
+    torch.manual_seed(3)
+    losses = [trainer.update()[0] for _ in range(3)]
+    assert all(torch.isfinite(value).all() for metrics in losses for value in metrics.values())
+    return trainer, [*trainer.run.model.parameters(), *trainer.run.behaviour.parameters()]
+
+
+def in_parts(changes: list[str], folder: Path) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What is learned as it is, and compiled."""
+    modes = [["--learner.compile", mode, "--behaviour.actor_critic.learner.compile", mode] for mode in ("off", "step")]
+    plain, compiled = (learned(load_config(TINY, [*changes, *mode]), folder / mode[1])[1] for mode in modes)
+    return plain, compiled
+
+
+def test_a_run_that_compiles_its_parts_learns_the_same(built: Counter[str], tmp_path: Path) -> None:
+    """The model, the imagination, and all that is between: from the same random numbers."""
+    torch.testing.assert_close(*in_parts([], tmp_path), rtol=1e-4, atol=1e-5)
+    names = sorted(name.rpartition("<locals>.")[2] for name in built)
+    regions = ["ActorCritic.judge", "WorldModel.log_likelihood", "WorldModel.predict", "trained_kl"]
+    assert names == [*regions[:3], "step", "step", regions[3]]
+
+
+@pytest.mark.parametrize("built", ["eager"], indirect=True)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"behaviour.actor_critic.gradient": "pathwise", "model.latent.family": "gaussian"},
+        {"env.id": "CartPole-v1", "behaviour.actor_critic.gradient": "auto", "model.reward_output": "twohot"},
+        {"replay.context": "true", "behaviour.actor_critic.starts": "0", "behaviour.actor_critic.replay_value": "0.3"},
+        *(
+            pytest.param(changes, marks=pytest.mark.slow)
+            for changes in (
+                {"behaviour.name": "plan2explore", "behaviour.actor_critic.gradient": "pathwise"},
+                {"objective.bound": "fivo", "objective.particles": "2", "model.dynamics.name": "dkf"},
+                {"model.dynamics.name": "vrnn", "model.latent.family": "gaussian"},
+                {"env.pixels": "true", "env.image_size": "32", "model.image_depth": "2", "model.images": "redundancy"},
+            )
+        ),
+    ],
+    ids=["pathwise", "discrete", "replayed values", "plan2explore", "fivo", "feeds back", "redundancy"],
+)
+def test_so_does_every_kind(changes: dict[str, str], built: Counter[str], tmp_path: Path) -> None:
+    both = in_parts([text for key, value in changes.items() for text in (f"--{key}", value)], tmp_path)
+    assert built
+    torch.testing.assert_close(*both, rtol=1e-3, atol=1e-5)
+
+
+def test_an_actor_gives_the_weights_of_its_model_no_gradient(tmp_path: Path) -> None:
+    """Nor leaves them without one for the model's own next update."""
+    trainer, _ = learned(load_config(TINY, ["--behaviour.actor_critic.gradient", "pathwise"]), tmp_path)
+    behaviour, model = cast(ActorCritic, trainer.run.behaviour), trainer.run.model
+    asked = []
+    behaviour.learner.loss = lambda *args: asked.append([each.requires_grad for each in model.parameters()])
+    with pytest.raises(TypeError):
+        behaviour.update(model, model.initial(2), torch.ones(2))
+    assert not any(asked[0]) and all(each.requires_grad for each in model.parameters())
 
 
 def test_a_compiled_agent_decides_the_same(built: Counter[str], tmp_path: Any) -> None:
@@ -125,8 +171,8 @@ AUTO = ["--learner.compile", "auto", "--behaviour.actor_critic.learner.compile",
 @pytest.mark.parametrize(
     ("device", "steps", "compiler", "learning", "acting"),
     [
-        ("cpu", 10**6, True, "off, because a compiled update is no faster on a CPU", "compiled, because 1,000,000"),
-        ("cpu", 99_999, True, "off", "eager, because 99,999 decisions do not pay"),
+        ("cpu", 10**6, True, "step, because 125,000 updates pay for the minutes", "compiled, because 1,000,000"),
+        ("cpu", 79_000, True, "off, because 9,875 updates do not pay", "eager, because 79,000 decisions do not pay"),
         ("cuda", 10**6, True, "update, because 125,000 updates pay", "compiled"),
         ("cuda", 10**5, True, "step, because 12,500 updates pay for two steps", "compiled"),
         ("cuda", 15_999, True, "off, because 2,000 updates do not pay", "eager"),
@@ -154,7 +200,7 @@ def test_what_was_decided_is_said_and_kept(tmp_path: Any, capsys: Any) -> None:
     assert "learner.compile: off, because" in said and "training.acting: eager, because 40 decisions" in said
     assert run.decided and not Run.load(run.folder).decided
     fitted = load_fit_config({"learner": {"compile": "auto"}})
-    assert decide(fitted) == ["learner.compile: off, because a compiled update is no faster on a CPU"]
+    assert decide(fitted) == ["learner.compile: off, because 5,000 updates do not pay for it"]
 
 
 def test_who_cannot_decide_says_so() -> None:
