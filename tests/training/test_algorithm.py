@@ -257,9 +257,8 @@ def test_one_axis_of_steps_and_the_episodes_that_callbacks_read() -> None:
 
 
 def test_the_callback_of_weights_and_biases_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    from wandb.integration.sb3 import WandbCallback
-
     import wandb
+    from wandb.integration.sb3 import WandbCallback
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     with wandb.init(mode="offline", project="test"):
