@@ -20,21 +20,36 @@ def learners(section: Any, path: str = "") -> Iterator[tuple[str, LearnerConfig]
             yield from learners(value, f"{where}.")
 
 
+CALLS, PER_WEIGHT, FLOPS = 0.1, 70, 60e9  # of an update on a core: its operators' seconds, its FLOP, its FLOP/s
+
+
+def update_seconds(hidden: int, rows: int) -> float:
+    """Roughly those of an update on a core: of layers so wide, and so many steps replayed and imagined.
+
+    Of sizes S and M of benchmarks/update.py, and of `configs/pendulum.yaml`, it is right to within a factor of two.
+    """
+    return CALLS + rows * PER_WEIGHT * hidden**2 / FLOPS
+
+
 def decide(config: Config | FitConfig) -> list[str]:
     """Replace every `auto` of a config; returns a line for each that says what was chosen, and why."""
     said = []
     if isinstance(config, FitConfig):
         device, updates = config.fit.device, float(config.fit.updates)
+        seconds = CALLS  # how long its sequences are is not known yet
     else:
         training, replay = config.training, config.replay
-        device, updates = training.device, training.steps * training.replay_ratio / (replay.batch_size * replay.window)
+        replayed, imagines = replay.batch_size * replay.window, config.behaviour.actor_critic
+        device, updates = training.device, training.steps * training.replay_ratio / replayed
+        imagined = (imagines.starts or replayed) * imagines.horizon if config.behaviour.name in DECIDE_AT_ONCE else 0
+        seconds = update_seconds(config.model.hidden, replayed + imagined)
         if training.acting == "auto":
             decisions = training.steps / config.env.num_envs if config.behaviour.name in DECIDE_AT_ONCE else 0
             training.acting, why = choose_acting(decisions)
             said.append(f"training.acting: {training.acting}, because {why}")
     undecided = {where: learner for where, learner in learners(config) if learner.compile == "auto"}
     if undecided:
-        mode, why = choose_learning(device, updates)
+        mode, why = choose_learning(device, updates, seconds)
         for learner in undecided.values():
             learner.compile = mode
         said.append(f"{', '.join(f'{where}.compile' for where in undecided)}: {mode}, because {why}")

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 COMPILERS = ("g++", "clang++", "cl")
 STEPS, WHOLE = 2_000, 20_000  # updates on a GPU from which compiled steps, and a compiled update, should pay
-STEPS_ON_CPU = 10_000  # that are shorter by at least a twentieth of a second, or by a tenth: one or two minutes
+SAVED, BUILDING = 0.1, 150.0  # on a CPU: the least share of an update that compiled parts save, seconds to build them
 DECISIONS = 100_000  # that save half a millisecond each: twice the time that compiling takes
 
 
@@ -91,14 +91,14 @@ def region(function: Callable[P, T]) -> Callable[P, T]:
     return called
 
 
-def choose_learning(device: str, updates: float) -> tuple[Learning, str]:
-    """What `auto` stands for in a run of so many updates, and why."""
+def choose_learning(device: str, updates: float, seconds: float) -> tuple[Learning, str]:
+    """What `auto` stands for in a run of so many updates, each of about so many seconds on a CPU, and why."""
     if not has_compiler():
         return ("off", "there is no C++ compiler")
     if torch.device(device).type != "cuda":
-        if updates < STEPS_ON_CPU:
-            return ("off", f"{updates:,.0f} updates do not pay for it")
-        return ("step", f"{updates:,.0f} updates pay for the minutes that it takes")
+        if updates * seconds * SAVED < BUILDING:
+            return ("off", f"{updates:,.0f} updates of this size do not pay for it on a CPU")
+        return ("step", f"{updates:,.0f} updates of this size pay for the minutes that it takes")
     if updates < STEPS:
         return ("off", f"{updates:,.0f} updates do not pay for it")
     if updates < WHOLE:

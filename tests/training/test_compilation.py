@@ -169,22 +169,38 @@ AUTO = ["--learner.compile", "auto", "--behaviour.actor_critic.learner.compile",
 
 
 @pytest.mark.parametrize(
-    ("device", "steps", "compiler", "learning", "acting"),
+    ("device", "hidden", "steps", "compiler", "learning", "acting"),
     [
-        ("cpu", 10**6, True, "step, because 125,000 updates pay for the minutes", "compiled, because 1,000,000"),
-        ("cpu", 79_000, True, "off, because 9,875 updates do not pay", "eager, because 79,000 decisions do not pay"),
-        ("cuda", 10**6, True, "update, because 125,000 updates pay", "compiled"),
-        ("cuda", 10**5, True, "step, because 12,500 updates pay for two steps", "compiled"),
-        ("cuda", 15_999, True, "off, because 2,000 updates do not pay", "eager"),
-        ("cuda:1", 10**6, False, "off, because there is no C++ compiler", "eager, because there is no C++ compiler"),
+        ("cpu", 64, 10**6, True, "step, because 125,000 updates of this size pay", "compiled, because 1,000,000"),
+        ("cpu", 64, 95_000, True, "off, because 11,875 updates of this size do not pay", "eager, because 95,000"),
+        ("cpu", 256, 99_999, True, "step, because 12,500 updates of this size pay", "eager, because 99,999"),
+        ("cpu", 256, 10**6, False, "off, because there is no C++ compiler", "eager, because there is no C++ compiler"),
+        ("cuda", 64, 10**6, True, "update, because 125,000 updates pay", "compiled"),
+        ("cuda", 64, 10**5, True, "step, because 12,500 updates pay for two steps", "compiled"),
+        ("cuda", 64, 15_999, True, "off, because 2,000 updates do not pay", "eager"),
+        (
+            "cuda:1",
+            64,
+            10**6,
+            False,
+            "off, because there is no C++ compiler",
+            "eager, because there is no C++ compiler",
+        ),
     ],
 )
 def test_auto(
-    device: str, steps: int, compiler: bool, learning: str, acting: str, monkeypatch: pytest.MonkeyPatch
+    device: str,
+    hidden: int,
+    steps: int,
+    compiler: bool,
+    learning: str,
+    acting: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(compiling, "has_compiler", lambda: compiler)
     size = ["--replay.batch_size", "16", "--replay.window", "64", "--training.replay_ratio", "128"]
-    config = load_config({}, [*AUTO, *size, "--training.steps", str(steps), "--training.device", device])
+    size += ["--model.hidden", str(hidden), "--training.steps", str(steps), "--training.device", device]
+    config = load_config({}, [*AUTO, *size])
     acted, learned = decide(config)
     assert learned.startswith(f"learner.compile, behaviour.actor_critic.learner.compile: {learning}")
     assert acted.startswith(f"training.acting: {acting}")
@@ -200,7 +216,7 @@ def test_what_was_decided_is_said_and_kept(tmp_path: Any, capsys: Any) -> None:
     assert "learner.compile: off, because" in said and "training.acting: eager, because 40 decisions" in said
     assert run.decided and not Run.load(run.folder).decided
     fitted = load_fit_config({"learner": {"compile": "auto"}})
-    assert decide(fitted) == ["learner.compile: off, because 5,000 updates do not pay for it"]
+    assert decide(fitted) == ["learner.compile: off, because 5,000 updates of this size do not pay for it on a CPU"]
 
 
 def test_who_cannot_decide_says_so() -> None:
