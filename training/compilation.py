@@ -26,7 +26,8 @@ CALLS, PER_WEIGHT, FLOPS = 0.1, 70, 60e9  # of an update on a core: its operator
 def update_seconds(hidden: int, rows: int) -> float:
     """Roughly those of an update on a core: of layers so wide, and so many steps replayed and imagined.
 
-    Of sizes S and M of benchmarks/update.py, and of `configs/pendulum.yaml`, it is right to within a factor of two.
+    Of sizes S and M of benchmarks/update.py, and of `configs/pendulum.yaml`, it is right to within a factor of two. The
+    convolutions of images are left out: compiled, they take as long.
     """
     return CALLS + rows * PER_WEIGHT * hidden**2 / FLOPS
 
