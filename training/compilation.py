@@ -6,7 +6,7 @@ from typing import Any
 
 from training.config import DECIDE_AT_ONCE, Config
 from training.fit_config import FitConfig
-from worldmodel.compiling import choose_acting, choose_learning, has_compiler
+from worldmodel.compiling import Learning, choose_acting, choose_learning, has_compiler
 from worldmodel.learner import LearnerConfig
 
 
@@ -42,15 +42,20 @@ def decide(config: Config | FitConfig) -> list[str]:
         training, replay = config.training, config.replay
         replayed, imagines = replay.batch_size * replay.window, config.behaviour.actor_critic
         device, updates = training.device, training.steps * training.replay_ratio / replayed
-        imagined = (imagines.starts or replayed) * imagines.horizon if config.behaviour.name in DECIDE_AT_ONCE else 0
+        starts = min(imagines.starts or replayed, replayed)
+        imagined = starts * imagines.horizon if config.behaviour.name in DECIDE_AT_ONCE else 0
         seconds = update_seconds(config.model.hidden, replayed + imagined)
         if training.acting == "auto":
             decisions = training.steps / config.env.num_envs if config.behaviour.name in DECIDE_AT_ONCE else 0
             training.acting, why = choose_acting(decisions)
             said.append(f"training.acting: {training.acting}, because {why}")
+    mode: Learning
     undecided = {where: learner for where, learner in learners(config) if learner.compile == "auto"}
     if undecided:
-        mode, why = choose_learning(device, updates, seconds)
+        if isinstance(config, FitConfig) and config.data.window is None:
+            mode, why = "off", "whole sequences differ in length, and each would be compiled anew"
+        else:
+            mode, why = choose_learning(device, updates, seconds)
         for learner in undecided.values():
             learner.compile = mode
         said.append(f"{', '.join(f'{where}.compile' for where in undecided)}: {mode}, because {why}")

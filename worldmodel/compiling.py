@@ -73,8 +73,8 @@ def compiled_regions(device: str) -> Iterator[None]:
 def by_itself(function: Callable[P, T]) -> Callable[P, T]:
     """The function, compiled inside :func:`compiled_regions` unless what is around it is being compiled.
 
-    What was compiled before is found by the code of the function, so that this may be asked for every call. On a CPU
-    random numbers are torch's own, the same as without: those of its compiler take several times as long.
+    What was compiled before is found by the code of the function, of which any number may be made. On a CPU random
+    numbers are torch's own, the same as without: those of its compiler take several times as long.
     """
     if torch.compiler.is_compiling() or (device := REGIONS.get()) is None:
         return function
@@ -83,10 +83,15 @@ def by_itself(function: Callable[P, T]) -> Callable[P, T]:
 
 def region(function: Callable[P, T]) -> Callable[P, T]:
     """A function in which no loop over time runs, worth compiling :func:`by_itself`."""
+    made: dict[str | None, Callable[P, T]] = {}  # by device: to ask torch.compile takes milliseconds each time
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        return by_itself(function)(*args, **kwargs)
+        if torch.compiler.is_compiling() or REGIONS.get() is None:
+            return function(*args, **kwargs)
+        if REGIONS.get() not in made:
+            made[REGIONS.get()] = by_itself(function)
+        return made[REGIONS.get()](*args, **kwargs)
 
     return called
 
@@ -95,7 +100,10 @@ def choose_learning(device: str, updates: float, seconds: float) -> tuple[Learni
     """What `auto` stands for in a run of so many updates, each of about so many seconds on a CPU, and why."""
     if not has_compiler():
         return ("off", "there is no C++ compiler")
-    if torch.device(device).type != "cuda":
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        return ("off", f"nobody has measured what it brings on {kind}")
+    if kind == "cpu":
         if updates * seconds * SAVED < BUILDING:
             return ("off", f"{updates:,.0f} updates of this size do not pay for it on a CPU")
         return ("step", f"{updates:,.0f} updates of this size pay for the minutes that it takes")

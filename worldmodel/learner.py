@@ -1,5 +1,6 @@
 """One place where parameters change: gradient, clipping, optimiser step, and the switch for compilation."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -64,7 +65,16 @@ class Learner:
         self.updates = 0
         self.progress = 0.0  # share of all learning that is done, told before an update by whoever knows when it ends
         self.factor = 1.0  # of the learning rate, see `slow_down`
+        self.plain = loss  # as it was given
         self.loss = self._as_configured(loss)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Learner":
+        """A copy computes its loss as it was given: what is compiled belongs to the weights of the original."""
+        other = memo[id(self)] = object.__new__(type(self))
+        others = {name: value for name, value in vars(self).items() if name != "loss"}
+        vars(other).update(copy.deepcopy(others, memo))
+        other.loss = other.plain
+        return other
 
     def _as_configured(self, loss: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
         if self.config.compile == "auto":

@@ -16,6 +16,7 @@ from agents.actor_critic import ActorCritic
 from training import Run, train
 from training.compilation import decide
 from training.config import Config, load_config
+from training.faults import _repeated
 from training.fit_config import load_fit_config
 from training.trainer import Trainer
 from worldmodel import compiling
@@ -40,7 +41,7 @@ def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     found, compiler = Counter[str](), torch.compile
 
     def compile_with_backend(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        found[function.__qualname__] += 1
+        found[getattr(function, "__qualname__", "")] += 1  # a partial has no name
         return compiler(function, backend=request.param, **options)
 
     monkeypatch.setattr(torch, "compile", compile_with_backend)
@@ -134,6 +135,22 @@ def test_an_actor_gives_the_weights_of_its_model_no_gradient(tmp_path: Path) -> 
     assert not any(asked[0]) and all(each.requires_grad for each in model.parameters())
 
 
+@pytest.mark.parametrize("built", ["eager"], indirect=True)
+@pytest.mark.parametrize("mode", ["off", "step", "update"])
+def test_what_failed_is_found_in_a_compiled_run(mode: str, built: Counter[str], tmp_path: Path) -> None:
+    """In copies, which leave the behaviour as it was."""
+    changes = ["--learner.compile", mode, "--behaviour.actor_critic.learner.compile", mode]
+    trainer, _ = learned(load_config(TINY, changes), tmp_path)
+    behaviour, update = cast(ActorCritic, trainer.run.behaviour), trainer.last
+    assert update is not None
+    seen = behaviour.scale.seen.clone()
+    assert _repeated(trainer, update) == ([], []) and torch.equal(behaviour.scale.seen, seen)
+    with torch.no_grad():
+        next(behaviour.critic.parameters())[0, 0] = float("nan")
+    outputs, metrics = _repeated(trainer, update)
+    assert outputs[0] == "behaviour.critic.net.0" and "actor_critic/grad_norm" in metrics
+
+
 def test_a_compiled_agent_decides_the_same(built: Counter[str], tmp_path: Any) -> None:
     run = Run.create(tmp_path / "run", load_config(TINY))
     with torch.no_grad():
@@ -175,6 +192,7 @@ AUTO = ["--learner.compile", "auto", "--behaviour.actor_critic.learner.compile",
         ("cpu", 64, 95_000, True, "off, because 11,875 updates of this size do not pay", "eager, because 95,000"),
         ("cpu", 256, 99_999, True, "step, because 12,500 updates of this size pay", "eager, because 99,999"),
         ("cpu", 256, 10**6, False, "off, because there is no C++ compiler", "eager, because there is no C++ compiler"),
+        ("mps", 64, 10**7, True, "off, because nobody has measured", "compiled"),
         ("cuda", 64, 10**6, True, "update, because 125,000 updates pay", "compiled"),
         ("cuda", 64, 10**5, True, "step, because 12,500 updates pay for two steps", "compiled"),
         ("cuda", 64, 15_999, True, "off, because 2,000 updates do not pay", "eager"),
@@ -210,12 +228,20 @@ def test_auto(
     assert decide(config) == []
 
 
+def test_no_more_is_imagined_from_than_is_replayed() -> None:
+    sizes = ["--replay.batch_size", "4", "--replay.window", "16", "--model.hidden", "256", "--training.steps", "10000"]
+    starts = [load_config({}, [*AUTO, *sizes, "--behaviour.actor_critic.starts", str(count)]) for count in (64, 0, 500)]
+    assert len({decide(config)[1] for config in starts}) == 1
+
+
 def test_what_was_decided_is_said_and_kept(tmp_path: Any, capsys: Any) -> None:
     run = train(TINY, AUTO, run=tmp_path / "run")
     said = capsys.readouterr().err
     assert "learner.compile: off, because" in said and "training.acting: eager, because 40 decisions" in said
     assert run.decided and not Run.load(run.folder).decided
     fitted = load_fit_config({"learner": {"compile": "auto"}})
+    whole = load_fit_config({"learner": {"compile": "auto"}, "data": {"window": None}, "fit": {"updates": 10**6}})
+    assert decide(whole)[0].startswith("learner.compile: off, because whole sequences differ in length")
     assert decide(fitted) == ["learner.compile: off, because 5,000 updates of this size do not pay for it on a CPU"]
 
 
