@@ -9,6 +9,8 @@ from training.fit_config import FitConfig
 from worldmodel.compiling import Learning, choose_acting, choose_learning, has_compiler
 from worldmodel.learner import LearnerConfig
 
+CALLS, PER_WEIGHT, FLOPS = 0.1, 70, 60e9  # of an update on a core: its operators' seconds, its FLOP, its FLOP/s
+
 
 def learners(section: Any, path: str = "") -> Iterator[tuple[str, LearnerConfig]]:
     """Every learner of a config, with its place."""
@@ -18,9 +20,6 @@ def learners(section: Any, path: str = "") -> Iterator[tuple[str, LearnerConfig]
             yield where, value
         elif is_dataclass(value):
             yield from learners(value, f"{where}.")
-
-
-CALLS, PER_WEIGHT, FLOPS = 0.1, 70, 60e9  # of an update on a core: its operators' seconds, its FLOP, its FLOP/s
 
 
 def update_seconds(hidden: int, rows: int) -> float:

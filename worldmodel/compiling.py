@@ -55,6 +55,8 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
 
 REGIONS: ContextVar[str | None] = ContextVar("REGIONS", default=None)
 """The type of the device that regions are compiled for, where they are."""
+MADE: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
+"""Compiled regions, by function and device: to ask torch.compile takes milliseconds each time."""
 
 
 @contextmanager
@@ -83,15 +85,15 @@ def by_itself(function: Callable[P, T]) -> Callable[P, T]:
 
 def region(function: Callable[P, T]) -> Callable[P, T]:
     """A function in which no loop over time runs, worth compiling :func:`by_itself`."""
-    made: dict[str | None, Callable[P, T]] = {}  # by device: to ask torch.compile takes milliseconds each time
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling() or REGIONS.get() is None:
+        if torch.compiler.is_compiling() or (device := REGIONS.get()) is None:
             return function(*args, **kwargs)
-        if REGIONS.get() not in made:
-            made[REGIONS.get()] = by_itself(function)
-        return made[REGIONS.get()](*args, **kwargs)
+        if (function, device) not in MADE:
+            MADE[function, device] = by_itself(function)
+        made: Callable[P, T] = MADE[function, device]
+        return made(*args, **kwargs)
 
     return called
 

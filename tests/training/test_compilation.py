@@ -46,6 +46,7 @@ def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
     monkeypatch.setattr(torch, "compile", compile_with_backend)
     monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "MADE", {})  # what others have compiled, with another backend
     torch.compiler.reset()
     yield found
     torch.compiler.reset()
