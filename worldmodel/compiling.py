@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from types import CodeType, FunctionType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
@@ -55,8 +56,8 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
 
 REGIONS: ContextVar[str | None] = ContextVar("REGIONS", default=None)
 """The type of the device that regions are compiled for, where they are."""
-MADE: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
-"""Compiled regions, by function and device: to ask torch.compile takes milliseconds each time."""
+MADE: dict[tuple[Any, str], Callable[..., Any]] = {}
+"""What was compiled by itself, by function or kind, and device: to ask torch.compile takes milliseconds each time."""
 
 
 @contextmanager
@@ -72,28 +73,41 @@ def compiled_regions(device: str) -> Iterator[None]:
         REGIONS.reset(token)
 
 
-def by_itself(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, compiled inside :func:`compiled_regions` unless what is around it is being compiled.
+def regions_device() -> str | None:
+    """The type of the device that regions are compiled for; none where they are not, or all around them is."""
+    return None if torch.compiler.is_compiling() else REGIONS.get()
 
-    What was compiled before is found by the code of the function, of which any number may be made. On a CPU random
-    numbers are torch's own, the same as without: those of its compiler take several times as long.
+
+def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = None) -> Callable[P, T]:
+    """The function, compiled for a type of device.
+
+    On a CPU random numbers are torch's own, the same as without: those of its compiler take several times as long.
+
+    Args:
+        kind: code that the function is given and runs. Torch finds what it compiled by the code of a function, and
+            compiles at most eight variants of one: for each kind, the function gets code of its own.
     """
-    if torch.compiler.is_compiling() or (device := REGIONS.get()) is None:
-        return function
-    return torch.compile(function, dynamic=False, options={"fallback_random": device == "cpu"})
+    key = (kind or function, device)
+    if key not in MADE:
+        options: dict[str, Any] = {}
+        if device == "cpu":
+            from worldmodel.products import PRODUCTS  # torch's compiler takes a while to import
+
+            options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS}
+        if kind is not None:
+            code = function.__code__.replace(co_name=f"{function.__name__}_{kind.co_name}_{len(MADE)}")
+            function = FunctionType(code, function.__globals__)
+        MADE[key] = torch.compile(function, dynamic=False, options=options)
+    return MADE[key]
 
 
 def region(function: Callable[P, T]) -> Callable[P, T]:
-    """A function in which no loop over time runs, worth compiling :func:`by_itself`."""
+    """A function in which no loop over time runs, compiled :func:`by_itself` inside :func:`compiled_regions`."""
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.compiler.is_compiling() or (device := REGIONS.get()) is None:
-            return function(*args, **kwargs)
-        if (function, device) not in MADE:
-            MADE[function, device] = by_itself(function)
-        made: Callable[P, T] = MADE[function, device]
-        return made(*args, **kwargs)
+        device = regions_device()
+        return (function if device is None else by_itself(function, device))(*args, **kwargs)
 
     return called
 

@@ -249,11 +249,10 @@ class TwoHot(Output):
         return torch.lerp(low, high, share.squeeze(-1))
 
     def mean(self, params: Tensor) -> Tensor:
-        probs = params.softmax(-1)
-        middle, count = len(self.bins) // 2, len(self.bins)
-        # Opposite bins first: where both have the same mass, huge bins cancel exactly, as they must at the start.
-        pairs = probs[..., middle + 1 : count] - probs[..., :middle].flip(-1)
-        return pairs @ self.bins[middle + 1 :].unsqueeze(-1)
+        probs = params.softmax(-1)[..., : len(self.bins)]
+        # The bins sum to zero, so that what all have may be taken away: where every bin has the same mass, as at the
+        # start, the huge ones cancel exactly. No gradient: its share of it is zero, but not when rounded.
+        return (probs - probs.detach().amin(-1, keepdim=True)) @ self.bins.unsqueeze(-1)
 
     def sample(self, params: Tensor) -> Tensor:
         return straight_through(params.softmax(-1))[..., : len(self.bins)] @ self.bins.unsqueeze(-1)

@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.compiling import by_itself
+from worldmodel.compiling import by_itself, regions_device
 
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Any, Tensors], tuple[Any, Tensors]]
+
+FEW = 64  # rows, of which a step asks more of Python than of the processor
+TOGETHER = (8, 7, 6, 5, 4)  # steps that are compiled as one: as many as leave the fewest alone
 
 
 def scan(
@@ -30,8 +33,26 @@ def scan(
     Returns:
         The last carry, and every output stacked as (B, T, ...).
     """
-    step = by_itself(step)
     length = inputs[0].shape[1] if length is None else length
+    device = regions_device()
+    if device is None:
+        return unrolled(step, carry, inputs, length, reverse)
+    alone, together = divided(length, len(inputs[0]) if inputs else None)
+    sizes = [alone] * (alone > 0) + [together] * ((length - alone) // together)
+    parts = [tensor.split(sizes[::-1] if reverse else sizes, 1) for tensor in inputs]
+    compiled = by_itself(unrolled, device, step.__code__)
+    outputs: list[Tensors] = []
+    for n, size in enumerate(sizes):
+        run = unrolled if alone and n == 0 else compiled
+        carry, output = run(step, carry, tuple(each[-1 - n if reverse else n] for each in parts), size, reverse)
+        outputs.append(output)
+    if reverse:
+        outputs.reverse()
+    return carry, tuple(torch.cat(column, 1) for column in zip(*outputs, strict=True))
+
+
+def unrolled(step: Step, carry: Any, inputs: Tensors, length: int, reverse: bool) -> tuple[Any, Tensors]:
+    """What :func:`scan` does, as it is."""
     slices = [tensor.unbind(1) for tensor in inputs]
     outputs: list[Tensors] = []
     for t in reversed(range(length)) if reverse else range(length):
@@ -40,3 +61,15 @@ def scan(
     if reverse:
         outputs.reverse()
     return carry, tuple(torch.stack(column, 1) for column in zip(*outputs, strict=True))
+
+
+def divided(length: int, rows: int | None) -> tuple[int, int]:
+    """How many steps at the beginning run as they are, and how many of the others are compiled as one.
+
+    Steps of few rows take no longer than it takes to ask for them. The first one is not compiled with others: it goes
+    on from a state that asks for no gradient, as none after it does, and would be a program of its own.
+    """
+    if rows is None or rows > FEW or length <= min(TOGETHER):
+        return 0, 1
+    together = min(TOGETHER, key=lambda size: (length - 1) % size)
+    return 1 + (length - 1) % together, together

@@ -21,7 +21,7 @@ from training.fit_config import load_fit_config
 from training.trainer import Trainer
 from worldmodel import compiling
 from worldmodel.learner import Learner, LearnerConfig
-from worldmodel.scan import scan
+from worldmodel.scan import divided, scan
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 10},
@@ -52,27 +52,38 @@ def built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     torch.compiler.reset()
 
 
-def test_a_compiled_step_is_the_step(built: Counter[str]) -> None:
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 13, 20])
+def test_compiled_steps_are_the_steps(length: int, reverse: bool, built: Counter[str]) -> None:
     """Values, and gradients through all of them; with whatever the step closes over at the time."""
+    inputs = torch.randn(2, length, 16)
 
     def summed(factor: float, steps: bool) -> tuple[Any, ...]:
-        start, inputs = torch.ones(2, 3, requires_grad=True), torch.arange(12.0).reshape(2, 2, 3)
+        start, weight = torch.ones(2, 16, requires_grad=True), torch.eye(16, requires_grad=True)
 
         def step(carry: torch.Tensor, slices: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, tuple[torch.Tensor]]:
-            carry = (factor * carry + slices[0]).tanh()
+            carry = (factor * carry @ weight + slices[0]).tanh()
             return carry, (carry,)
 
-        def loss() -> tuple[torch.Tensor, None]:
-            last, (every,) = scan(step, start, (inputs,))
-            return (last + every.sum(1)).sum(), None
+        def loss() -> tuple[torch.Tensor, torch.Tensor]:
+            last, (every,) = scan(step, start, (inputs,), reverse=reverse)
+            return (last * every.sum(1)).sum(), every
 
         learner = Learner(loss, [torch.nn.Parameter(torch.zeros(1))], LearnerConfig(compile="step" if steps else "off"))
-        value, _ = learner.loss()
-        return value.detach(), *torch.autograd.grad(value, start)
+        value, every = learner.loss()
+        return value.detach(), every.detach(), *torch.autograd.grad(value, (start, weight))
 
     for factor in (0.1, 0.2):
         torch.testing.assert_close(summed(factor, True), summed(factor, False))
-    assert len(built) == 1 and built.total() == 2
+    assert built == {"unrolled": 1}
+
+
+def test_all_but_few_steps_are_compiled_together() -> None:
+    for length in range(1, 130):
+        alone, together = divided(length, 16)
+        assert (length - alone) % together == 0 and alone <= 4
+        assert together > 1 or length <= 4
+        assert divided(length, 1000) == divided(length, None) == (0, 1)
 
 
 def learned(config: Config, folder: Path) -> tuple[Trainer, list[torch.Tensor]]:
@@ -97,7 +108,7 @@ def test_a_run_that_compiles_its_parts_learns_the_same(built: Counter[str], tmp_
     torch.testing.assert_close(*in_parts([], tmp_path), rtol=1e-4, atol=1e-5)
     names = sorted(name.rpartition("<locals>.")[2] for name in built)
     regions = ["ActorCritic.judge", "WorldModel.log_likelihood", "WorldModel.predict", "trained_kl"]
-    assert names == [*regions[:3], "step", "step", regions[3]]
+    assert names == [*regions, "unrolled"] and built["unrolled"] == 2  # filtered, imagined
 
 
 @pytest.mark.parametrize("built", ["eager"], indirect=True)

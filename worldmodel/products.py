@@ -1,0 +1,71 @@
+"""Matrix products in what torch's compiler makes for a CPU: fewer of them, and fewer passes over what they write."""
+
+from typing import Any
+
+from torch import fx, ops
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+ADDMM, MM, PERMUTE = ops.aten.addmm.default, ops.aten.mm.default, ops.aten.permute.default
+THIN = 4  # times narrower than what is summed, for its factors to be copied rather than it
+
+
+class Products(CustomGraphPass):
+    """Rewrites every `addmm`, c + a b, of a graph in which time was unrolled.
+
+    The gradient of a weight over n steps is a sum of products, each of few rows, and each of which would write a matrix
+    of the weight's size, to be read and added. It is one product of what stands side by side:
+
+        g_1^T x_1 + ... + g_n^T x_n = [g_1; ...; g_n]^T [x_1; ...; x_n]
+
+    Otherwise c is added by itself: torch copies a bias into every row before the product, one more pass over memory,
+    where the norm and the activation that follow can add it on their way.
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for node in reversed(graph.find_nodes(op="call_function", target=ADDMM)):
+            if not node.users or node.kwargs:  # part of a sum that was joined, or scaled
+                continue
+            factors = _summed(node)
+            with graph.inserting_before(node):
+                if factors:
+                    result = _joined(graph, *zip(*factors, strict=True))
+                else:
+                    added, left, right = node.args
+                    result = graph.call_function(ops.aten.add.Tensor, (_product(graph, node, left, right), added))
+            result.meta.update(node.meta)
+            node.replace_all_uses_with(result)
+            graph.erase_node(node)
+        graph.eliminate_dead_code()
+
+    def uuid(self) -> Any:
+        return get_hash_for_files((__file__,))
+
+
+PRODUCTS = Products()
+"""Torch compares what it compiled with by identity."""
+
+
+def _product(graph: fx.Graph, like: fx.Node, left: Any, right: Any) -> fx.Node:
+    product = graph.call_function(MM, (left, right))
+    product.meta["val"] = like.meta["val"]
+    return product
+
+
+def _summed(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """The factors g_t and x_t of a sum of thin products g_t^T x_t; none where `node` is something else."""
+    factors: list[tuple[fx.Node, fx.Node]] = []
+    rest: Any = node
+    while rest.target in (ADDMM, MM) and not rest.kwargs and (rest is node or len(rest.users) == 1):
+        *added, left, right = rest.args
+        if left.target is not PERMUTE or THIN * left.meta["val"].shape[1] > min(node.meta["val"].shape):
+            return []
+        factors.append((left.args[0], right))
+        if not added:
+            return factors
+        rest = added[0]
+    return []
+
+
+def _joined(graph: fx.Graph, gradients: tuple[fx.Node, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
+    left, right = (graph.call_function(ops.aten.cat.default, (list(each),)) for each in (gradients, inputs))
+    return graph.call_function(MM, (graph.call_function(PERMUTE, (left, [1, 0])), right))
