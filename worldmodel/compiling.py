@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 COMPILERS = ("g++", "clang++", "cl")
 STEPS, WHOLE = 2_000, 20_000  # updates on a GPU from which compiled steps, and a compiled update, should pay
-SAVED, BUILDING = 0.1, 150.0  # on a CPU: the share of an update that compiled parts save at least, seconds to build
+SAVED, BUILDING = 0.1, 180.0  # on a CPU: the share of an update that compiled parts save at least, seconds to build
 DECISIONS = 100_000  # that save half a millisecond each: twice the time that compiling takes
 
 
