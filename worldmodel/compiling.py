@@ -56,8 +56,8 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
 
 REGIONS: ContextVar[str | None] = ContextVar("REGIONS", default=None)
 """The type of the device that regions are compiled for, where they are."""
-MADE: dict[tuple[Any, str], Callable[..., Any]] = {}
-"""What was compiled by itself, by function or kind, and device: to ask torch.compile takes milliseconds each time."""
+MADE: dict[tuple[Callable[..., Any], CodeType | None, str], Callable[..., Any]] = {}
+"""What was compiled by itself, by function, kind and device: to ask torch.compile takes milliseconds each time."""
 
 
 @contextmanager
@@ -84,10 +84,10 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
     On a CPU random numbers are torch's own, the same as without: those of its compiler take several times as long.
 
     Args:
-        kind: code that the function is given and runs. Torch finds what it compiled by the code of a function, and
-            compiles at most eight variants of one: for each kind, the function gets code of its own.
+        kind: code that the function, which closes over nothing, is given and runs. Torch finds what it compiled by the
+            code of a function, and compiles at most eight variants of one: for each kind, it gets code of its own.
     """
-    key = (kind or function, device)
+    key = (function, kind, device)
     if key not in MADE:
         options: dict[str, Any] = {}
         if device == "cpu":

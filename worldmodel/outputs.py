@@ -250,9 +250,10 @@ class TwoHot(Output):
 
     def mean(self, params: Tensor) -> Tensor:
         probs = params.softmax(-1)[..., : len(self.bins)]
-        # The bins sum to zero, so that what all have may be taken away: where every bin has the same mass, as at the
-        # start, the huge ones cancel exactly. No gradient: its share of it is zero, but not when rounded.
-        return (probs - probs.detach().amin(-1, keepdim=True)) @ self.bins.unsqueeze(-1)
+        # The bins sum to zero, so that the mass of an outer one can be taken from all: where the other outer ones have
+        # the same, as from the start, huge bins cancel exactly. No gradient: its sum over the bins is zero as well, but
+        # not when rounded.
+        return (probs - probs[..., :1].detach()) @ self.bins.unsqueeze(-1)
 
     def sample(self, params: Tensor) -> Tensor:
         return straight_through(params.softmax(-1))[..., : len(self.bins)] @ self.bins.unsqueeze(-1)

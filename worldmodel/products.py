@@ -18,7 +18,7 @@ class Products(CustomGraphPass):
         g_1^T x_1 + ... + g_n^T x_n = [g_1; ...; g_n]^T [x_1; ...; x_n]
 
     Otherwise c is added by itself: torch copies a bias into every row before the product, one more pass over memory,
-    where the norm and the activation that follow can add it on their way.
+    where the norm and the activation that follow can add it on their way. Both are exact but for rounding.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -54,10 +54,12 @@ def _product(graph: fx.Graph, like: fx.Node, left: Any, right: Any) -> fx.Node:
 def _summed(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
     """The factors g_t and x_t of a sum of thin products g_t^T x_t; none where `node` is something else."""
     factors: list[tuple[fx.Node, fx.Node]] = []
+    shape = node.meta["val"].shape
     rest: Any = node
     while rest.target in (ADDMM, MM) and not rest.kwargs and (rest is node or len(rest.users) == 1):
         *added, left, right = rest.args
-        if left.target is not PERMUTE or THIN * left.meta["val"].shape[1] > min(node.meta["val"].shape):
+        transposed = left.target is PERMUTE and list(left.args[1]) == [1, 0]
+        if not transposed or THIN * left.meta["val"].shape[1] > min(shape) or rest.meta["val"].shape != shape:
             return []
         factors.append((left.args[0], right))
         if not added:

@@ -28,7 +28,7 @@ def scan(
         step: maps a carry and one time slice of every input, each (B, ...), to the next carry and its outputs.
         carry: anything `step` understands, usually a member's state.
         inputs: tensors (B, T, ...); may be empty when `length` is given.
-        length: T, read from the inputs by default.
+        length: T; all that the inputs have by default.
         reverse: go from t = T to t = 1; outputs still stand in the order of time.
     Returns:
         The last carry, and every output stacked as (B, T, ...).
@@ -39,8 +39,8 @@ def scan(
         return unrolled(step, carry, inputs, length, reverse)
     alone, together = divided(length, len(inputs[0]) if inputs else None)
     sizes = [alone] * (alone > 0) + [together] * ((length - alone) // together)
-    parts = [tensor.split(sizes[::-1] if reverse else sizes, 1) for tensor in inputs]
-    compiled = by_itself(unrolled, device, step.__code__)
+    parts = [tensor[:, :length].split(sizes[::-1] if reverse else sizes, 1) for tensor in inputs]
+    compiled = by_itself(unrolled, device, getattr(step, "__code__", None))  # a partial has none
     outputs: list[Tensors] = []
     for n, size in enumerate(sizes):
         run = unrolled if alone and n == 0 else compiled

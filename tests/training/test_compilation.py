@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +77,20 @@ def test_compiled_steps_are_the_steps(length: int, reverse: bool, built: Counter
     for factor in (0.1, 0.2):
         torch.testing.assert_close(summed(factor, True), summed(factor, False))
     assert built == {"unrolled": 1}
+
+
+@pytest.mark.parametrize("built", ["eager"], indirect=True)
+def test_a_step_may_be_a_partial_and_leave_the_last_inputs_alone(built: Counter[str]) -> None:
+    def summed(factor: float, carry: torch.Tensor, slices: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, Any]:
+        carry = factor * carry + slices[0]
+        return carry, (carry,)
+
+    start, inputs = torch.ones(2, 3), torch.randn(2, 20, 3)
+    expected = scan(partial(summed, 0.5), start, (inputs,), length=13)
+    with compiling.compiled_regions("cpu"):
+        found = scan(partial(summed, 0.5), start, (inputs,), length=13)
+    assert built.total() == 1 and found[1][0].shape == (2, 13, 3)
+    torch.testing.assert_close(found, expected)
 
 
 def test_all_but_few_steps_are_compiled_together() -> None:

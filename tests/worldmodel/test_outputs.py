@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.layers import Logits
+from worldmodel.layers import UNLIKELY, Logits
 from worldmodel.networks import codes
 from worldmodel.outputs import (
     Bernoulli,
@@ -208,6 +209,20 @@ def test_one_prediction_can_be_asked_for_several_values(output: Output) -> None:
 def test_two_hot_predicts_exactly_zero_where_all_logits_are_equal() -> None:
     """At the start the huge outer bins must cancel, or the first predictions are rounding errors of 1e8."""
     assert torch.equal(TwoHot().mean(torch.full((3, 255), 0.7)), torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("low", [0, 100, 126, 128])
+@pytest.mark.parametrize("width", [255, 256])
+def test_two_hot_is_exact_to_rounding_while_its_outer_bins_have_equal_mass(low: int, width: int) -> None:
+    """As after some learning, where a bin may have less mass than they have."""
+    logits = torch.zeros(255)
+    logits[127:140], logits[low] = torch.linspace(8, 4, 13), -1.0
+    exact = logits.double().softmax(-1) @ TwoHot().bins.double()
+    padded = F.pad(logits, (0, width - 255), value=UNLIKELY)
+    if low:
+        torch.testing.assert_close(TwoHot().mean(padded).double(), exact.reshape(1), rtol=1e-6, atol=1e-6)
+    else:  # the outer one itself: to the rounding of what is huge
+        torch.testing.assert_close(TwoHot().mean(padded).double(), exact.reshape(1), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("bins", [1, 4, 254])

@@ -50,6 +50,17 @@ def test_a_sum_that_is_used_on_the_way_is_kept() -> None:
     assert found[MM] == 2 and not found[ADDMM]  # of the first two, and of the third
 
 
+def test_what_only_looks_like_such_a_sum_is_kept() -> None:
+    def broadcast(column: Tensor, x: Tensor, gradient: Tensor, other: Tensor) -> Tensor:
+        return torch.addmm(column.permute(1, 0) @ x, gradient.permute(1, 0), other)
+
+    def upright(left: Tensor, x: Tensor, other: Tensor, more: Tensor) -> Tensor:
+        return torch.addmm(left.permute(0, 1) @ x, other.permute(0, 1), more)
+
+    assert rewritten(broadcast, torch.randn(2, 1), *(torch.randn(2, 16) for _ in range(3)))[MM] == 2
+    assert rewritten(upright, *(torch.randn(*shape) for shape in ((16, 2), (2, 16)) * 2))[MM] == 2
+
+
 def test_a_bias_is_added_after_the_product() -> None:
     found = rewritten(torch.addmm, torch.randn(8), torch.randn(4, 8), torch.randn(8, 8))
     assert found[MM] == 1 and found[torch.ops.aten.add.Tensor] == 1 and not found[ADDMM]
