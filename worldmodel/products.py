@@ -5,7 +5,8 @@ from typing import Any
 from torch import fx, ops
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-ADDMM, MM, PERMUTE = ops.aten.addmm.default, ops.aten.mm.default, ops.aten.permute.default
+ADD, ADDMM, MM = ops.aten.add.Tensor, ops.aten.addmm.default, ops.aten.mm.default
+CAT, PERMUTE = ops.aten.cat.default, ops.aten.permute.default
 THIN = 4  # times narrower than what is summed, for its factors to be copied rather than it
 
 
@@ -31,7 +32,7 @@ class Products(CustomGraphPass):
                     result = _joined(graph, *zip(*factors, strict=True))
                 else:
                     added, left, right = node.args
-                    result = graph.call_function(ops.aten.add.Tensor, (_product(graph, node, left, right), added))
+                    result = graph.call_function(ADD, (graph.call_function(MM, (left, right)), added))
             result.meta.update(node.meta)
             node.replace_all_uses_with(result)
             graph.erase_node(node)
@@ -43,12 +44,6 @@ class Products(CustomGraphPass):
 
 PRODUCTS = Products()
 """Torch compares what it compiled with by identity."""
-
-
-def _product(graph: fx.Graph, like: fx.Node, left: Any, right: Any) -> fx.Node:
-    product = graph.call_function(MM, (left, right))
-    product.meta["val"] = like.meta["val"]
-    return product
 
 
 def _summed(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
@@ -69,5 +64,5 @@ def _summed(node: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
 
 
 def _joined(graph: fx.Graph, gradients: tuple[fx.Node, ...], inputs: tuple[fx.Node, ...]) -> fx.Node:
-    left, right = (graph.call_function(ops.aten.cat.default, (list(each),)) for each in (gradients, inputs))
+    left, right = (graph.call_function(CAT, (list(each),)) for each in (gradients, inputs))
     return graph.call_function(MM, (graph.call_function(PERMUTE, (left, [1, 0])), right))

@@ -24,6 +24,8 @@ def scan(
 ) -> tuple[Any, Tensors]:
     """Run `carry, outputs = step(carry, inputs_t)` for t = 1..T.
 
+    Inside :func:`worldmodel.compiling.compiled_regions` the step is compiled, several of few rows as one.
+
     Args:
         step: maps a carry and one time slice of every input, each (B, ...), to the next carry and its outputs.
         carry: anything `step` understands, usually a member's state.
@@ -67,7 +69,7 @@ def divided(length: int, rows: int | None) -> tuple[int, int]:
     """How many steps at the beginning run as they are, and how many of the others are compiled as one.
 
     Steps of few rows take no longer than it takes to ask for them. The first one is not compiled with others: it goes
-    on from a state that asks for no gradient, as none after it does, and would be a program of its own.
+    on from a state that asks for no gradient, those after it from states that do, and would be a program of its own.
     """
     if rows is None or rows > FEW or length <= min(TOGETHER):
         return 0, 1
