@@ -13,7 +13,7 @@ from torch.func import functional_call
 from agents.behaviour import Decision, Memory
 from agents.noise import PinkNoise, disturbed
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
-from agents.returns import ReturnScale, arrival_weights, lambda_returns
+from agents.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
 from worldmodel.coded import Features, detached, steps
 from worldmodel.compiling import region
 from worldmodel.imagination import rollout, starts
@@ -230,11 +230,16 @@ class ActorCritic(nn.Module):
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
         with constant(model):
             metrics, report = self.learner.update(model, starts, alive, replayed)
-        self.follow()
+        self.follow(metrics)
         return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
-    def follow(self) -> None:
-        """After each update: the slow copies."""
+    def follow(self, metrics: Metrics) -> None:
+        """After each update: the slow copies, and the scale of returns.
+
+        Args:
+            metrics: of the loss.
+        """
+        self.scale.update(metrics["actor_critic/return_spread"])
         follow(self.slow_actor, self.actor, self.config.slow_actor_rate)
         self.updates += 1
         if self.updates % self.config.slow_critic_every == 0:
@@ -272,8 +277,9 @@ class ActorCritic(nn.Module):
         value = self.values(trajectory.known, judged.detach())
         returns = lambda_returns(reward, trajectory.cont, value, discount, config.lambda_)
         weight = arrival_weights(alive, trajectory.cont, discount)
-        self.scale.update(returns.detach())
-        actor, entropy = self.actor_loss(trajectory, returns, value)
+        spread = percentile_spread(returns)
+        scale = self.scale.after(spread)
+        actor, entropy = self.actor_loss(trajectory, returns, value, scale)
         critic = self.critic_loss(judged, feature, returns.detach())
         assert actor.shape == critic.shape == weight.shape == trajectory.reward.shape
         loss = (weight * (actor + critic)).mean()
@@ -284,7 +290,8 @@ class ActorCritic(nn.Module):
             "actor_critic/actor_loss": (weight * actor).mean(),
             "actor_critic/critic_loss": (weight * critic).mean(),
             "actor_critic/entropy": entropy.mean(),
-            "actor_critic/return_scale": self.scale.value,
+            "actor_critic/return_scale": scale,
+            "actor_critic/return_spread": spread,
         }
         if replayed is not None:
             value_loss = self.replay_loss(replayed, returns[:, 0].detach()).mean()
@@ -331,17 +338,17 @@ class ActorCritic(nn.Module):
 
         return rollout(model, starts, policy, self.config.horizon, through=self.pathwise, coded=True)
 
-    def actor_loss(self, trajectory: Rollout, returns: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def actor_loss(self, trajectory: Rollout, returns: Tensor, value: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H) loss and entropy.
 
         Pathwise: - R_h / S, differentiated through dynamics, reward and value (Dreamer V1, Eq. 7).
         Score: - log pi(u_h | s_h) sg((R_h - v_h) / S) (REINFORCE with a baseline; DreamerV3, Eq. 6).
         """
-        scale = self.scale.value if self.config.normalise else 1.0
+        unit = scale if self.config.normalise else 1.0
         if self.pathwise:
-            gain = returns / scale
+            gain = returns / unit
         else:
-            advantage = (returns - value[:, :-1]) / scale
+            advantage = (returns - value[:, :-1]) / unit
             gain = advantage * self.family.log_prob(trajectory.policy, trajectory.actions)
         entropy = self.family.entropy(trajectory.policy)
         return -gain - self.config.entropy * entropy, entropy

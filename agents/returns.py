@@ -35,10 +35,17 @@ def arrival_weights(start: Tensor, cont: Tensor, discount: float) -> Tensor:
     return steps.cumprod(1).detach()
 
 
+def percentile_spread(returns: Tensor) -> Tensor:
+    """P95 - P5 of a batch of returns (any shape), without gradient."""
+    low, high = torch.quantile(returns.detach().flatten(), returns.new_tensor([0.05, 0.95]))
+    return high - low
+
+
 class ReturnScale(nn.Module):
     """max(floor, EMA of P95 - P5 of the returns): the unit of advantages (DreamerV3, Eq. 7).
 
-    Large returns are scaled down; small ones are not blown up beyond the floor, so that noise stays noise.
+    Large returns are scaled down; small ones are not blown up beyond the floor, so that noise stays noise. The average
+    is corrected for its start at zero. A spread that is not finite is left out: the average would never recover.
     """
 
     spread: Tensor
@@ -50,18 +57,23 @@ class ReturnScale(nn.Module):
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))
 
-    @torch.no_grad()
-    def update(self, returns: Tensor) -> None:
-        """Take a batch of returns (any shape) into the average, corrected for its start at zero.
-
-        One with numbers that are not finite is left out: the average would never recover from it.
-        """
-        low, high = torch.quantile(returns.flatten(), returns.new_tensor([0.05, 0.95]))
-        spread = high - low
-        sound = spread.isfinite()
-        self.spread.lerp_(torch.where(sound, spread, self.spread), self.rate)
-        self.seen.lerp_(torch.where(sound, torch.ones_like(self.seen), self.seen), self.rate)
-
     @property
     def value(self) -> Tensor:
-        return (self.spread / self.seen.clamp(min=1e-8)).clamp(min=self.floor)
+        return self._value(self.spread, self.seen)
+
+    def after(self, spread: Tensor) -> Tensor:
+        """The value that :meth:`update` would lead to."""
+        return self._value(*self._averages(spread))
+
+    @torch.no_grad()
+    def update(self, spread: Tensor) -> None:
+        """Take the spread of a batch into the average."""
+        for kept, average in zip((self.spread, self.seen), self._averages(spread), strict=True):
+            kept.copy_(average)
+
+    def _averages(self, spread: Tensor) -> tuple[Tensor, Tensor]:
+        rate = self.rate * spread.isfinite()
+        return self.spread.lerp(spread.nan_to_num(0, 0, 0), rate), self.seen.lerp(torch.ones_like(self.seen), rate)
+
+    def _value(self, spread: Tensor, seen: Tensor) -> Tensor:
+        return (spread / seen.clamp(min=1e-8)).clamp(min=self.floor)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.actor_critic import ActorCritic, Replayed
-from agents.returns import lambda_returns
+from agents.returns import lambda_returns, percentile_spread
 from training.config import Config, load_config
 from training.trainer import model_loss
 from worldmodel.coded import detached, steps
@@ -95,17 +95,18 @@ class Subject:
         trained = self.parameters if self.joint else list(self.model.parameters())
         self.learner = Learner(self.loss, trained, config.learner)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, State]:
+    def loss(self, batch: Batch) -> tuple[Tensor, tuple[State, dict[str, Tensor]]]:
         """Of the model, and where both have one loss of the behaviour."""
-        loss, (states, _) = model_loss(self.model, self.config.objective, batch, self.now)
+        loss, (states, metrics) = model_loss(self.model, self.config.objective, batch, self.now)
         if self.joint:
-            loss = loss + self.behaviour.loss(self.model, *self.behaviour.given(self.model, states, batch))[0]
-        return loss, type(states)(*(field.detach() for field in states))
+            more, metrics = self.behaviour.loss(self.model, *self.behaviour.given(self.model, states, batch))
+            loss = loss + more
+        return loss, (type(states)(*(field.detach() for field in states)), metrics)
 
     def update(self) -> None:
-        states, _ = self.learner.update(self.batch)
+        (states, metrics), _ = self.learner.update(self.batch)
         if self.joint:
-            self.behaviour.follow()
+            self.behaviour.follow(metrics)
         else:
             self.behaviour.learn(self.model, states, self.batch)
 
@@ -122,6 +123,7 @@ class Subject:
         feature = steps(detached(trajectory.known), 0, -1)
         value = behaviour.value(trajectory.known).detach()
         returns = lambda_returns(trajectory.reward, trajectory.cont, value, config.discount, config.lambda_).detach()
+        spread = percentile_spread(returns)
 
         def observe() -> Tensor:
             found = model.dynamics.observe(embedding, batch.prev_action, batch.is_first)
@@ -134,7 +136,8 @@ class Subject:
             behaviour.imagine(model, begin)
 
         def actor() -> Tensor:
-            return behaviour.actor_loss(trajectory._replace(policy=behaviour.actor(feature)), returns, value)[0].mean()
+            asked = trajectory._replace(policy=behaviour.actor(feature))
+            return behaviour.actor_loss(asked, returns, value, behaviour.scale.after(spread))[0].mean()
 
         def critic() -> Tensor:
             loss = behaviour.critic_loss(behaviour.critic(feature), feature, returns).mean()
@@ -144,7 +147,7 @@ class Subject:
         def optimiser() -> None:
             self.learner.clipped()
             self.learner.optimizer.step()
-            behaviour.follow()
+            behaviour.follow({"actor_critic/return_spread": spread})
 
         losses = {"encode": lambda: model.encoder(batch.obs).mean(), "observe": observe, "decode": decode}
         losses |= {"actor": actor, "critic": critic}

@@ -255,7 +255,7 @@ class Trainer:
         if self.joint is None:
             metrics |= {f"world_model/{name}": value for name, value in report.items()}
             return {**metrics, **behaviour.learn(model, states, batch)}
-        self.joint.follow()
+        self.joint.follow(metrics)
         return {**metrics, **{f"joint/{name}": value for name, value in report.items()}}
 
     # To go on as if nothing had happened.

@@ -102,7 +102,11 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
 
 
 def region(function: Callable[P, T]) -> Callable[P, T]:
-    """A function in which no loop over time runs, compiled :func:`by_itself` inside :func:`compiled_regions`."""
+    """A function in which no loop over time runs, compiled :func:`by_itself` inside :func:`compiled_regions`.
+
+    It must not change what it reads, nor may anyone before the gradient is taken: a compiled backward pass may compute
+    again what the forward pass has, from what there is by then (torch 2.13 does, pull request 197039 is to end it).
+    """
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:

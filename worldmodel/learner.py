@@ -51,7 +51,7 @@ class Learner:
     A step whose loss or gradient is not finite is skipped: parameters and optimiser stay as they were.
 
     Args:
-        loss: any arguments -> (scalar loss, anything).
+        loss: any arguments -> (scalar loss, anything). It changes nothing, see :func:`worldmodel.compiling.region`.
         parameters: what is trained.
     Raises:
         ValueError: if the loss is to be compiled and nothing can, or `auto` was left undecided.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.returns import ReturnScale, arrival_weights, lambda_returns
+from agents.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
 
 N, H = 5, 7
 DISCOUNT = 0.9
@@ -106,7 +106,7 @@ def test_dead_starts_weigh_nothing_and_weights_carry_no_gradient() -> None:
 def test_return_scale_is_the_spread_between_percentiles() -> None:
     returns = torch.randn(64, 15, generator=torch.Generator().manual_seed(0)) ** 3 * 10
     scale = ReturnScale(rate=0.01)
-    scale.update(returns)
+    scale.update(percentile_spread(returns))
     low, high = np.percentile(returns.numpy(), [5, 95])
     assert scale.value.item() == pytest.approx(high - low, rel=1e-5)  # at once: the start at zero is corrected
 
@@ -116,7 +116,7 @@ def test_return_scale_averages_with_its_rate() -> None:
     rate, spreads = 0.1, [10.0, 20.0, 5.0, 40.0]
     scale = ReturnScale(rate)
     for spread in spreads:
-        scale.update(torch.linspace(0, spread / 0.9, 101))  # P95 - P5 of a uniform is 0.9 of its width
+        scale.update(torch.tensor(spread))
     weights = [(1 - rate) ** (len(spreads) - 1 - k) for k in range(len(spreads))]
     assert scale.value.item() == pytest.approx(np.average(spreads, weights=weights), rel=1e-5)
 
@@ -125,15 +125,15 @@ def test_return_scale_has_a_floor() -> None:
     """Small returns are not blown up; before any batch the scale is the floor, too."""
     scale = ReturnScale(floor=2.0)
     assert scale.value.item() == 2.0
-    scale.update(torch.linspace(0, 0.1, 50))
+    scale.update(percentile_spread(torch.linspace(0, 0.1, 50)))
     assert scale.value.item() == 2.0
-    scale.update(torch.linspace(0, 1e4, 50))
+    scale.update(percentile_spread(torch.linspace(0, 1e4, 50)))
     assert scale.value.item() > 2.0
 
 
 def test_return_scale_is_saved_with_its_owner() -> None:
     scale, copy = ReturnScale(0.1), ReturnScale(0.1)
-    scale.update(torch.linspace(0, 50, 50))
+    scale.update(percentile_spread(torch.linspace(0, 50, 50)))
     copy.load_state_dict(scale.state_dict())
     assert copy.value.item() == scale.value.item() > 1
 
@@ -142,7 +142,16 @@ def test_return_scale_is_saved_with_its_owner() -> None:
 def test_returns_that_are_not_finite_leave_the_scale_as_it_was(broken: float) -> None:
     scale, other = ReturnScale(), ReturnScale()
     for batch in (torch.linspace(0, 50, 101), torch.full((8,), broken), torch.linspace(0, 10, 101)):
-        scale.update(batch)
+        scale.update(percentile_spread(batch))
         if batch.isfinite().all():
-            other.update(batch)
+            other.update(percentile_spread(batch))
     assert torch.equal(scale.value, other.value) and float(scale.value) > 1
+
+
+def test_return_scale_is_known_before_it_is_kept() -> None:
+    scale = ReturnScale(0.1)
+    for spread in (torch.tensor(8.0), torch.tensor(float("nan")), torch.tensor(3.0)):
+        before, after = scale.value, scale.after(spread)
+        assert torch.equal(scale.value, before)
+        scale.update(spread)
+        assert torch.equal(scale.value, after) and after > 1
