@@ -94,6 +94,7 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
             from worldmodel.products import PRODUCTS  # torch's compiler takes a while to import
 
             options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS}
+            options["cpp_wrapper"] = True  # what calls the compiled operators is C++ as well
         if kind is not None:
             code = function.__code__.replace(co_name=f"{function.__name__}_{kind.co_name}_{len(MADE)}")
             function = FunctionType(code, function.__globals__)
