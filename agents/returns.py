@@ -57,23 +57,18 @@ class ReturnScale(nn.Module):
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))
 
-    @property
-    def value(self) -> Tensor:
-        return self._value(self.spread, self.seen)
-
     def after(self, spread: Tensor) -> Tensor:
-        """The value that :meth:`update` would lead to."""
-        return self._value(*self._averages(spread))
+        """The scale once the spread of a batch is in the average; nothing changes yet."""
+        total, seen = self._averages(spread)
+        return (total / seen.clamp(min=1e-8)).clamp(min=self.floor)
 
     @torch.no_grad()
     def update(self, spread: Tensor) -> None:
         """Take the spread of a batch into the average."""
-        for kept, average in zip((self.spread, self.seen), self._averages(spread), strict=True):
-            kept.copy_(average)
+        total, seen = self._averages(spread)
+        self.spread.copy_(total)
+        self.seen.copy_(seen)
 
     def _averages(self, spread: Tensor) -> tuple[Tensor, Tensor]:
         rate = self.rate * spread.isfinite()
         return self.spread.lerp(spread.nan_to_num(0, 0, 0), rate), self.seen.lerp(torch.ones_like(self.seen), rate)
-
-    def _value(self, spread: Tensor, seen: Tensor) -> Tensor:
-        return (spread / seen.clamp(min=1e-8)).clamp(min=self.floor)

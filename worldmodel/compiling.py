@@ -64,7 +64,7 @@ MADE: dict[tuple[Callable[..., Any], CodeType | None, str], Callable[..., Any]] 
 def compiled_regions(device: str) -> Iterator[None]:
     """In here every :func:`region` is compiled by itself, and the step of every loop over time.
 
-    A whole update unrolls its loops and takes many minutes to compile; these take one or two together.
+    A whole update unrolls its loops and takes many minutes to compile; these take two to six together.
     """
     token = REGIONS.set(device)
     try:
@@ -81,7 +81,8 @@ def regions_device() -> str | None:
 def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = None) -> Callable[P, T]:
     """The function, compiled for a type of device.
 
-    On a CPU random numbers are torch's own, the same as without: those of its compiler take several times as long.
+    On a CPU random numbers are torch's own, the same as without: those of its compiler take several times as long. And
+    what calls the compiled operators is C++ there: from Python a call takes some microseconds.
 
     Args:
         kind: code that the function, which closes over nothing, is given and runs. Torch finds what it compiled by the
@@ -93,8 +94,7 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
         if device == "cpu":
             from worldmodel.products import PRODUCTS  # torch's compiler takes a while to import
 
-            options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS}
-            options["cpp_wrapper"] = True  # what calls the compiled operators is C++ as well
+            options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS, "cpp_wrapper": True}
         if kind is not None:
             code = function.__code__.replace(co_name=f"{function.__name__}_{kind.co_name}_{len(MADE)}")
             function = FunctionType(code, function.__globals__)

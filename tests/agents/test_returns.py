@@ -103,55 +103,59 @@ def test_dead_starts_weigh_nothing_and_weights_carry_no_gradient() -> None:
     torch.testing.assert_close(weights[1], DISCOUNT ** torch.arange(H))
 
 
+UNKNOWN = torch.tensor(float("nan"))  # a spread that no average takes
+
+
+def spread(width: float) -> torch.Tensor:
+    """Of returns spread evenly over so much."""
+    return percentile_spread(torch.linspace(0, width, 101))
+
+
 def test_return_scale_is_the_spread_between_percentiles() -> None:
     returns = torch.randn(64, 15, generator=torch.Generator().manual_seed(0)) ** 3 * 10
-    scale = ReturnScale(rate=0.01)
-    scale.update(percentile_spread(returns))
     low, high = np.percentile(returns.numpy(), [5, 95])
-    assert scale.value.item() == pytest.approx(high - low, rel=1e-5)  # at once: the start at zero is corrected
+    scale = ReturnScale(rate=0.01).after(percentile_spread(returns))
+    assert scale.item() == pytest.approx(high - low, rel=1e-5)  # at once: the start at zero is corrected
 
 
 def test_return_scale_averages_with_its_rate() -> None:
     """Bias-corrected, as Adam's moments are: sum_k (1 - rate)^(n - k) x_k over sum_k (1 - rate)^(n - k)."""
-    rate, spreads = 0.1, [10.0, 20.0, 5.0, 40.0]
+    rate, widths = 0.1, [10.0, 20.0, 5.0, 40.0]
     scale = ReturnScale(rate)
-    for spread in spreads:
-        scale.update(torch.tensor(spread))
-    weights = [(1 - rate) ** (len(spreads) - 1 - k) for k in range(len(spreads))]
-    assert scale.value.item() == pytest.approx(np.average(spreads, weights=weights), rel=1e-5)
+    for width in widths[:-1]:
+        scale.update(spread(width / 0.9))  # P95 - P5 is 0.9 of the width
+    weights = [(1 - rate) ** (len(widths) - 1 - k) for k in range(len(widths))]
+    assert scale.after(spread(widths[-1] / 0.9)).item() == pytest.approx(np.average(widths, weights=weights), rel=1e-5)
 
 
 def test_return_scale_has_a_floor() -> None:
     """Small returns are not blown up; before any batch the scale is the floor, too."""
     scale = ReturnScale(floor=2.0)
-    assert scale.value.item() == 2.0
-    scale.update(percentile_spread(torch.linspace(0, 0.1, 50)))
-    assert scale.value.item() == 2.0
-    scale.update(percentile_spread(torch.linspace(0, 1e4, 50)))
-    assert scale.value.item() > 2.0
+    assert scale.after(UNKNOWN).item() == scale.after(spread(0.1)).item() == 2.0
+    assert scale.after(spread(1e4)).item() > 2.0
 
 
 def test_return_scale_is_saved_with_its_owner() -> None:
     scale, copy = ReturnScale(0.1), ReturnScale(0.1)
-    scale.update(percentile_spread(torch.linspace(0, 50, 50)))
+    scale.update(spread(50))
     copy.load_state_dict(scale.state_dict())
-    assert copy.value.item() == scale.value.item() > 1
+    assert copy.after(UNKNOWN).item() == scale.after(UNKNOWN).item() > 1
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_returns_that_are_not_finite_leave_the_scale_as_it_was(broken: float) -> None:
     scale, other = ReturnScale(), ReturnScale()
-    for batch in (torch.linspace(0, 50, 101), torch.full((8,), broken), torch.linspace(0, 10, 101)):
-        scale.update(percentile_spread(batch))
-        if batch.isfinite().all():
-            other.update(percentile_spread(batch))
-    assert torch.equal(scale.value, other.value) and float(scale.value) > 1
+    for each in (spread(50), percentile_spread(torch.full((8,), broken)), spread(10)):
+        scale.update(each)
+        if each.isfinite():
+            other.update(each)
+    assert torch.equal(scale.after(UNKNOWN), other.after(UNKNOWN)) and scale.after(UNKNOWN) > 1
 
 
 def test_return_scale_is_known_before_it_is_kept() -> None:
     scale = ReturnScale(0.1)
-    for spread in (torch.tensor(8.0), torch.tensor(float("nan")), torch.tensor(3.0)):
-        before, after = scale.value, scale.after(spread)
-        assert torch.equal(scale.value, before)
-        scale.update(spread)
-        assert torch.equal(scale.value, after) and after > 1
+    for width in (8.0, float("nan"), 3.0):
+        before, after = scale.after(UNKNOWN), scale.after(torch.tensor(width))
+        assert torch.equal(scale.after(UNKNOWN), before)
+        scale.update(torch.tensor(width))
+        assert torch.equal(scale.after(UNKNOWN), after) and after > 1
