@@ -8,21 +8,27 @@ import pytest
 from training import train
 from worldmodel.shadow import HOME
 
+FEW = '"steps": 60, "prefill": 40, "pretrain": 3}, evaluation={"final_episodes": 1}'
 SHORTER = {
     '"steps": 2000, "prefill": 2000, "pretrain": 1500': '"steps": 60, "prefill": 60, "pretrain": 3',
-    'pendulum.yaml", seed=1)  # or': 'pendulum.yaml", seed=1, training={"steps": 60, "prefill": 40})  # or',
+    '"name": "planner"}': '"name": "planner", "planner": {"horizon": 2}}',
+    '"final_episodes": 2}': '"final_episodes": 1}',
+    'pendulum.yaml", seed=1)  # or': f'pendulum.yaml", seed=1, training={{{FEW})  # or',
+    'env="Pendulum-v1", seed=1)': 'env="Pendulum-v1", seed=1, training={"pretrain": 3})',
+    'training={"steps": 2000})': f"training={{{FEW})",
     "gradient_steps=8, batch_size=256": "gradient_steps=1, batch_size=16",
     "learn(64_000)": "learn(2_000)",
     "learn(20_000)": "learn(3_200)",
-    "learn(5_000)": "learn(2_048)",
-    "learn(2_500, ": "learn(250, ",
-    "eval_freq=500": "eval_freq=225",
+    'PPO("MlpPolicy", "CartPole-v1")': 'PPO("MlpPolicy", "CartPole-v1", n_steps=128)',
+    "learn(5_000)": "learn(256)",
+    "learn(2_500, ": "learn(225, ",
+    "eval_freq=500": "n_eval_episodes=1, eval_freq=210",
     "n_eval_episodes=20": "n_eval_episodes=1",
     "n_eval_episodes=10": "n_eval_episodes=1",
     "episodes=20": "episodes=1",
     "range(200):\n    elbo": "range(3):\n    elbo",
-    'training={"steps": 2000})': 'training={"steps": 60, "prefill": 40})',
     "range(600)": "range(2)",
+    "PlannerConfig(horizon=15)": "PlannerConfig(horizon=2)",
     "n_eval_episodes=2,": "n_eval_episodes=1,",
 }
 
@@ -44,7 +50,11 @@ def test_its_python_runs(document: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("WANDB_MODE", "disabled")
     (tmp_path / "configs").symlink_to(HOME / "configs")
     if document == "docs/own.md":  # which goes on with the README's first command
-        train("configs/pendulum.yaml", training={"steps": 60, "prefill": 40}, evaluation={"final_episodes": 1})
+        train(
+            "configs/pendulum.yaml",
+            training={"steps": 60, "prefill": 40, "pretrain": 3},
+            evaluation={"final_episodes": 1},
+        )
     code = program((HOME / document).read_text())
     assert len(code) > 500
     exec(compile(code, document, "exec"), {"__name__": document})
