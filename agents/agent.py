@@ -82,7 +82,7 @@ class Agent:
             deterministic: the mode of posterior and policy instead of samples, and no exploration. A planner still
                 draws its candidates at random.
         Raises:
-            ValueError: if the observation has not the shape this agent was built for.
+            ValueError: if the observation has not the shape this agent was built for, or is none.
         """
         named = observed(observation) if isinstance(observation, Mapping) else {OBSERVATION: observation}
         single = self._is_single(named)
@@ -90,6 +90,9 @@ class Agent:
             named = {key: np.asarray(values)[None] for key, values in named.items()}
         device = self.device
         encoded = encode_observation(self.obs_specs, named)
+        for key, spec in self.obs_specs.items():
+            if not spec.valid(encoded[key]).all():
+                raise ValueError(f"observation '{key}' is not finite or outside its space: {named[key]}")
         obs = {key: torch.from_numpy(rows).to(device) for key, rows in encoded.items()}
         count = len(next(iter(obs.values())))
         first = np.full(count, state is None) if episode_start is None or state is None else np.asarray(episode_start)

@@ -106,9 +106,8 @@ def value_faults(specs: ObservationSpecs, rows: Mapping[str, np.ndarray]) -> Fau
     """The encoded rows {key: (n, width)} that are not finite or outside their classes."""
     faults: Faults = {}
     for key, values in rows.items():
-        classes = specs[key].classes
-        valid = (values >= 0) & (values < np.asarray(classes)) if classes else np.isfinite(values)
+        valid = specs[key].valid(values)
         if not valid.all():
-            problem = "is outside its space" if classes else "is not finite"
-            faults = {int(env): (key, problem) for env in np.flatnonzero(~valid.all(axis=1))} | faults
+            problem = "is outside its space" if specs[key].classes else "is not finite"
+            faults = {int(env): (key, problem) for env in np.flatnonzero(~valid)} | faults
     return faults

@@ -5,32 +5,44 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.imagination import rollout
+    from worldmodel.learner import Learner, LearnerConfig
     from worldmodel.model import ModelConfig, WorldModel
     from worldmodel.objective import ObjectiveConfig
     from worldmodel.replay import SequenceReplay
+    from worldmodel.spaces import ActionSpec, ObservationSpec
     from worldmodel.types import Arrival, Batch, Elbo, Inference, Prediction, Rollout
 
 _HOMES = {
     "imagination": ("rollout",),
+    "learner": ("Learner", "LearnerConfig"),
     "model": ("ModelConfig", "WorldModel"),
     "objective": ("ObjectiveConfig",),
     "replay": ("SequenceReplay",),
+    "spaces": ("ActionSpec", "ObservationSpec"),
     "types": ("Arrival", "Batch", "Elbo", "Inference", "Prediction", "Rollout"),
 }
 
 __all__ = [
+    "ActionSpec",
     "Arrival",
     "Batch",
     "Elbo",
     "Inference",
+    "Learner",
+    "LearnerConfig",
     "ModelConfig",
     "ObjectiveConfig",
+    "ObservationSpec",
     "Prediction",
     "Rollout",
     "SequenceReplay",
     "WorldModel",
     "rollout",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

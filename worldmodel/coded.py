@@ -1,4 +1,4 @@
-"""Features that end in one-hot codes, for whom a product with a matrix is a sum of some of its columns.
+"""Features that end in one-hot codes: their product with a matrix is a sum of some of its columns.
 
     W [h, z] + b = W_h h + b + sum_g W_z[:, c_g],        z_t the codes of classes c_1..c_G
 
@@ -59,7 +59,7 @@ def steps(features: Features, start: int, stop: int | None) -> Features:
 def ones(codes: Tensor, classes: int) -> Tensor:
     """One-hot codes (..., G * C) -> (..., G): which of the entries are 1."""
     groups = codes.unflatten(-1, (-1, classes))
-    index = groups @ torch.arange(classes, dtype=codes.dtype, device=codes.device)
+    index = groups.float() @ torch.arange(classes, dtype=torch.float32, device=codes.device)
     return index.long() + torch.arange(0, codes.shape[-1], classes, device=codes.device)
 
 

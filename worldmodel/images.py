@@ -45,10 +45,16 @@ class ImageUnits(nn.Module):
 
     @torch.no_grad()
     def fit(self, value: Tensor, mask: Tensor) -> None:
-        """Take them from recorded images (..., W) where mask (...) is set, unless they have been taken before."""
+        """Take them from recorded images (..., W) where mask (...) is set, unless they have been taken before.
+
+        Raises:
+            ValueError: if the mask leaves nothing to take them from.
+        """
         if bool(self.taken):
             return
         rows = value[mask > 0]
+        if not len(rows):
+            raise ValueError("no recorded picture to take units from: record some first")
         rows = pixels(rows[:: max(len(rows) // ENOUGH, 1)])
         spread = rows.var(0, correction=0).mean().sqrt()
         self.loc.copy_(rows.mean(0))
@@ -86,7 +92,7 @@ class ChannelNorm(nn.GroupNorm):
 
 
 def after(channels: int, layer: LayerConfig) -> list[nn.Module]:
-    """What follows a convolution: the norm of other layers, over channels, and their activation."""
+    """What follows a convolution: the activation of other layers, and, where they have a norm, :class:`ChannelNorm`."""
     activation = layer.after(channels)[-1]
     return [activation] if layer.norm == "none" else [ChannelNorm(channels), activation]
 
@@ -148,6 +154,8 @@ class Pixels(Output):
     Dreamer's sigma of 1 in units of white, on a pendulum that covers little of its picture, makes that 18 nats, and
     its models see nothing of it. A learned sigma is the optimum sigma^2 = E (x - mu)^2 (Rybkin et al. 2021).
 
+    A sigma that is fixed weighs pictures against everything else and tells nobody's noise: a sample is then the mean.
+
     Args:
         std: sigma, or where it begins.
     """
@@ -156,7 +164,7 @@ class Pixels(Output):
         super().__init__()
         self.width = self.parameters_size = width
         self.units = ImageUnits(width)
-        log_std = torch.tensor(math.log(std))
+        log_std, self.learned = torch.tensor(math.log(std)), learned
         if learned:
             self.log_std = nn.Parameter(log_std)
         else:
@@ -170,7 +178,9 @@ class Pixels(Output):
         return self.units.inverse(params)
 
     def sample(self, params: Tensor) -> Tensor:
-        return self.units.inverse(torch.addcmul(params, torch.randn_like(params), self.log_std.exp()))
+        if self.learned:
+            params = torch.addcmul(params, torch.randn_like(params), self.log_std.exp())
+        return self.units.inverse(params)
 
     def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
         """Take the units from recorded images; once: see :class:`ImageUnits`."""

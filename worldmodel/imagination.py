@@ -1,6 +1,7 @@
 """Imagined rollouts, with no observation: of given controls, or where policy and prior take turns."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -57,13 +58,17 @@ def rollout(
         coded: whether the policy takes :class:`Coded` features, which it is given where they are known to be such.
     Returns:
         H + 1 features and H controls, rewards and continuations; see :class:`Rollout` for their indices.
+    Raises:
+        ValueError: if there is no step to imagine.
     """
     through = through and torch.is_grad_enabled()
     look: Callable[[State], Features] = model.feature
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1: {horizon}")
     first = look(start)
     if coded and not through and not torch.compiler.is_compiling() and isinstance(model, WorldModel):
         first = model.coded(start, sampled=False)
-        look = model.coded if isinstance(first, Coded) else look
+        look = partial(model.coded, sampled=True) if isinstance(first, Coded) else look
 
     def step(carry: tuple[State, Features], _: tuple[Tensor, ...]) -> tuple[tuple[State, Features], tuple[Tensor, ...]]:
         state, feature = carry
@@ -75,7 +80,8 @@ def rollout(
 
     _, (actions, params, *found) = scan(step, (start, first), (), length=horizon)
     with torch.set_grad_enabled(through):
-        outcome = model.predict(cast(Tensor, of_parts(found, first)), decode=False)  # coded only for who codes them
+        # Coded for a WorldModel alone, which takes them: any other model is given the features that it makes itself.
+        outcome = model.predict(cast(Tensor, of_parts(found, first)), decode=False)
     every = [torch.cat([one.unsqueeze(1), more], 1) for one, more in zip(parts(first), found, strict=True)]
     known = of_parts(every, first)
     return Rollout(every[0], actions, params, *outcome[1:], known if isinstance(known, Coded) else None)

@@ -14,8 +14,9 @@ class LaProp(torch.optim.Optimizer):
         m_t = b_1 m_{t-1} + (1 - b_1) g_t / (sqrt(v_t / (1 - b_2^t)) + eps)
         theta_t = theta_{t-1} - lr (m_t / (1 - b_1^t) + weight_decay theta_{t-1})
 
-    A gradient that is normalised before it is remembered moves a parameter by no more than lr, whatever came before it:
-    a sudden large one cannot make the step of the following ones tiny or huge. DreamerV3 has eps = 1e-20.
+    A gradient is normalised before it is remembered, so that no later one changes what it counts for: a sudden large
+    gradient does not make the steps after it tiny. No step is larger than lr / sqrt(1 - b_2), which is reached where
+    gradients have been nothing for long. DreamerV3 has eps = 1e-20.
     """
 
     def __init__(
@@ -34,19 +35,36 @@ class LaProp(torch.optim.Optimizer):
 
         The name is that of torch's own optimisers, which read it from a gradient scaler.
         """
-        if getattr(self, "found_inf", None):
-            return
+        skipped: Tensor | None = getattr(self, "found_inf", None)
+        if skipped is not None and skipped.device.type == "cpu":
+            if skipped:
+                return
+            skipped = None
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                self._update(parameters, group)
+                self._update_unless(skipped, parameters, group)
+
+    def _update_unless(self, skipped: Tensor | None, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Where nobody is to wait for what a device finds, the update is made and, if need be, taken back there."""
+        changed = [*parameters, *(value for each in parameters for value in self._state(each))]
+        if skipped is None:
+            self._update(parameters, group)
+            return
+        before = [value.clone() for value in changed]
+        self._update(parameters, group)
+        for value, old in zip(changed, before, strict=True):
+            value.copy_(torch.where(skipped > 0, old, value))
+
+    def _state(self, parameter: Tensor) -> Iterable[Tensor]:
+        """What is remembered of a parameter; nothing yet at first."""
+        if not self.state[parameter]:
+            zero = torch.zeros((), device=parameter.device)
+            mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            self.state[parameter].update(step=zero, mean=mean, square=square)
+        return self.state[parameter].values()
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        for parameter in parameters:
-            if not self.state[parameter]:
-                zero = torch.zeros((), device=parameter.device)
-                mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
-                self.state[parameter].update(step=zero, mean=mean, square=square)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         steps, means, squares = ([self.state[p][name] for p in parameters] for name in ("step", "mean", "square"))
         (first, second), lr = group["betas"], group["lr"]

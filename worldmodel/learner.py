@@ -1,6 +1,7 @@
 """One place where parameters change: gradient, clipping, optimiser step, and the switch for compilation."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,10 +28,17 @@ class LearnerConfig:
     compile: Literal["off", "step", "update", "auto"] = "off"  # by torch: the loss in parts, or whole
 
     def __post_init__(self) -> None:
-        if min(self.lr, self.eps, self.clip) <= 0:
-            raise ValueError(f"lr, eps and clip must be positive: {self.lr}, {self.eps}, {self.clip}")
+        for name, choices in {"optimizer": ("adam", "laprop"), "compile": ("off", "step", "update", "auto")}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is one of {', '.join(choices)}: '{getattr(self, name)}'")
+        if not all(0 < value < math.inf for value in (self.lr, self.eps, self.clip)):
+            raise ValueError(f"lr, eps and clip must be positive and finite: {self.lr}, {self.eps}, {self.clip}")
         if self.adaptive_clip is not None and self.adaptive_clip <= 0:
             raise ValueError(f"adaptive_clip must be positive, or null for a global norm: {self.adaptive_clip}")
+        if self.adaptive_clip is not None and self.clip != LearnerConfig.clip:
+            raise ValueError(
+                f"clip is of no effect beside adaptive_clip {self.adaptive_clip}, leave it out: {self.clip}"
+            )
         if min(self.weight_decay, self.warmup) < 0:
             raise ValueError(f"weight_decay and warmup must not be negative: {self.weight_decay}, {self.warmup}")
         if not 0 <= self.final_lr_ratio <= 1:

@@ -142,6 +142,8 @@ class WorldModel(nn.Module):
     """p(x_t, r_t, continue_t | s_t) over a latent dynamics model with controls.
 
     `discount` is what the continuation of a step that goes on counts as, and learns to be; 1 without a head for it.
+    Below 1 what the head explains is no event of its own: its log-likelihood is the negative cross entropy with
+    Bernoulli(discount) wherever the episode goes on, and the ELBO bounds log p of all the rest.
 
     The public contract is `initial`, `observe`, `filter`, `imagine`, `feature`, `predict` and `elbo`; a model of
     another kind that answers them can take its place anywhere.
@@ -169,7 +171,7 @@ class WorldModel(nn.Module):
         projector: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.dynamics, self.discount = encoder, dynamics, discount
+        self.encoder, self.dynamics, self.discount = encoder, dynamics, 1.0 if cont is None else discount
         self.keys = list(decoders)
         self.decoders = nn.ModuleList(decoders.values())  # a list: a key may hold characters a module's name may not
         self.reward, self.cont, self.projector = reward, cont, projector
@@ -221,10 +223,15 @@ class WorldModel(nn.Module):
         return zip(self.keys, cast(Iterable[Head], self.decoders), strict=True)
 
     @property
+    def heads(self) -> list[tuple[str, Head]]:
+        """Everything the latent state explains, by name."""
+        extra = [(REWARD, self.reward), (CONTINUE, self.cont)]
+        return [*self._decoders(), *((name, head) for name, head in extra if head is not None)]
+
+    @property
     def emissions(self) -> list[str]:
         """Names of everything the latent state explains: the keys of `Elbo.log_likelihood`."""
-        extra = [(REWARD, self.reward), (CONTINUE, self.cont)]
-        return self.keys + [name for name, head in extra if head is not None]
+        return [name for name, _ in self.heads]
 
     def fit_units(self, batch: Batch, keep: bool = False, complete: bool = False) -> None:
         """Take the units of inputs and outputs from a recorded batch.
@@ -302,21 +309,22 @@ class WorldModel(nn.Module):
         """s_t -> (..., F)."""
         return self.dynamics.feature(state)
 
-    def coded(self, state: State, sampled: bool = True) -> Features:
+    def coded(self, state: State, sampled: bool = False) -> Features:
         """As :meth:`feature`, beside the classes of one-hot latents where layers gain by them: on a CPU.
 
         Args:
-            sampled: whether z_t is known to be a sample, as that of every imagined state is; else it is looked at.
+            sampled: whether z_t is known to be a sample, as that of every imagined state is; else it is looked at,
+                since that of an initial state is none.
         """
         feature = self.feature(state)
-        if feature.requires_grad or feature.device.type != "cpu":
+        if feature.requires_grad or feature.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
             return feature
         return self.dynamics.coded(state, feature, sampled)
 
     @region
     def predict(self, feature: Features, decode: bool = True) -> Prediction:
         """(..., F) -> means of the reward, the continuation and, if `decode`, every observation key."""
-        obs = {key: head.mean(feature) for key, head in self._decoders()} if decode else {}
+        obs = {key: head.mean(dense(feature)) for key, head in self._decoders()} if decode else {}
         ones = torch.ones_like(dense(feature)[..., 0])
         reward = torch.zeros_like(ones) if self.reward is None else self.reward.mean(feature).squeeze(-1)
         cont = ones if self.cont is None else self.cont.mean(feature).squeeze(-1)

@@ -25,11 +25,11 @@ def entrance(spec: ObservationSpec, layer: LayerConfig, vector_input: str, image
     return Symlog() if vector_input == "symlog" else Standardise(spec.width), spec.width
 
 
-def codes(index: Tensor, classes: tuple[int, ...]) -> Tensor:
+def codes(index: Tensor, classes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Indices (..., G) of variables with so many classes -> their one-hot codes, concatenated (..., sum of classes)."""
     ends = list(accumulate(classes))
     first = torch.tensor([0, *ends[:-1]], device=index.device)
-    empty = torch.zeros(*index.shape[:-1], ends[-1], device=index.device)
+    empty = torch.zeros(*index.shape[:-1], ends[-1], device=index.device, dtype=dtype)
     return empty.scatter(-1, index + first, 1.0)
 
 
@@ -68,6 +68,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.keys, self.size = list(specs), hidden
         self.classes = [() if spec.binary else spec.classes for spec in specs.values()]
+        self.accepted = [{spec.width, sum(spec.classes) or spec.width} for spec in specs.values()]
         given = (layer or LayerConfig(), vector_input, image_depth)
         units, self.widths = zip(*(entrance(spec, *given) for spec in specs.values()), strict=True)
         self.units = nn.ModuleList(units)
@@ -93,12 +94,20 @@ class Encoder(nn.Module):
                     weight.mul_(ratio)
 
     def entered(self, obs: dict[str, Tensor]) -> list[Tensor]:
-        """{key: (..., width)} -> of each key (..., W_k), what `forward` gives the perceptron."""
+        """{key: (..., width)} -> of each key (..., W_k), what `forward` gives the perceptron.
+
+        Raises:
+            ValueError: if a key is missing, or has another width than its spec says.
+        """
         parts = []
-        for key, classes, units in zip(self.keys, self.classes, self.units, strict=True):
+        for key, classes, widths, units in zip(self.keys, self.classes, self.accepted, self.units, strict=True):
+            if key not in obs:
+                raise ValueError(f"observation '{key}' is missing, there are {sorted(obs)}")
+            if obs[key].shape[-1] not in widths:
+                raise ValueError(f"observation '{key}' is {max(widths)} numbers wide, got {tuple(obs[key].shape)}")
             value = units(obs[key])
             if classes and not value.is_floating_point():
-                value = codes(value, classes)
+                value = codes(value, classes, cast(nn.Linear, self.mlp[0]).weight.dtype)
             parts.append(value)
         return parts
 

@@ -1,8 +1,8 @@
 """Output distributions: how the last layer of a head is read as p(x_t | z_t).
 
 Every `log_prob` is in nats, summed over the entries of one observation. Constants and the Jacobian of a change of
-variables are included, so that likelihoods of different outputs can be compared; only :class:`TwoHot`, a mass over
-bins, stands alone.
+variables are included, so that likelihoods of different outputs can be compared; only :class:`TwoHot`, which gives a
+mass over bins and no density, compares with nothing but itself.
 """
 
 from abc import ABC, abstractmethod
@@ -246,7 +246,7 @@ class TwoHot(Output):
         log = params.log_softmax(-1).expand(*value.shape[:-1], -1)
         above, share = self.between(value)  # (..., 1)
         low, high = log.gather(-1, torch.cat([above - 1, above], -1)).unbind(-1)
-        return torch.lerp(low, high, share.squeeze(-1))
+        return torch.lerp(low, high, share.squeeze(-1).to(low.dtype))
 
     def mean(self, params: Tensor) -> Tensor:
         probs = params.softmax(-1)[..., : len(self.bins)]

@@ -66,6 +66,8 @@ class SequenceReplay:
         online: bool = False,
         capacity_bytes: int | None = None,
     ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"a replay has the rows of one environment at least: {num_envs}")
         if capacity < num_envs:
             raise ValueError(f"replay capacity {capacity} is below the {num_envs} environments: raise replay.capacity")
         columns = arrival_columns(obs_specs, action_spec)
@@ -119,7 +121,11 @@ class SequenceReplay:
         return {key: self.storage.array(OBS + key) for key in self.keys}
 
     def add(self, rows: Arrival, envs: np.ndarray) -> None:
-        """Append one row to the stream of each environment index in `envs` (n,), without repeats."""
+        """Append one row to the stream of each environment index in `envs` (n,), without repeats.
+
+        Raises:
+            ValueError: if rows have other keys or widths than the specs say.
+        """
         cells = {OBS + key: values for key, values in rows.obs.items()}
         cells |= {"prev_action": rows.prev_action, "reward": rows.reward}
         self.known[envs, self.written[envs] % self.length] = False
@@ -386,7 +392,7 @@ class SequenceReplay:
         return np.arange(len(stored))[:, None] + np.zeros_like(slot), slot, age < stored[:, None]
 
     def flush(self) -> None:
-        """Return when what is kept in files would survive the end of the machine; the process's end it does anyway."""
+        """Return when what is kept in files would survive a power failure; it survives the process in any case."""
         self.storage.flush()
 
     def save(self, file: Path) -> None:

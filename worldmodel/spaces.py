@@ -1,5 +1,6 @@
 """What an observation key and an action look like to a model: shapes, classes and bounds, without Gymnasium."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,14 +17,21 @@ class ObservationSpec:
     Args:
         shape: shape of one observation as the environment returns it; of an image (H, W, C).
         classes: categories of each discrete variable, flattened; empty for a real vector and an image.
-        start: the smallest value of each discrete variable (Gymnasium's `Discrete(n, start=s)`).
+        start: the smallest value of each discrete variable (Gymnasium's `Discrete(n, start=s)`); 0 where empty.
         image: whether it holds pixels from 0 to 255.
+    Raises:
+        ValueError: if these do not fit each other.
     """
 
     shape: tuple[int, ...]
     classes: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
     image: bool = False
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.shape, self.classes, self.start)
+        if self.image and (len(self.shape) != 3 or self.classes):
+            raise ValueError(f"an image has the shape (H, W, C) and no classes, got {self.shape} and {self.classes}")
 
     @property
     def width(self) -> int:
@@ -41,11 +49,23 @@ class ObservationSpec:
         return np.dtype(np.uint8 if self.image else np.int64 if self.classes else np.float32)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """(n, *shape) as the environment gives it -> (n, width) as the replay and the model take it."""
+        """(n, *shape) as the environment gives it -> (n, width) as the replay and the model take it.
+
+        Values are taken as they are, see :meth:`valid`.
+
+        Raises:
+            ValueError: for an image of floats.
+        """
         flat = np.asarray(values).reshape(len(values), -1)
         if self.classes:
-            return flat.astype(np.int64) - np.asarray(self.start or 0, np.int64)
+            return _indices(flat, self.start)
+        if self.image and flat.dtype.kind == "f":
+            raise ValueError(f"an image is recorded as pixels from 0 to 255, not as {flat.dtype}: scale and round it")
         return flat.astype(self.dtype)
+
+    def valid(self, rows: np.ndarray) -> np.ndarray:
+        """Encoded (n, width) -> (n,) bool: whether all classes are among those there are, all numbers finite."""
+        return np.all(_among(rows, self.classes) if self.classes else np.isfinite(rows), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -55,8 +75,11 @@ class ActionSpec:
     Args:
         shape: shape of one action as the environment takes it.
         classes: categories of each discrete variable, flattened; empty for a continuous action.
-        start: the smallest value of each discrete variable.
-        low, high: bounds of each entry of a continuous action, flattened, in the environment's units.
+        start: the smallest value of each discrete variable; 0 where empty.
+        low, high: bounds of each entry of a continuous action, flattened, in the environment's units; -1 and 1 where
+            empty.
+    Raises:
+        ValueError: if these do not fit each other, or the bounds are not finite.
     """
 
     shape: tuple[int, ...]
@@ -65,18 +88,36 @@ class ActionSpec:
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_sizes(self.shape, self.classes, self.start)
+        if not self.low and not self.high:
+            return
+        if self.classes or not len(self.low) == len(self.high) == self.width:
+            raise ValueError(f"low and high are of each entry of a continuous action {self.shape}: {self}")
+        with np.errstate(over="ignore"):
+            apart = np.asarray(self.high, np.float32) - np.asarray(self.low, np.float32)
+        if not ((apart > 0) & np.isfinite(apart)).all():
+            raise ValueError(f"low must be below high, both finite in single precision: {self.low}, {self.high}")
+
     @property
     def width(self) -> int:
         """A, the width of a control vector."""
         return sum(self.classes) or int(np.prod(self.shape))
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
-        """Environment actions (n, *shape) -> controls (n, A), clipped to the bounds as environments do."""
+        """Environment actions (n, *shape) -> controls (n, A), clipped to the bounds as environments do.
+
+        Raises:
+            ValueError: for a discrete action that there is not.
+        """
         flat = np.asarray(actions).reshape(len(actions), -1)
         if self.classes:
-            index = flat.astype(np.int64) - np.asarray(self.start or 0, np.int64)
+            index = _indices(flat, self.start)
+            known = _among(index, self.classes).all(-1)
+            if not known.all():
+                raise ValueError(f"{flat[~known][0]} is no action: {self}")
             return np.concatenate([np.eye(n, dtype=np.float32)[index[:, g]] for g, n in enumerate(self.classes)], -1)
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        low, high = self._bounds
         return np.clip(2 * (flat.astype(np.float32) - low) / (high - low) - 1, -1, 1)
 
     def decode(self, controls: np.ndarray) -> np.ndarray:
@@ -85,9 +126,34 @@ class ActionSpec:
             groups = np.split(controls, np.cumsum(self.classes)[:-1], -1)
             index = np.stack([group.argmax(-1) for group in groups], -1) + np.asarray(self.start or 0, np.int64)
             return index.reshape(len(controls), *self.shape)
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+        low, high = self._bounds
         actions = low + (np.clip(controls, -1, 1) + 1) / 2 * (high - low)
         return np.clip(actions, low, high).astype(np.float32).reshape(len(controls), *self.shape)
+
+    @property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each entry of a continuous action, (A,) each."""
+        ones = (1.0,) * self.width
+        return np.asarray(self.low or np.negative(ones), np.float32), np.asarray(self.high or ones, np.float32)
+
+
+def _check_sizes(shape: tuple[int, ...], classes: tuple[int, ...], start: tuple[int, ...]) -> None:
+    if any(size < 1 for size in (*shape, *classes)):
+        raise ValueError(f"shape and classes must be at least 1: {shape}, {classes}")
+    if classes and len(classes) != math.prod(shape):
+        raise ValueError(f"classes {classes} are of each of the {math.prod(shape)} variables of the shape {shape}")
+    if start and len(start) != len(classes):
+        raise ValueError(f"start {start} is of each discrete variable, of which there are {len(classes)}")
+
+
+def _indices(values: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
+    """Discrete values (n, G) from `start` on -> from 0 on."""
+    return values.astype(np.int64) - np.asarray(start or 0, np.int64)
+
+
+def _among(index: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
+    """(n, G) -> bool: whether there is such a class."""
+    return (index >= 0) & (index < np.asarray(classes))
 
 
 ObservationSpecs = Mapping[str, ObservationSpec]

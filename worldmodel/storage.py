@@ -119,7 +119,19 @@ class Storage(ABC):
         return np.maximum(self.written - self.oldest, 0)
 
     def append(self, cells: Mapping[str, np.ndarray], envs: np.ndarray) -> None:
-        """One row for each of these environments (n,), without repeats: of every column (n, *shape)."""
+        """One row for each of these environments (n,), without repeats: of every column (n, *shape).
+
+        Raises:
+            ValueError: if a column is missing, unknown, or of another shape; nothing has changed then.
+        """
+        shapes = {name: np.shape(values) for name, values in cells.items()}
+        expected = {name: (len(envs), *column.shape) for name, column in self.columns.items()}
+        if shapes != expected:
+            wrong = sorted(name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name))
+            told = ", ".join(f"{name} {shapes.get(name, 'is missing')}" for name in wrong)
+            raise ValueError(
+                f"rows do not fit the replay: {told}; it takes { {name: expected.get(name) for name in wrong} }"
+            )
         self.begin_writing()
         row = self.written[envs]
         self.begun[envs] = np.maximum(self.begun[envs], row + 1)  # more had been begun before a roll_back

@@ -68,7 +68,7 @@ class Batch(NamedTuple):
     is_first: Tensor  # (B, T) bool: also set where a window crosses a seam of the replay
     is_last: Tensor  # (B, T) bool
     is_terminal: Tensor  # (B, T) bool
-    mask: Tensor  # (B, T) float: 1 for a recorded step, 0 for padding; padding starts with is_first
+    mask: Tensor  # (B, T) float: 1 for a recorded step, 0 for padding, which is finite and starts with is_first
 
 
 def join(batches: Sequence[Batch], dim: int) -> Batch:
@@ -109,7 +109,7 @@ class Rollout(NamedTuple):
     actions: Tensor  # (N, H, A): actions[:, h] leads from s_h to s_{h+1}
     policy: Tensor  # (N, H, P): parameters of the policy that drew actions[:, h] at s_h
     reward: Tensor  # (N, H): reward[:, h] is received on arriving at s_{h+1}
-    cont: Tensor  # (N, H): cont[:, h] is the probability that the return goes on after s_{h+1}
+    cont: Tensor  # (N, H): cont[:, h] is the probability that the return goes on after s_{h+1}, times `discount`
     coded: Coded | None = None  # the features, where it is known which classes they are codes of
 
     @property

@@ -99,6 +99,18 @@ def built(family: Any) -> WorldModel:
     return model
 
 
+def test_an_initial_state_is_no_code_and_reduced_precision_takes_none() -> None:
+    """Class indices above 256 would be rounded in bfloat16."""
+    model = built("onehot")
+    start = model.initial(4)
+    assert isinstance(model.coded(start), Tensor)
+    with torch.no_grad():
+        state = model.imagine(start, torch.zeros(4, 3))
+        assert isinstance(model.coded(state), Coded)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert isinstance(model.coded(state, sampled=True), Tensor)
+
+
 @pytest.mark.parametrize(
     ("family", "begun", "known"), [("onehot", True, True), ("onehot", False, False), ("gaussian", True, False)]
 )

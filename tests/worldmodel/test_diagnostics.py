@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodel.diagnostics.actions import EARLY, LATE, RIGHT, SHUFFLED, action_test
 from worldmodel.diagnostics.baselines import Series, fit_arx, fit_baselines, history, repeat_last
@@ -28,6 +28,8 @@ from worldmodel.dynamics.linear_gaussian import (
     example_system,
 )
 from worldmodel.model import WorldModel
+from worldmodel.networks import Head
+from worldmodel.outputs import TwoHot
 from worldmodel.types import Batch
 
 Build = Callable[..., WorldModel]
@@ -465,6 +467,15 @@ def test_the_gap_is_the_price_of_an_inexact_posterior(driven: Batch) -> None:
 def test_models_of_different_things_are_not_compared(driven: Batch, build: Build) -> None:
     with pytest.raises(ValueError, match="different things"):
         compare(world_model(), build("rssm"), driven)
+
+
+def test_a_density_is_not_compared_with_a_mass(build: Build, window: Window) -> None:
+    """In other units the one would change by nats and the other would not."""
+    one, other = build("rssm"), build("rssm")
+    other.reward = Head(nn.Linear(other.feature_size, 255), TwoHot())
+    with pytest.raises(ValueError, match="of 'reward' do not compare, a density and a mass: Normal and TwoHot"):
+        compare(one, other, window(2, 5))
+    assert compare(other, other, window(2, 5)).mean.isfinite()
 
 
 def test_probe_finds_a_linear_map_and_no_other() -> None:

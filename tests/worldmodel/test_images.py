@@ -85,8 +85,10 @@ def test_the_density_of_pixels_is_that_of_a_normal_in_fractions() -> None:
         torch.testing.assert_close(Pixels(6, std).log_prob(params, recorded), expected)
         torch.testing.assert_close(Pixels(6, std).log_prob(params, recorded / 255), expected)
     assert torch.equal(Pixels(6).mean(params), params + 0.5)  # before there are units
-    drawn = Pixels(6, 0.1).sample(params.expand(20_000, 4, 6))
+    drawn = Pixels(6, 0.1, learned=True).sample(params.expand(20_000, 4, 6))
     torch.testing.assert_close(drawn.std(0), torch.full((4, 6), 0.1), rtol=0.05, atol=0)
+    weight = Pixels(6, 3.0)  # of the pictures in the objective, and of no picture's noise
+    assert torch.equal(weight.sample(params), weight.mean(params))
 
 
 def test_the_units_of_images_are_the_mean_picture_and_one_scale_and_stay() -> None:
@@ -107,6 +109,8 @@ def test_the_units_of_images_are_the_mean_picture_and_one_scale_and_stay() -> No
     output.fit(recorded // 2, mask)
     torch.testing.assert_close(output.units.loc, loc)
     still = Pixels(12)
+    with pytest.raises(ValueError, match="no recorded picture"):
+        still.fit(recorded, torch.zeros(2, 50))
     still.fit(torch.full((1, 3, 12), 7, dtype=torch.uint8), torch.ones(1, 3))
     assert float(still.units.scale) == 1
 

@@ -1,6 +1,7 @@
 """LaProp and adaptive clipping, against small independent implementations of the same formulas."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -54,6 +55,38 @@ def test_laprop_skips_what_has_no_gradient_and_goes_on_from_its_saved_state() ->
         parameter.grad = torch.ones(4)
         each.step()
     assert torch.equal(used, again)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 3.0])
+def test_what_is_taken_back_on_a_device_leaves_nothing(broken: float) -> None:
+    """As on a GPU, where nobody waits to hear whether a step is to be skipped: the first one, or a later one."""
+    for steps in (0, 2):
+        parameter, reference = (nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2))
+        optimizer, other = LaProp([parameter], lr=0.1), LaProp([reference], lr=0.1)
+        gradients = [torch.tensor([1.0, 2.0]) * k for k in range(1, steps + 3)]
+        for k, gradient in enumerate([*gradients[:steps], torch.full((2,), broken), *gradients[steps:]]):
+            parameter.grad = gradient.clone()
+            skipped = torch.tensor(float(k == steps))
+            with torch.no_grad():
+                optimizer._update_unless(skipped, [parameter], optimizer.param_groups[0])
+            if k != steps:
+                reference.grad = gradient.clone()
+                other.step()
+        assert torch.equal(parameter, reference)
+        for name, value in other.state[reference].items():
+            assert torch.equal(optimizer.state[parameter][name], value), name
+
+
+def test_no_step_is_larger_than_its_bound() -> None:
+    """lr / sqrt(1 - b_2), where gradients have been nothing for long; it takes some steps of momentum to come near."""
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer, moves = LaProp([parameter], lr=0.1, betas=(0.9, 0.99)), []
+    for gradient in [1e-6] * 500 + [1.0] * 20:
+        before, parameter.grad = float(parameter.detach()), torch.tensor([gradient])
+        optimizer.step()
+        moves.append(before - float(parameter.detach()))
+    assert moves[499] == pytest.approx(0.1, rel=1e-3)
+    assert 0.3 < max(moves) <= 0.1 / (1 - 0.99) ** 0.5
 
 
 def test_adaptive_clipping_is_relative_to_each_tensor() -> None:

@@ -1,5 +1,6 @@
 """The objective is the ELBO under neutral settings, and what its config says otherwise; the learner minimises it."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -253,11 +254,18 @@ def test_weights_that_the_loss_leaves_alone_decay(decay: float) -> None:
     torch.testing.assert_close(weight.detach(), torch.tensor([2.0, -4.0]) * (1 - 0.1 * decay))
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"eps": -1.0}, {"clip": 0.0}, {"weight_decay": -0.5}])
-def test_learner_config_refuses_nonsense(wrong: dict[str, float]) -> None:
-    (value,) = wrong.values()
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"lr": 0.0}, {"lr": math.nan}, {"eps": -1.0}, {"clip": 0.0}, {"weight_decay": -0.5}),
+        *({"optimizer": "lapropp"}, {"compile": "no"}, {"adaptive_clip": 0.3, "clip": 7.0}),
+    ],
+    ids=str,
+)
+def test_learner_config_refuses_nonsense(wrong: dict[str, Any]) -> None:
+    *_, value = wrong.values()
     with pytest.raises(ValueError, match=str(value)):
-        LearnerConfig(**wrong)  # type: ignore[arg-type]
+        LearnerConfig(**wrong)
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])

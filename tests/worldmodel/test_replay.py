@@ -180,8 +180,35 @@ def test_everything_is_one_stream_after_the_other() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="capacity 2 is below the 3"):
         SequenceReplay(OBS, ACTION, 3, 2)
+    with pytest.raises(ValueError, match="one environment at least: 0"):
+        SequenceReplay(OBS, ACTION, 0, 10)
     with pytest.raises(ValueError, match="empty"):
         SequenceReplay(OBS, ACTION, 1, 10).sample(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"obs": {"x": np.zeros((1, 1), np.float32)}}, "obs/k is missing"),
+        ({"obs": {"x": np.zeros((1, 1)), "k": np.zeros((1, 1)), "y": np.zeros((1, 1))}}, r"obs/y \(1, 1\)"),
+        ({"obs": {"x": np.zeros((1, 3), np.float32), "k": np.zeros((1, 1), np.int64)}}, r"obs/x \(1, 3\)"),
+        ({"prev_action": np.zeros(1, np.float32)}, r"prev_action \(1,\); it takes {'prev_action': \(1, 1\)}"),
+        ({"reward": np.float32(0)}, r"reward \(\)"),
+    ],
+    ids=["missing", "unknown", "wide", "flat", "scalar"],
+)
+def test_rows_that_do_not_fit_are_refused_and_nothing_has_changed(wrong: dict[str, Any], told: str) -> None:
+    """Not broadcast, and no column keeps what another lap has left there."""
+    replay = filled((12,), capacity=8)
+    before, row = replay.everything(), np.zeros(1, np.float32)
+    obs = {"x": np.zeros((1, 1), np.float32), "k": np.zeros((1, 1), np.int64)}
+    rows = Arrival(obs, row[:, None], row, row > 0, row > 0, row > 0)
+    with pytest.raises(ValueError, match=told):
+        replay.add(rows._replace(**wrong), np.array([0]))
+    after = replay.everything()
+    assert replay.written.tolist() == [12] and torch.equal(after.obs["x"], before.obs["x"])
+    replay.add(rows, np.array([0]))
+    assert replay.written.tolist() == [13]
 
 
 # The queue of new windows, and stored latent states.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from worldmodel.bounds import log_likelihood, repeated
+from worldmodel.diagnostics.emissions import has_density
 from worldmodel.diagnostics.scores import Paired, paired
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
@@ -37,10 +38,15 @@ def compare(
     `others`: the same batch as the other model takes it, if that has other units.
 
     Raises:
-        ValueError: if the two do not explain the same things.
+        ValueError: if the two do not explain the same things, or one by a density what the other has a mass for.
     """
     if set(model.emissions) != set(other.emissions):
         raise ValueError(f"two models of different things: {model.emissions} and {other.emissions}")
+    of_other = dict(other.heads)
+    for name, head in model.heads:
+        if has_density(head) != has_density(of_other[name]):
+            kinds = " and ".join(type(each.output).__name__ for each in (head, of_other[name]))
+            raise ValueError(f"the likelihoods of '{name}' do not compare, a density and a mass: {kinds}")
     others = batch if others is None else others
     return paired(sequence_elbo(model, batch, samples), sequence_elbo(other, others, samples))
 

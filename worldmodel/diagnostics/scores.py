@@ -67,7 +67,9 @@ class Calibration(NamedTuple):
 
     coverage: Tensor  # (levels, ...): share of values in each central interval; equal to the level
     error_mean: Tensor  # (...): of (value - mean) / standard deviation of the forecast; 0
-    error_std: Tensor  # (...): 1; above it the model is too sure of itself
+    error_std: (
+        Tensor  # (...): 1 for many samples, of S Gaussian ones sqrt((1 + 1/S) (S - 1) / (S - 3)); above: too sure
+    )
     counts: Tensor  # (BINS, ...): PIT histogram; flat
 
 

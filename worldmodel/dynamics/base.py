@@ -15,12 +15,20 @@ one); the context c_t is the deterministic part of t-1 -> t, computed once and s
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from worldmodel.coded import Features
 from worldmodel.distributions import LatentFamily
 from worldmodel.scan import scan
 from worldmodel.types import Inference, State, restart
+
+
+def after_resets(control: Tensor, is_first: Tensor) -> Tensor:
+    """(..., A), (...) bool -> the controls, null where an episode begins: none has led there."""
+    if is_first.dtype != torch.bool:
+        raise ValueError(f"is_first holds true and false, not {is_first.dtype}: give is_first.bool()")
+    return control * ~is_first.unsqueeze(-1)
 
 
 class SequentialVAE(nn.Module, ABC):
@@ -95,7 +103,7 @@ class SequentialVAE(nn.Module, ABC):
             embed: (B, T, E). control: (B, T, A), the control that led to each x_t. is_first: (B, T) bool.
             state: s_0, if the window continues a known one; `initial` by default.
         """
-        control = control * ~is_first.unsqueeze(-1)
+        control = after_resets(control, is_first)
         start = self.initial(len(embed))
         state = start if state is None else state
         evidence = self.evidence(embed, control, is_first, state)
@@ -123,7 +131,7 @@ class SequentialVAE(nn.Module, ABC):
                 f"{type(self).__name__} infers from the whole sequence and cannot act: choose its filtering posterior "
                 "(posterior: filter) where it has one, or another member such as rssm"
             )
-        control = control * ~is_first.unsqueeze(-1)
+        control = after_resets(control, is_first)
         state = restart(state, self.initial(len(embed)), is_first)
         context = self.advance(state, control)
         evidence = self.evidence(embed.unsqueeze(1), control.unsqueeze(1), is_first.unsqueeze(1), state)
