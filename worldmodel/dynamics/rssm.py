@@ -22,9 +22,9 @@ class RSSMConfig:
     deter: int = 64  # width of the recurrent h_t
     hidden: int = 64  # width of the layers around it
     cell: Literal["norm", "plain", "blocks"] = "norm"  # GRU with layer norm (V2), without (PlaNet, V1), in blocks (V3)
-    blocks: int = 8  # that deter is divided into
+    blocks: int = 8  # that deter is divided into by the cell of that name
     prior_layers: int = 1  # hidden layers of p(z_t | h_t); DreamerV3 has 2
-    layer: LayerConfig = field(default_factory=LayerConfig)
+    layer: LayerConfig = field(default_factory=LayerConfig)  # around the cell; the layers in blocks are those of V3
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden, self.blocks, self.prior_layers) < 1:
