@@ -71,14 +71,14 @@ class LaProp(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - second)
-        scale = [square / (1 - second**step) for square, step in zip(squares, steps, strict=True)]
+        taken = torch.stack(steps)  # all at once what a device would be asked for tensor by tensor
+        scale = torch._foreach_div(squares, (1 - second**taken).unbind())
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, group["eps"])
         torch._foreach_lerp_(means, torch._foreach_div(gradients, scale), 1 - first)
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        moves = [mean * (lr / (1 - first**step)) for mean, step in zip(means, steps, strict=True)]
-        torch._foreach_sub_(parameters, moves)
+        torch._foreach_sub_(parameters, torch._foreach_mul(means, (lr / (1 - first**taken)).unbind()))
 
 
 @torch.no_grad()
@@ -92,11 +92,8 @@ def clip_adaptively(parameters: Sequence[Tensor], limit: float, least: float = 1
         The global norm of the gradients as they were.
     """
     found = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
-    sizes = torch._foreach_norm([parameter for parameter, _ in found])
-    norms = torch._foreach_norm([gradient for _, gradient in found])
-    factors = [
-        (limit * size.clamp(min=least) / norm.clamp(min=1e-30)).clamp(max=1.0)
-        for size, norm in zip(sizes, norms, strict=True)
-    ]
-    torch._foreach_mul_([gradient for _, gradient in found], factors)
-    return torch.stack(list(norms)).norm()
+    gradients = [gradient for _, gradient in found]
+    sizes, norms = (torch.stack(torch._foreach_norm(each)) for each in ([one for one, _ in found], gradients))
+    factors = (limit * sizes.clamp(min=least) / norms.clamp(min=1e-30)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, factors.unbind())
+    return norms.norm()
