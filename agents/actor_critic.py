@@ -222,9 +222,13 @@ class ActorCritic(nn.Module):
         return self.update(model, *self.given(model, states, batch))
 
     def given(self, model: LatentModel, states: State, batch: Batch) -> tuple[State, Tensor, Replayed | None]:
-        """What an update learns from: states (N, ...) to imagine from, which can go on (N,), and recorded steps."""
+        """What an update learns from: states (N, ...) to imagine from, which can go on (N,), and recorded steps.
+
+        A critic of another reward than the recorded one learns from imagination alone.
+        """
         begin, alive = starts(states, batch, self.config.starts)
-        return begin, alive, Replayed(model.feature(states), batch) if self.config.replay_value else None
+        replays = self.config.replay_value and self.reward is None
+        return begin, alive, Replayed(model.feature(states), batch) if replays else None
 
     def update(self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""

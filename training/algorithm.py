@@ -168,6 +168,8 @@ class WorldModelAgent:
     ) -> Self:
         """Collect, learn and imagine for `total_timesteps` more environment steps; evaluation is a callback's task.
 
+        The run's folder gets a checkpoint at every `evaluation.every` steps, as one of `worldmodel train` does.
+
         Args:
             callback: called after every step of the environments, at which it may end the training.
             log_interval: environment steps between two rows of metrics, instead of the config's.

@@ -116,8 +116,9 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
             running &= ~start
     finally:
         envs.close()
-    steps = time_limit(config) or int(length.max())
-    imagined = imagined_returns(agent, first, steps, deterministic) if imagine and first else None
+    imagined = None
+    if imagine and first:
+        imagined = imagined_returns(agent, first, time_limit(config) or int(length.max()), deterministic)
     kept = np.flatnonzero(whole).tolist()
     return Evaluation(
         total[kept].tolist(),

@@ -142,11 +142,14 @@ class Loop:
         return on_step() and not self.interrupt.asked
 
     def report(self, before: int) -> None:
-        """Log and evaluate where the last step crossed a multiple of the configured interval."""
+        """Log, and evaluate and save, where the last step crossed a multiple of the configured interval."""
         if self.steps // self.log_every > before // self.log_every:
             self.log()
-        if self.evaluates and self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
-            self.evaluate()
+        if self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
+            if self.evaluates:
+                self.evaluate()
+            else:
+                self.save_or_tell()
 
     def log(self) -> None:
         metrics = self.averages.pop()
@@ -179,14 +182,18 @@ class Loop:
             {**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.trainer.run.env_steps
         )
         self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
+        self.save_or_tell(result.mean if np.isfinite(result.mean) else None)
+        if config.videos:
+            film(self.trainer.run, self.logger, self.progress, self.steps)
+
+    def save_or_tell(self, mean_return: float | None = None) -> None:
+        """:meth:`save`; a full disk is no reason to stop."""
         try:
-            self.save(result.mean if np.isfinite(result.mean) else None)
+            self.save(mean_return)
         except OSError as error:
             self.progress.note(
                 f"{self.steps:>7} steps: not saved ({error}); the checkpoint before stays, and training goes on"
             )
-        if config.videos:
-            film(self.trainer.run, self.logger, self.progress, self.steps)
 
     def save(self, mean_return: float | None = None) -> None:
         """Write what was recorded and learned, and what going on from here needs.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gymnasium import Space
 
-from agents import Agent, build_behaviour
+from agents import Agent, Plan2Explore, build_behaviour
 from envs import action_spec, make, observation_specs
 from training.checkpoint import Checkpoint, find, new_checkpoint, prune
 from training.compilation import decide, without_compiler
@@ -177,6 +177,8 @@ class Run:
         with fitting_state(checkpoint.folder / TRAINING):
             self.behaviour.load_training_state(load_tree(checkpoint.folder / TRAINING)["behaviour"])
         self.env_steps, self.checkpoint = checkpoint.env_steps, checkpoint
+        if isinstance(self.behaviour, Plan2Explore):
+            self.behaviour.begin_step(self.env_steps)
 
     @property
     def summary(self) -> str:

@@ -122,7 +122,7 @@ class Trainer:
     def decide(self, behaviour: Behaviour) -> None:
         """Choose the actions of the next step, which environments in processes of their own begin at once."""
         if isinstance(behaviour, Plan2Explore):
-            behaviour.begin_step(self.envs.steps)
+            behaviour.begin_step(self.run.env_steps)
         if self.agent is None or self.agent.behaviour is not behaviour:
             self.agent = self.acted_by(behaviour)
         self.doing = "acting"
@@ -301,7 +301,7 @@ class Trainer:
         self.overwritten = not same
         self.before, self.prefilled, self.unsound = state["numbers"]
         if isinstance(self.run.behaviour, Plan2Explore):  # as when the last actions were decided
-            self.run.behaviour.begin_step(state["recorder"]["steps"] - self.envs.num_envs)
+            self.run.behaviour.begin_step(self.before + state["recorder"]["steps"] - self.envs.num_envs)
         whole = same and state["episodes"] is not None
         found = self._taken_up(state["episodes"]) if whole else np.zeros(self.envs.num_envs, bool)
         self.envs.recorder.count_on(state["recorder"])

@@ -30,6 +30,8 @@ class ObservationSpec:
 
     def __post_init__(self) -> None:
         _check_sizes(self.shape, self.classes, self.start)
+        if not self.width:
+            raise ValueError(f"an observation has one number at least: {self.shape}")
         if self.image and (len(self.shape) != 3 or self.classes):
             raise ValueError(f"an image has the shape (H, W, C) and no classes, got {self.shape} and {self.classes}")
 
@@ -70,7 +72,9 @@ class ObservationSpec:
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """The action. A control vector u is the action in [-1, 1]^A, or the concatenated one-hot codes of its variables.
+    """The action; of no width where there is none.
+
+    A control vector u is the action in [-1, 1]^A, or the concatenated one-hot codes of its variables.
 
     Args:
         shape: shape of one action as the environment takes it.
@@ -138,8 +142,8 @@ class ActionSpec:
 
 
 def _check_sizes(shape: tuple[int, ...], classes: tuple[int, ...], start: tuple[int, ...]) -> None:
-    if any(size < 1 for size in (*shape, *classes)):
-        raise ValueError(f"shape and classes must be at least 1: {shape}, {classes}")
+    if min(shape, default=0) < 0 or min(classes, default=1) < 1:
+        raise ValueError(f"shape must not be negative, classes at least 1: {shape}, {classes}")
     if classes and len(classes) != math.prod(shape):
         raise ValueError(f"classes {classes} are of each of the {math.prod(shape)} variables of the shape {shape}")
     if start and len(start) != len(classes):

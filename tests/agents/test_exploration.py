@@ -1,6 +1,7 @@
 """Who acts and who learns when, and what the explorer wants."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,3 +91,12 @@ def test_one_actor_for_both_wants_the_reward_and_never_stops_exploring() -> None
     trajectory = rollout(torch.randn(5, model.feature_size), torch.rand(5, 1))._replace(reward=torch.ones(5, 1))
     expected = 3 * behaviour.disagreement.spread(trajectory.features[:, :-1], trajectory.actions) + 2
     torch.testing.assert_close(behaviour.intrinsic(trajectory), expected)
+
+
+def test_recorded_rewards_are_not_the_explorers() -> None:
+    """Its critic would take them for disagreement; that of the task learns from them."""
+    model, config = ExactPendulum(), replace(SMALL, replay_value=0.3, starts=0)
+    behaviour = Plan2Explore(ExplorationConfig(ensemble=SMALL_ENSEMBLE), config, model.feature_size, TORQUE)
+    x = torch.randn(2, 5, 2)
+    metrics = behaviour.learn(model, model._at(x), steps(x, torch.rand(2, 5, 1)))
+    assert "actor_critic/replay_loss" in metrics and "exploration/replay_loss" not in metrics

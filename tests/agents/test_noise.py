@@ -60,7 +60,7 @@ def test_exploration_is_correlated_over_an_episode_alone() -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.25, 1.0])
 def test_discrete_controls_are_drawn_anew_by_their_share(noise: float) -> None:
     torch.manual_seed(0)
-    spec = ActionSpec((), classes=(2, 4), start=(0, 0))
+    spec = ActionSpec((2,), classes=(2, 4), start=(0, 0))
     control = torch.tensor([1.0, 0, 0, 0, 0, 1]).expand(40_000, -1)
     after = disturbed(spec, control, noise)
     same = (after * control).mean(0)[[0, 5]]

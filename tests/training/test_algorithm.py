@@ -14,7 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback,
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 
-from training import WorldModelAgent
+from training import Run, WorldModelAgent
 from training.config import ConfigError
 from training.folder import short
 
@@ -370,3 +370,29 @@ def test_schedules_of_the_dream_end_with_the_steps_that_were_given() -> None:
     assert algorithm.num_timesteps == algorithm.lifetime > 0
     agent.learn(20)
     assert algorithm.num_timesteps - algorithm.born == algorithm.lifetime
+
+
+def test_what_was_learned_is_kept_while_it_learns() -> None:
+    """Whoever pulls the plug loses no more than the steps since the last checkpoint."""
+    agent = WorldModelAgent({**TINY, "evaluation": {"every": 10}}, run="run")
+
+    def unplugged(_: Any, __: Any) -> bool:
+        if agent.num_timesteps < 35:
+            return True
+        found = Run.load("run")
+        assert found.env_steps == 30 and len(found.replay) >= 30
+        return False
+
+    agent.learn(60, callback=unplugged)
+    assert agent.num_timesteps == 35
+
+
+def test_a_loaded_agent_remembers_that_it_has_explored() -> None:
+    behaviour = {**TINY["behaviour"], "name": "plan2explore", "exploration": {"steps": 25}}
+    agent = WorldModelAgent({**TINY, "behaviour": behaviour}, run="run").learn(30)
+    agent.save("agent")
+    found = WorldModelAgent.load("agent")
+    for each in (agent.policy, found.policy, Run.load("run").behaviour):
+        assert not each.exploring
+    found.learn(10)
+    assert not found.policy.exploring

@@ -18,7 +18,7 @@ Build, Window = Callable[..., WorldModel], Callable[..., Batch]
     [
         (lambda: ObservationSpec((64, 64), image=True), r"\(H, W, C\)"),
         (lambda: ObservationSpec((2,), (3,)), "each of the 2 variables"),
-        (lambda: ObservationSpec((0,)), "at least 1"),
+        (lambda: ObservationSpec((0,)), "one number at least"),
         (lambda: ObservationSpec((2,), (3, 3), (1,)), "of which there are 2"),
         (lambda: ActionSpec((), (0,)), "at least 1"),
         (lambda: ActionSpec((2,), low=(-1.0,), high=(1.0,)), "each entry"),
