@@ -63,13 +63,14 @@ def pit(samples: Tensor, value: Tensor) -> Tensor:
 
 
 class Calibration(NamedTuple):
-    """Whether a forecast knows what it does not know; of a calibrated one every field is known beforehand."""
+    """Whether a forecast knows what it does not know; of a calibrated one every field is known beforehand.
+
+    That of `error_std` is for many samples: of S Gaussian ones it is sqrt((1 + 1/S) (S - 1) / (S - 3)).
+    """
 
     coverage: Tensor  # (levels, ...): share of values in each central interval; equal to the level
     error_mean: Tensor  # (...): of (value - mean) / standard deviation of the forecast; 0
-    error_std: (
-        Tensor  # (...): 1 for many samples, of S Gaussian ones sqrt((1 + 1/S) (S - 1) / (S - 3)); above: too sure
-    )
+    error_std: Tensor  # (...): 1; above it the model is too sure of itself
     counts: Tensor  # (BINS, ...): PIT histogram; flat
 
 
