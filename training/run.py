@@ -162,6 +162,8 @@ class Run:
             run = Run(folder, config)
         run.decided += said
         run.take(found)
+        if isinstance(run.behaviour, Plan2Explore):
+            run.behaviour.begin_step(run.env_steps)
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
             run.replay.open(folder / ROWS)
         elif at_checkpoint:
@@ -177,8 +179,6 @@ class Run:
         with fitting_state(checkpoint.folder / TRAINING):
             self.behaviour.load_training_state(load_tree(checkpoint.folder / TRAINING)["behaviour"])
         self.env_steps, self.checkpoint = checkpoint.env_steps, checkpoint
-        if isinstance(self.behaviour, Plan2Explore):
-            self.behaviour.begin_step(self.env_steps)
 
     @property
     def summary(self) -> str:

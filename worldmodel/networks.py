@@ -68,7 +68,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.keys, self.size = list(specs), hidden
         self.classes = [() if spec.binary else spec.classes for spec in specs.values()]
-        self.accepted = [{spec.width, sum(spec.classes) or spec.width} for spec in specs.values()]
+        coded = [sum(classes) for classes in self.classes]  # width of their one-hot codes
+        self.accepted = [(spec.width, code or spec.width) for spec, code in zip(specs.values(), coded, strict=True)]
         given = (layer or LayerConfig(), vector_input, image_depth)
         units, self.widths = zip(*(entrance(spec, *given) for spec in specs.values()), strict=True)
         self.units = nn.ModuleList(units)
@@ -104,7 +105,7 @@ class Encoder(nn.Module):
             if key not in obs:
                 raise ValueError(f"observation '{key}' is missing, there are {sorted(obs)}")
             if obs[key].shape[-1] not in widths:
-                raise ValueError(f"observation '{key}' is {max(widths)} numbers wide, got {tuple(obs[key].shape)}")
+                raise ValueError(f"observation '{key}' is {widths[0]} numbers wide, got {tuple(obs[key].shape)}")
             value = units(obs[key])
             if classes and not value.is_floating_point():
                 value = codes(value, classes, cast(nn.Linear, self.mlp[0]).weight.dtype)

@@ -35,7 +35,7 @@ class ObjectiveConfig:
     anneal: int = 0  # updates over which beta goes from beta_start, and free_nats from free_nats_start
     beta_start: float = 0.0  # from below 1 q learns first (Bowman et al. 2016), from above p must: the dynamics
     free_nats_start: float | None = None  # free_nats throughout by default
-    bound: Literal["elbo", "iwae", "fivo"] = "elbo"  # the last two ignore all above but anneal and beta_start
+    bound: Literal["elbo", "iwae", "fivo"] = "elbo"  # the last two take beta_start and anneal alone of these
     particles: int = 4  # of iwae and fivo
     resample: float = 0.5  # effective share of the particles below which fivo resamples them
 

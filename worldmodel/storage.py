@@ -128,10 +128,8 @@ class Storage(ABC):
         expected = {name: (len(envs), *column.shape) for name, column in self.columns.items()}
         if shapes != expected:
             wrong = sorted(name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name))
-            told = ", ".join(f"{name} {shapes.get(name, 'is missing')}" for name in wrong)
-            raise ValueError(
-                f"rows do not fit the replay: {told}; it takes { {name: expected.get(name) for name in wrong} }"
-            )
+            told = [f"{name} is {shapes.get(name, 'missing')}, not {expected.get(name, 'a column')}" for name in wrong]
+            raise ValueError(f"rows do not fit the replay: {'; '.join(told)}")
         self.begin_writing()
         row = self.written[envs]
         self.begun[envs] = np.maximum(self.begun[envs], row + 1)  # more had been begun before a roll_back

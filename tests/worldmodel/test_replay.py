@@ -189,11 +189,17 @@ def test_errors() -> None:
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"obs": {"x": np.zeros((1, 1), np.float32)}}, "obs/k is missing"),
-        ({"obs": {"x": np.zeros((1, 1)), "k": np.zeros((1, 1)), "y": np.zeros((1, 1))}}, r"obs/y \(1, 1\)"),
-        ({"obs": {"x": np.zeros((1, 3), np.float32), "k": np.zeros((1, 1), np.int64)}}, r"obs/x \(1, 3\)"),
-        ({"prev_action": np.zeros(1, np.float32)}, r"prev_action \(1,\); it takes {'prev_action': \(1, 1\)}"),
-        ({"reward": np.float32(0)}, r"reward \(\)"),
+        ({"obs": {"x": np.zeros((1, 1), np.float32)}}, r"obs/k is missing, not \(1, 1\)$"),
+        (
+            {"obs": {"x": np.zeros((1, 1)), "k": np.zeros((1, 1)), "y": np.zeros((1, 1))}},
+            r"obs/y is \(1, 1\), not a column$",
+        ),
+        (
+            {"obs": {"x": np.zeros((1, 3), np.float32), "k": np.zeros((1, 1), np.int64)}},
+            r"obs/x is \(1, 3\), not \(1, 1\)$",
+        ),
+        ({"prev_action": np.zeros(1, np.float32)}, r"prev_action is \(1,\), not \(1, 1\)$"),
+        ({"reward": np.float32(0)}, r"reward is \(\), not \(1,\)$"),
     ],
     ids=["missing", "unknown", "wide", "flat", "scalar"],
 )

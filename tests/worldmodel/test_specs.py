@@ -61,6 +61,7 @@ def test_what_is_no_observation() -> None:
     [
         ({"x": torch.zeros(3, 5, 1)}, r"'x' is 2 numbers wide, got \(3, 5, 1\)"),
         ({"x": torch.zeros(3, 5, 3)}, r"'x' is 2 numbers wide, got \(3, 5, 3\)"),
+        ({"x": torch.zeros(3, 5, 2), "phase": torch.zeros(3, 5, 2)}, r"'phase' is 1 numbers wide, got \(3, 5, 2\)"),
         ({"y": torch.zeros(3, 5, 2)}, r"'x' is missing, there are \['phase', 'y'\]"),
     ],
 )
