@@ -39,12 +39,14 @@ class PolicyFamily(ABC):
 class TanhNormal(PolicyFamily):
     """u = tanh(a), a ~ N(mu, diag sigma^2), as in Dreamer V1 and SAC. Parameters are [mu, raw].
 
-    mu = 5 tanh(raw_mu / 5) keeps the mean from drifting to where tanh has no gradient (Dreamer V1).
+    mu = 5 tanh(raw_mu / 5) keeps the mean from drifting to where tanh has no gradient (Dreamer V1). Near the bounds
+    float32 tells few controls apart, and of 1 itself the a is lost: |u| ends at `edge`, which has the probability that
+    |a| lies beyond, see :class:`ClippedNormal`.
     """
 
     limit = 5.0
     min_std = 1e-4
-    edge = 1 - 1e-6  # atanh(1) is infinite; float32 tanh reaches 1 at 9
+    edge = 1 - 2.0**-20  # 16 float32 numbers below 1
 
     def __init__(self, size: int, initial_std: float = 1.0) -> None:
         self.parameters = 2 * size
@@ -57,17 +59,22 @@ class TanhNormal(PolicyFamily):
 
     def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, std = self.moments(params)
-        return torch.tanh(torch.addcmul(mean, std, torch.randn_like(std) if noise is None else noise))
+        drawn = torch.addcmul(mean, std, torch.randn_like(std) if noise is None else noise)
+        return torch.tanh(drawn).clamp(-self.edge, self.edge)
 
     def mode(self, params: Tensor) -> Tensor:
         return torch.tanh(self.moments(params)[0])
 
     def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
+        """Log density inside of the edges, log mass on them and beyond."""
         mean, std = self.moments(params)
         control = control.clamp(-self.edge, self.edge)
         error = (control.atanh() - mean) / std
         jacobian = torch.log1p(-control.square())  # log |d tanh(a) / da|
-        return (-0.5 * error.square() - std.log() - 0.5 * LOG_2PI - jacobian).sum(-1)
+        inside = -0.5 * error.square() - std.log() - 0.5 * LOG_2PI - jacobian
+        # What is drawn lies within some standard deviations; far beyond, torch's gradient of the mass is not finite.
+        outside = torch.special.log_ndtr((-control.sign() * error).clamp(min=-100))
+        return torch.where(control.abs() < self.edge, inside, outside).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
         """H[N(mu, sigma)] + E[log |d tanh(a) / da|]: the first exact, the second from one sample."""

@@ -119,6 +119,17 @@ def test_tanh_normal_sample_is_pathwise_differentiable() -> None:
     torch.testing.assert_close(gradient, torch.cat([slope * d_mean, slope * noise * d_std], -1), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("initial_std", [1.0, 5.0, 20.0])
+def test_tanh_normal_score_is_zero_on_average(initial_std: float) -> None:
+    """E[d log p(u) / d params] = 0, whatever share of the samples lies where float32 tells no controls apart."""
+    family = TanhNormal(1, initial_std)
+    rows = torch.tensor([3.0, 0.2]).expand(20 * DRAWS, 2).clone().requires_grad_()
+    control = family.sample(rows).detach()
+    (scores,) = torch.autograd.grad(family.log_prob(rows, control).sum(), rows)
+    error = 5 * scores.std(0) / len(rows) ** 0.5
+    assert (scores.mean(0).abs() < error).all()
+
+
 # ----------------------------------------------------------------------------------------- ClippedNormal
 
 
