@@ -134,13 +134,11 @@ def _refuse_of_images(config: EnvConfig) -> None:
             )
 
 
-def time_limit(config: EnvConfig) -> int | None:
-    """Environment steps after which an episode is truncated; None where that is not known beforehand."""
+def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
+    """Environment steps after which an episode of `env`, made of `config`, is truncated; None where it does not say."""
     if config.time_limit is not None:
         return config.time_limit
-    env = make(config)
     limit = env.spec.max_episode_steps if env.spec is not None else None
-    env.close()
     return None if limit is None else -(-limit // config.action_repeat)
 
 

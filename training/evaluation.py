@@ -1,6 +1,6 @@
 """Returns of an agent in environments of its own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,10 @@ from agents import Agent, AgentState
 from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
 from envs.faults import reported
 from envs.process import begin
+from training.folder import whisper
 
 VECTOR = 32  # episodes run side by side
+LONG = 10_000  # steps of an episode whose end is told to be waited for, where no limit is known; then 20,000, ...
 TINY = 1e-6  # what counts as a return of 0
 
 
@@ -53,7 +55,13 @@ def evaluation_seeds(episodes: int, stream: int) -> list[int]:
 
 
 def evaluate(
-    agent: Agent, env: EnvConfig, episodes: int, stream: int, deterministic: bool = True, imagine: bool = False
+    agent: Agent,
+    env: EnvConfig,
+    episodes: int,
+    stream: int,
+    deterministic: bool = True,
+    imagine: bool = False,
+    say: Callable[[str], None] = whisper,
 ) -> Evaluation:
     """Run `episodes` whole episodes, each from a reset with its own seed.
 
@@ -63,6 +71,7 @@ def evaluate(
     Args:
         imagine: also imagine each episode from its first observation on, up to the environment's time limit; as far as
             the longest real one where it has none.
+        say: is given a line for the person where an episode goes on and on, and its environment has no time limit.
     Raises:
         ValueError: if `episodes` is below 1.
         EnvironmentFault: if environments fail more often than `env.restarts` allows.
@@ -76,7 +85,7 @@ def evaluate(
         torch.manual_seed(stream)
         while left:
             seeds = evaluation_seeds(drawn + min(left, VECTOR), stream)[drawn:]
-            results.append(_side_by_side(agent, env, seeds, deterministic, imagine))
+            results.append(_side_by_side(agent, env, seeds, deterministic, imagine, say))
             drawn, left = drawn + len(seeds), left - len(results[-1].returns)
             faults += results[-1].faults
             if len(faults) > env.restarts:
@@ -90,12 +99,15 @@ def evaluate(
     )
 
 
-def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool, imagine: bool) -> Evaluation:
+def _side_by_side(
+    agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool, imagine: bool, say: Callable[[str], None]
+) -> Evaluation:
     """One episode per environment, without those in which it failed. What comes after it does not count."""
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
     whole, unsound = np.ones(count, bool), None
     envs = make_vector(config, count)
+    limit, told = time_limit(config, envs.envs[0]), LONG
     try:
         observation, infos = envs.reset(seed=list(seeds))
         faults = _faults(infos, count)
@@ -114,11 +126,17 @@ def _side_by_side(agent: Agent, config: EnvConfig, seeds: list[int], determinist
             length += running
             start = terminated | truncated
             running &= ~start
+            if limit is None and running.any() and length.max() >= told:
+                say(
+                    f"an evaluation waits for episodes of {config.id} to end, after {length.max()} steps: where they "
+                    "may not, set env.time_limit"
+                )
+                told *= 2
     finally:
         envs.close()
     imagined = None
     if imagine and first:
-        imagined = imagined_returns(agent, first, time_limit(config) or int(length.max()), deterministic)
+        imagined = imagined_returns(agent, first, limit or int(length.max()), deterministic)
     kept = np.flatnonzero(whole).tolist()
     return Evaluation(
         total[kept].tolist(),

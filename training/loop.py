@@ -176,7 +176,8 @@ class Loop:
     def evaluate(self) -> None:
         config = self.config.evaluation
         self.evaluation_due = self.interrupt.at_once = True  # it may take long, and disturbs nothing
-        result = evaluate(self.trainer.run.agent, self.config.env, config.episodes, PERIODIC)
+        run, say = self.trainer.run, self.progress.note
+        result = evaluate(run.agent, self.config.env, config.episodes, PERIODIC, say=say)
         self.evaluation_due = self.interrupt.at_once = False
         self.logger.log(
             {**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.trainer.run.env_steps

@@ -225,14 +225,16 @@ class Run:
         save_module(checkpoint / BEHAVIOUR, self.behaviour)
         save_tree(checkpoint / TRAINING, training)
 
-    def evaluate(self, episodes: int | None = None, deterministic: bool = True) -> Evaluation:
+    def evaluate(
+        self, episodes: int | None = None, deterministic: bool = True, say: Callable[[str], None] = whisper
+    ) -> Evaluation:
         """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined.
 
         Nothing is imagined by a model that has learned that a lost life is the end.
         """
         count = self.config.evaluation.final_episodes if episodes is None else episodes
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
-        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, imagine=promises)
+        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, promises, say)
 
 
 def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:

@@ -165,7 +165,7 @@ def finish(loop: "Loop") -> Run:
         if not loop.run(steps) and interrupt.asked:
             raise KeyboardInterrupt
         interrupt.at_once = True
-        result = run.evaluate()
+        result = run.evaluate(say=progress.note)
         if interrupt.asked:
             raise KeyboardInterrupt
         final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}

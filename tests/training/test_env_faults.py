@@ -323,6 +323,21 @@ def test_an_evaluation_whose_resets_fail(failing: Any, tmp_path: Path) -> None:
     assert len(result.faults) == 1
 
 
+@pytest.mark.parametrize(("length", "limit", "told"), [(40, None, [9, 18, 36]), (8, None, []), (40, 30, [])])
+def test_a_long_wait_for_the_end_of_an_episode_is_told(
+    length: int, limit: int | None, told: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An environment of which nothing says when its episodes end may never end one: the remedy is named meanwhile."""
+    monkeypatch.setattr("training.evaluation.LONG", 9)
+    lines: list[str] = []
+    config = EnvConfig(ID, kwargs={"length": length}, time_limit=limit)
+    evaluate(random_agent(tmp_path), config, 2, 1, say=lines.append)
+    assert lines == [
+        f"an evaluation waits for episodes of {ID} to end, after {steps} steps: where they may not, set env.time_limit"
+        for steps in told
+    ]
+
+
 def test_an_evaluation_has_a_limit(failing: Any, tmp_path: Path) -> None:
     agent = random_agent(tmp_path)
     config = EnvConfig(ID, kwargs={"how": "exception", "seeds": evaluation_seeds(40, 1)}, restarts=4)
