@@ -23,6 +23,7 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -63,15 +64,16 @@ def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
     """The keyword arguments of an algorithm, from what a YAML file can say.
 
     "lin_VALUE" becomes a schedule, a list `train_freq` a tuple, and in `policy_kwargs` the names of an activation or an
-    optimiser the classes of torch. A round of an on-policy algorithm is a whole number of its rollouts; an off-policy
-    one keeps no more than some rounds.
+    optimiser the classes of torch. An off-policy algorithm keeps no more than some rounds.
 
     Raises:
         ValueError: for what cannot be read so.
     """
     settings = {name: _read(name, value) for name, value in copy.deepcopy(config.settings).items()}
+    policy = settings.get("policy_kwargs", {})
+    if not isinstance(policy, dict):
+        raise ValueError(f"behaviour.sb3.settings.policy_kwargs: {policy!r} is no mapping of names to values")
     for name, home in (("activation_fn", nn), ("optimizer_class", torch.optim)):
-        policy = settings.get("policy_kwargs", {})
         if isinstance(policy.get(name), str):
             if not hasattr(home, policy[name]):
                 raise ValueError(f"behaviour.sb3.settings.policy_kwargs.{name}: torch has no '{policy[name]}'")
@@ -81,16 +83,10 @@ def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
             "behaviour.sb3.settings.optimize_memory_usage: its buffer takes what a round begins with for what followed "
             "the round before, leave it out"
         )
-    if not on_policy:
+    if on_policy:
+        settings.setdefault("n_steps", max(config.steps // config.envs, 1))
+    else:
         settings.setdefault("buffer_size", KEPT_ROUNDS * config.steps)
-        return settings
-    settings.setdefault("n_steps", max(config.steps // config.envs, 1))
-    rollout = settings["n_steps"] * config.envs
-    if config.steps % rollout:
-        raise ValueError(
-            f"behaviour.sb3.steps: a round of {config.steps} steps is no whole number of rollouts of {rollout} "
-            f"(n_steps {settings['n_steps']} x envs {config.envs})"
-        )
     return settings
 
 
@@ -155,8 +151,9 @@ def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgori
     _check_numbers(cls, settings)
     try:
         made = in_rounds(cls)("MlpPolicy", dream, device=device, **settings)
-    except (TypeError, AssertionError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever its constructor makes of settings that it does not expect
         raise ValueError(f"behaviour.sb3: {config.algorithm} cannot be made: {error}") from error
+    _check_rounds(made, config)
     if hasattr(made.policy, "lstm_actor"):
         raise ValueError(f"behaviour.sb3: {config.algorithm} has a memory of its own; the latent state is one already")
     return made
@@ -168,6 +165,25 @@ def _check_numbers(cls: Any, settings: Mapping[str, Any]) -> None:
         value, number = settings.get(name), type(parameter.default) in (int, float)
         if number and isinstance(value, str | Mapping):
             raise ValueError(f"behaviour.sb3.settings.{name}: {value!r} is no number, which {cls.__name__} has there")
+
+
+def _check_rounds(made: Any, config: SB3Config) -> None:
+    """Refuse rounds that are no whole number of rollouts: they would last longer, and schedules end before the run."""
+    if isinstance(made, OnPolicyAlgorithm):
+        name, size = "n_steps", made.n_steps
+    else:
+        made._convert_train_freq()
+        if made.train_freq.unit == TrainFrequencyUnit.EPISODE:
+            raise ValueError("behaviour.sb3.settings.train_freq: rounds are of steps, give it a number of them")
+        name, size = "train_freq", made.train_freq.frequency
+    if size < 1:
+        raise ValueError(f"behaviour.sb3.settings.{name} must be at least 1: {size}")
+    rollout = size * config.envs
+    if config.steps % rollout:
+        raise ValueError(
+            f"behaviour.sb3.steps: a round of {config.steps} steps is no whole number of rollouts of {rollout} "
+            f"({name} {size} x envs {config.envs})"
+        )
 
 
 class SB3Behaviour(nn.Module):

@@ -23,7 +23,8 @@ class SB3Config:
     envs: int = 64  # imagined episodes side by side
     horizon: int = 15  # imagined steps after which an episode is truncated
     every: int = 10  # updates of the world model between two rounds
-    steps: int = 2048  # imagined steps of a round, those of all episodes counted
+    steps: int = 2048  # imagined steps of a round, those of all episodes counted: a whole number of rollouts, each of
+    # n_steps (on-policy; by default the round is one) or train_freq steps in every episode
     noise: float | None = None  # while exploring, see agents/noise.py; null: 0.1 of deterministic policies, else none
     penalty: float = 0.0  # weight of the ensemble's disagreement, taken from the imagined reward
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)

@@ -190,6 +190,26 @@ def test_a_round_is_a_whole_number_of_rollouts() -> None:
     assert behaviour("SAC", settings={"buffer_size": 1000}).algorithm.buffer_size == 1000  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "said"),
+    [
+        ("SAC", {"train_freq": 3}, r"round of 16 steps is no whole number of rollouts of 12 \(train_freq 3 x envs 4\)"),
+        ("SAC", {"train_freq": [1, "episode"]}, "train_freq: rounds are of steps"),
+        ("SAC", {"train_freq": [1, "week"]}, "train_freq.*week"),
+        ("SAC", {"train_freq": 0}, "train_freq must be at least 1: 0"),
+        ("PPO", {"n_steps": 0}, "n_steps|PPO cannot be made"),
+        ("A2C", {"n_steps": 0}, "n_steps|A2C cannot be made"),
+        ("PPO", {"n_steps": "four"}, "n_steps: 'four' is no number"),
+        ("PPO", {"policy_kwargs": 3}, "policy_kwargs: 3 is no mapping"),
+    ],
+)
+def test_rounds_that_would_last_longer_or_never_begin_are_refused(
+    algorithm: str, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        behaviour(algorithm, settings=settings)
+
+
 def test_actions_that_do_not_begin_at_0_are_counted_from_0_in_the_dream() -> None:
     """The model sees the environment's own; the policy is asked which of its choices, the first being 0."""
     space = gym.spaces.Discrete(2, start=-3)
