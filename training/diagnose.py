@@ -11,7 +11,7 @@ from torch import Tensor
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
-from worldmodel.diagnostics.baselines import by_name, fit_baselines, series
+from worldmodel.diagnostics.baselines import by_name, fit_baselines, moments, series
 from worldmodel.diagnostics.collapse import Collapse, collapse
 from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete, without_images
 from worldmodel.diagnostics.evidence import compare, posterior_gap
@@ -183,7 +183,7 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
     data = series(model, ahead)
     means = {name: by_name(model, ahead, each.predict(data, config.context)) for name, each in baselines.items()}
     stds = {name: by_name(model, ahead, each.std) for name, each in baselines.items()}
-    scale = by_name(model, ahead, series(model, train).values[0].std(0, correction=0))
+    scale = by_name(model, ahead, moments(model, train)[1])
     forecasts = forecast_all(model, ahead, config)
     found = {}
     for key, emission in emissions(model, ahead).items():

@@ -1,6 +1,7 @@
 """Figures of a diagnosis. Needs matplotlib, which `pip install 'worldmodel[plot]'` brings."""
 
 import math
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from worldmodel.diagnostics.scores import inside
 SEQUENCES = 3  # drawn as examples
 QUANTITIES = 5  # of each at most
 COLOURS = {MODEL: "C0", "repeat last": "C1", "train mean": "0.55", "linear ARX": "C2"}
+WIDE = 120  # letters over a figure of two panels
 CURVE = tuple(i / 20 for i in range(1, 20))  # levels of the calibration curve
 
 
@@ -146,13 +148,13 @@ def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
 def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     """KL by dimension, the largest first; and the share of each quantity that the latent state explains."""
     found = diagnosis.collapse
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     nats = sorted(found.kl.tolist(), reverse=True)
     left.bar(range(1, len(nats) + 1), nats, color=["C0" if kl > ACTIVE_NATS else "0.7" for kl in nats])
     left.axhline(ACTIVE_NATS, color="C3", linestyle="--", linewidth=1, label=f"unused below {ACTIVE_NATS} nats")
     left.set(xlabel="latent dimension, the most used first", ylabel="KL(q || p), nats per step")
     left.set_yscale("symlog", linthresh=ACTIVE_NATS)
-    left.set_title(f"What the data tell each latent dimension: {sum(nats):.2f} nats in all", fontsize=11)
+    left.set_title(f"What the data tell each dimension: {sum(nats):.2f} nats", fontsize=11)
     left.legend(fontsize=9)
     shares = {name: r2 for name, r2 in labelled(found.explained).items() if math.isfinite(r2)}
     colours = ["C0" if r2 >= REPRESENTED else "C3" for r2 in shares.values()]
@@ -164,5 +166,6 @@ def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
         xlim=(0, 1),
         xlabel="R²: share of variance that the reconstruction explains\n(left of the dashed line: not represented)",
     )
-    right.set_title(f"What the latent state explains: {judged['latent'].partition(':')[0]}", fontsize=11)
+    right.set_title("What the latent state explains", fontsize=11)
+    figure.suptitle(textwrap.fill(f"Latent state: {judged['latent']}", WIDE), fontsize=12)
     return figure

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from training.diagnose import MODEL, OVERLAP, Against, Diagnosis, Outlook
+from training.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
 from training.weights import write_text_atomic
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
@@ -71,7 +71,7 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         return NO_DYNAMICS
     horizon, lines = diagnosis.config.horizon, []
     for key, outlook in diagnosis.outlooks.items():
-        known = {name: float(each[-1]) for name, each in skills(outlook).items() if math.isfinite(each[-1])}
+        known = {name: float(each[-1]) for name, each in skills(outlook).items() if not math.isnan(each[-1])}
         if not known:
             continue
         name, value = min(known.items(), key=lambda pair: pair[1])
@@ -79,7 +79,8 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).clearest)) < SURE
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
         what = f"not clearly better or worse than {name}" if unsure else clear
-        lines.append(f"{key} {what} (skill {value:+.2f} over {name})")
+        told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else f"{name} makes no error"
+        lines.append(f"{key} {what} ({told})")
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
 
 
@@ -293,9 +294,11 @@ def latent_table(diagnosis: Diagnosis) -> Table:
 
 def quantity_table(diagnosis: Diagnosis) -> Table:
     """What of each quantity is in the latent state: as its own head reads it, and as a linear map does."""
-    table = Table(title="R² of what can be read off the latent state", title_justify="left")
-    _columns(table, ["quantity"], ["by the model's head", "by a linear map"])
     explained, probed = diagnosis.collapse.explained, diagnosis.probed
+    few = f"a linear map takes at least {FOLDS} sequences of {diagnosis.config.sequence} steps"
+    title = "R² of what can be read off the latent state"
+    table = Table(title=title, title_justify="left", caption=None if probed else few, caption_justify="left")
+    _columns(table, ["quantity"], ["by the model's head", "by a linear map"])
     wide = {name for found in (explained, probed) for name, values in found.items() if len(values) > LISTED}
     heads, linear = (
         labelled({name: found[name] for name in found if name not in wide}) for found in (explained, probed)

@@ -226,6 +226,27 @@ def test_of_a_quantity_with_many_entries_a_table_shows_the_median(finished: Path
     ]
 
 
+def test_the_mean_reward_is_one_of_steps_that_bring_a_reward(finished: Path) -> None:
+    """A reset brings none: its row holds 0."""
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    rows = found.recording.train[0]
+    brought = rows.reward[~rows.is_first]
+    assert len(brought) < rows.reward.numel() and brought.mean() != rows.reward.mean()
+    outlook = found.outlooks["reward"]
+    torch.testing.assert_close(outlook.means["train mean"][0, 0, 0], brought.mean())
+    torch.testing.assert_close(outlook.scale[0], brought.std(correction=0))
+
+
+def test_a_baseline_without_error_is_not_beaten(finished: Path) -> None:
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    outlook = found.outlooks["observation"]
+    name, exact = "repeat last", outlook.forecast.value
+    perfect = outlook.scores[name]._replace(rmse=torch.zeros_like(outlook.scores[name].rmse))
+    outlook = outlook._replace(scores={**outlook.scores, name: perfect}, means={**outlook.means, name: exact})
+    line = verdicts(found._replace(outlooks={"observation": outlook}))["open loop"]
+    assert "worse than repeat last (repeat last makes no error)" in line
+
+
 def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:
     """Ties among few samples are broken once."""
     found = diagnose(fitted(system, tmp_path / "run"), config=DiagnoseConfig(2, 3, 2))

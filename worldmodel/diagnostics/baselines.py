@@ -33,6 +33,12 @@ def series(model: WorldModel, batch: Batch) -> Series:
     return Series(values, batch.prev_action * ~batch.is_first.unsqueeze(-1), batch.is_first, batch.mask)
 
 
+def moments(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) of everything emitted, over the rows in which it was recorded."""
+    found = [each.numbers[each.recorded] for each in emissions(model, batch).values()]
+    return torch.cat([x.mean(0) for x in found]), torch.cat([x.std(0, correction=0) for x in found])
+
+
 def by_name(model: WorldModel, batch: Batch, joint: Tensor) -> dict[str, Tensor]:
     """(..., D) -> {emission: (..., W)}, the inverse of the concatenation in :func:`series`."""
     found = emissions(model, batch)
@@ -151,13 +157,13 @@ def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int,
         order: of the autoregression, if the context is as long.
     """
     data, sample = series(model, train), series(model, unbroken(windows, context))
-    seen = data.values[data.mask > 0]
+    mean, std = moments(model, train)
     predictors: dict[str, Predictor] = {
         "repeat last": repeat_last,
-        "train mean": TrainMean(seen.mean(0)),
+        "train mean": TrainMean(mean),
         "linear ARX": fit_arx(data, min(order, context)),
     }
-    floor = 1e-3 * seen.std(0, correction=0) + 1e-6  # a constant has no likelihood
+    floor = 1e-3 * std + 1e-6  # a constant has no likelihood
     ahead = sample.values[:, context:]
     return {
         name: Baseline(predict, torch.maximum(root_mean_square(ahead - predict(sample, context)), floor))
