@@ -79,7 +79,7 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).clearest)) < SURE
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
         what = f"not clearly better or worse than {name}" if unsure else clear
-        told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else f"{name} makes no error"
+        told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else "which makes no error"
         lines.append(f"{key} {what} ({told})")
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
 

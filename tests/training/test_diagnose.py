@@ -244,7 +244,7 @@ def test_a_baseline_without_error_is_not_beaten(finished: Path) -> None:
     perfect = outlook.scores[name]._replace(rmse=torch.zeros_like(outlook.scores[name].rmse))
     outlook = outlook._replace(scores={**outlook.scores, name: perfect}, means={**outlook.means, name: exact})
     line = verdicts(found._replace(outlooks={"observation": outlook}))["open loop"]
-    assert "worse than repeat last (repeat last makes no error)" in line
+    assert "worse than repeat last (which makes no error)" in line
 
 
 def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:
