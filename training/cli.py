@@ -60,10 +60,12 @@ def _that_look(commands: Any) -> None:
     )
     evaluate = commands.add_parser("evaluate", parents=[which], help="returns of a trained agent on seeds it never saw")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
-    evaluate.add_argument("--episodes", type=int, default=20, help="default: %(default)s")
+    evaluate.add_argument("--episodes", type=int, help="default: evaluation.final_episodes of its config")
     evaluate.add_argument("--device", help="default: the one it was trained on")
     evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
-    diagnose = commands.add_parser("diagnose", help="what a trained model believes: forecasts, collapse, actions")
+    diagnose = commands.add_parser(
+        "diagnose", parents=[which], help="what a trained model believes: forecasts, collapse, actions"
+    )
     diagnose.add_argument("run", metavar="RUN", help="a run folder; figures and numbers go into RUN/media")
     diagnose.add_argument(
         "data", nargs="?", metavar="DATA", help="a recording; default: the run's own replay, a fit's test data"
@@ -210,21 +212,27 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
                 "--resume goes on with a run as it was begun: it takes no config, --run or --seed; --training.steps "
                 "gives it more steps"
             )
-        resume(options.resume, more_steps(overrides))
+        resume(options.resume, *changes(overrides))
         return
     if options.config is None:
         raise ValueError("which config? For example configs/pendulum.yaml, or --resume RUN to go on with a run")
     train(options.config, overrides, run=options.run, **_seed(options))
 
 
-def more_steps(overrides: Sequence[str]) -> int | None:
-    """The one thing of a run that can be changed on the way."""
+def changes(overrides: Sequence[str]) -> tuple[int | None, str | None]:
+    """What of a run can be changed on the way: its steps and its device."""
     from training.schema import parse_overrides
 
     given = parse_overrides(overrides)
-    steps = given["training"].get("steps") if isinstance(given.get("training"), dict) else None
-    if given and given != {"training": {"steps": steps}}:
-        raise ValueError(f"--resume takes no change of the config but --training.steps: {' '.join(overrides)}")
+    training = given.pop("training", {})
+    if given or not isinstance(training, dict) or training.keys() - {"steps", "device"}:
+        known = "--training.steps and --training.device"
+        raise ValueError(f"--resume takes no change of the config but {known}: {' '.join(overrides)}")
+    device = training.get("device")
+    return _more_steps(training.get("steps")), None if device is None else str(device)
+
+
+def _more_steps(steps: Any) -> int | None:
     if steps is None:
         return None
     whole = isinstance(steps, int | float) and not isinstance(steps, bool) and math.isfinite(steps) and steps % 1 == 0
@@ -242,6 +250,7 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
+    from training.lines import json_safe
     from training.loop import describe, promise
     from training.run import Run
 
@@ -252,9 +261,10 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
         print(promise(result))
     if options.json:
         summary: dict[str, Any] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
-        summary |= {"imagined_return": result.promise}
-        about = {"lengths": result.lengths, "env_steps": run.env_steps, "unsound_from_step": result.unsound}
-        print(json.dumps({**summary, **about, "environment_faults": len(result.faults)}))
+        summary |= {"imagined_return": result.promise, "success_rate": result.success_rate}
+        summary |= {"lengths": result.lengths, "env_steps": run.env_steps, "unsound_from_step": result.unsound}
+        summary |= {"environment_faults": len(result.faults)}
+        print(json.dumps({name: json_safe(value) for name, value in summary.items()}, allow_nan=False))
 
 
 def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
@@ -263,24 +273,18 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
 
     config = DiagnoseConfig(options.context, options.horizon, options.samples)
     states = [name.strip() for name in options.state.split(",") if name.strip()]
-    found = publish(diagnose(options.run, options.data, config, options.against, options.device, states))
+    given = options.against, options.device, states, options.checkpoint
+    found = publish(diagnose(options.run, options.data, config, *given))
     if options.json:
         print(json.dumps(found))
 
 
 def _imagine(options: argparse.Namespace, _: list[str]) -> None:
-    from training.fit_run import FitRun, is_fit
     from training.imagine import ImagineConfig, imagine
-    from training.run import Run
+    from training.subject import load
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
-    run: FitRun | Run
-    if is_fit(options.run):
-        if options.checkpoint not in ("latest", "best"):
-            raise ValueError(f"--checkpoint {options.checkpoint}: a fit keeps its best weights alone")
-        run = FitRun.load(options.run, options.device)
-    else:
-        run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
+    run = load(options.run, options.device, options.checkpoint)
     if blind := [key for key in run.obs_specs if key not in run.model.keys]:
         print(
             f"{blind} left out of what is foretold and dreamt: the model has no decoder of them (model.images: "

@@ -129,6 +129,7 @@ def diagnose(
     against: str | Path | None = None,
     device: str | None = None,
     states: Sequence[str] = (),
+    checkpoint: str = "latest",
 ) -> Diagnosis:
     """Measure the model of a run on its own replay, or on a recording. The same every time it is called.
 
@@ -142,11 +143,12 @@ def diagnose(
         against: another run folder, whose ELBO on the same data is compared.
         device: by default the one it was trained on.
         states: columns or arrays of the data that a fit does not observe, to be read off its latent state.
+        checkpoint: of `run`; see :meth:`training.run.Run.load`.
     Raises:
         ValueError: if a folder or file cannot be used, or the recording is too short.
     """
     config = config or DiagnoseConfig()
-    subject = open_subject(run, device)
+    subject = open_subject(run, device, checkpoint)
     torch.set_num_threads(subject.threads)
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)

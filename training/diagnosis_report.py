@@ -10,6 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 from training.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
+from training.lines import json_safe
 from training.weights import write_text_atomic
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
@@ -162,8 +163,8 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "kl_nats": plain(diagnosis.collapse.kl),
             "active_by_kl": plain(diagnosis.collapse.active_by_kl),
             "active_by_variance": plain(diagnosis.collapse.active_by_variance),
-            "explained_variance": {name: _finite(r2) for name, r2 in labelled(diagnosis.collapse.explained).items()},
-            "linear_r2": {name: _finite(r2) for name, r2 in labelled(diagnosis.probed).items()},
+            "explained_variance": {name: json_safe(r2) for name, r2 in labelled(diagnosis.collapse.explained).items()},
+            "linear_r2": {name: json_safe(r2) for name, r2 in labelled(diagnosis.probed).items()},
         },
         "actions": {
             "elbo_nats_per_step": {name: plain(value.mean()) for name, value in actions.elbo.items()},
@@ -193,14 +194,8 @@ def _paired_json(difference: Paired) -> dict[str, Any]:
 
 
 def plain(tensor: Tensor) -> Any:
-    """Numbers and lists of them; JSON has no NaN, so that null stands for it."""
-    return _finite(tensor.tolist())
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Numbers and lists of them."""
+    return json_safe(tensor.tolist())
 
 
 def publish(diagnosis: Diagnosis) -> dict[str, Any]:

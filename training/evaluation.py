@@ -14,6 +14,7 @@ from training.folder import whisper
 
 VECTOR = 32  # episodes run side by side
 LONG = 10_000  # steps of an episode whose end is told to be waited for, where no limit is known; then 20,000, ...
+SUCCESS = "is_success"  # in the info of an episode's last step, where an environment says so, as for Stable-Baselines3
 TINY = 1e-6  # what counts as a return of 0
 
 
@@ -23,6 +24,7 @@ class Evaluation(NamedTuple):
     unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
     imagined: list[float] | None = None  # what the model promises for the same episodes, if it was asked
     faults: Sequence[str] = ()  # what went wrong in environments, in episodes that do not count
+    successes: Sequence[bool] = ()  # of the episodes of which their environment says whether they were one
 
     @property
     def mean(self) -> float:
@@ -32,6 +34,11 @@ class Evaluation(NamedTuple):
     def std(self) -> float:
         """Population standard deviation over episodes."""
         return float(np.std(self.returns))
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of the episodes that reached what they were for; None where environments do not say."""
+        return float(np.mean(self.successes)) if self.successes else None
 
     @property
     def promise(self) -> float | None:
@@ -96,6 +103,7 @@ def evaluate(
         min((each.unsound for each in results if each.unsound is not None), default=None),
         [r for each in results for r in each.imagined or []] if imagine else None,
         faults,
+        [success for each in results for success in each.successes],
     )
 
 
@@ -105,7 +113,7 @@ def _side_by_side(
     """One episode per environment, without those in which it failed. What comes after it does not count."""
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
-    whole, unsound = np.ones(count, bool), None
+    whole, unsound, success = np.ones(count, bool), None, np.full(count, np.nan)
     envs = make_vector(config, count)
     limit, told = time_limit(config, envs.envs[0]), LONG
     try:
@@ -119,12 +127,14 @@ def _side_by_side(
                 unsound = int(length.max()) + 1
             begin(envs, actions)  # side by side, those that have processes of their own
             observation, reward, terminated, truncated, infos = envs.step(actions)
-            found = _faults(infos.get("final_info", {}), count)
+            final = infos.get("final_info", {})
+            found = _faults(final, count)
             faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
             whole &= ~(running & np.array([bool(texts) for texts in found]))
             total += np.where(running, reward, 0)
             length += running
             start = terminated | truncated
+            success = np.where(running & start, _successes(final, count), success)
             running &= ~start
             if limit is None and running.any() and length.max() >= told:
                 say(
@@ -144,12 +154,21 @@ def _side_by_side(
         unsound,
         None if imagined is None else [imagined[env] for env in kept],
         [text for texts in faults for text in texts],
+        [bool(each) for each in success[kept] if not np.isnan(each)],
     )
 
 
 def _faults(infos: Mapping[str, Any], count: int) -> list[tuple[str, ...]]:
     """What went wrong in each of so many environments."""
     return [reported(infos, env) for env in range(count)]
+
+
+def _successes(infos: Mapping[str, Any], count: int) -> np.ndarray:
+    """(count,): whether each environment calls its episode a success; NaN where it does not say."""
+    if SUCCESS not in infos:
+        return np.full(count, np.nan)
+    said = np.asarray(infos[SUCCESS], bool).reshape(count, -1).all(-1)
+    return np.where(infos[f"_{SUCCESS}"], said, np.nan)
 
 
 @torch.no_grad()

@@ -1,9 +1,18 @@
 """A file that grows by whole lines, and never loses one to a disk that is full for a while."""
 
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+
+def json_safe(value: Any) -> Any:
+    """A number, or lists of them: JSON has no NaN and no infinity, so that null stands for these."""
+    if isinstance(value, list):
+        return [json_safe(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Lines:

@@ -5,7 +5,6 @@ they are read. Both records carry `global_step`, in environment steps, as their 
 """
 
 import json
-import math
 import subprocess
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.lines import Lines
+from training.lines import Lines, json_safe
 from training.wandb_run import Mode, finish_wandb, first_line, start_wandb
 from worldmodel.shadow import HOME
 
@@ -113,7 +112,7 @@ class Logger:
         """Record `metrics` at `step` environment steps."""
         row = {"global_step": step, **numbers(metrics)}
         seconds = round(time.monotonic() - self.began, 3)
-        line = {"global_step": step, "seconds": seconds, **{name: _json_safe(value) for name, value in row.items()}}
+        line = {"global_step": step, "seconds": seconds, **{name: json_safe(value) for name, value in row.items()}}
         self.lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._online(row)
 
@@ -153,11 +152,6 @@ class Logger:
             finish_wandb(self.run, self.say)
         except Exception as error:
             self._gone(error)
-
-
-def _json_safe(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def provenance() -> dict[str, str | None]:

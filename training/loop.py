@@ -258,6 +258,8 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
     }
     if result.faults:
         metrics["eval/env_faults"] = len(result.faults)
+    if result.success_rate is not None:
+        metrics["eval/success_rate"] = result.success_rate
     return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
@@ -270,7 +272,9 @@ def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     faults = f"; its environments failed {len(result.faults)} time(s), {AGAIN}" if result.faults else ""
-    return f"return {rounded(result.mean)} ± {rounded(result.std)} over {len(result.returns)} episodes{unsound}{faults}"
+    successes = "" if result.success_rate is None else f", {result.success_rate:.0%} of them successful"
+    episodes = f"{len(result.returns)} episodes{successes}"
+    return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}"
 
 
 def promise(result: Evaluation) -> str:

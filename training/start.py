@@ -73,7 +73,7 @@ def train(
         return finish(loop)
 
 
-def resume(folder: str | Path, steps: int | None = None) -> Run:
+def resume(folder: str | Path, steps: int | None = None, device: str | None = None) -> Run:
     """Go on with an interrupted run from its last checkpoint, as if nothing had happened since; without one, from 0.
 
     On the CPU, and in environments that repeat themselves when they are seeded, it ends with the weights and the
@@ -82,6 +82,7 @@ def resume(folder: str | Path, steps: int | None = None) -> Run:
 
     Args:
         steps: environment steps in all; by default those of its config.
+        device: another than the one it was trained on until now.
     Raises:
         ValueError: if the folder holds no run, another process trains it, something else lies where a part of it
             belongs, none of its checkpoints can be used, or it has taken all its steps.
@@ -90,11 +91,11 @@ def resume(folder: str | Path, steps: int | None = None) -> Run:
     saved_config(folder, "train")
     check_layout(folder)
     with alone(folder):
-        return _resume(folder, steps)
+        return _resume(folder, steps, device)
 
 
-def _resume(folder: Path, steps: int | None) -> Run:
-    loop = _last(folder) if numbers(folder / CHECKPOINT) else _anew(folder)
+def _resume(folder: Path, steps: int | None, device: str | None) -> Run:
+    loop = (_last if numbers(folder / CHECKPOINT) else _anew)(folder, device)
     config = loop.config
     config.training.steps = steps or config.training.steps
     overshot = loop.steps - config.training.steps  # all environments take the last step
@@ -109,9 +110,9 @@ def _resume(folder: Path, steps: int | None) -> Run:
     return finish(loop)
 
 
-def _last(folder: Path) -> Loop:
+def _last(folder: Path, device: str | None) -> Loop:
     """What goes on from the last checkpoint of a run."""
-    run = Run.load(folder, at_checkpoint=True)
+    run = Run.load(folder, device, at_checkpoint=True)
     prepare(run.config)
     assert run.checkpoint is not None
     state = load_tree(run.checkpoint.folder / TRAINING)
@@ -129,12 +130,13 @@ def _last(folder: Path) -> Loop:
     return loop
 
 
-def _anew(folder: Path) -> Loop:
+def _anew(folder: Path, device: str | None) -> Loop:
     """What begins a run once more that has no checkpoint: as it was begun, with the same seed.
 
     Most have ended before their first; of others somebody has removed them, and what they had recorded is precious.
     """
     config = read_config(folder, saved_config(folder, "train"), load_config)
+    config.training.device = device or config.training.device
     prepare(config)
     aside = set_aside(folder, (METRICS, ROWS))
     kept = f"; what it had recorded is kept in {aside}" if aside else ""

@@ -63,22 +63,35 @@ class Subject(NamedTuple):
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
 
 
-def open_subject(folder: str | Path, device: str | None = None) -> Subject:
+def load(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Run | FitRun:
     """Read the folder of a `train` or of a `fit`.
 
     Raises:
-        ValueError: if it holds neither.
+        ValueError: if it holds neither, or no such checkpoint.
     """
-    return _of_fit(folder, device) if is_fit(folder) else _of_train(folder, device)
+    if not is_fit(folder):
+        return Run.load(folder, device, checkpoint=checkpoint)
+    if checkpoint not in ("latest", "best"):
+        raise ValueError(f"--checkpoint {checkpoint}: a fit keeps its best weights alone")
+    return FitRun.load(folder, device)
 
 
-def _of_train(folder: str | Path, device: str | None) -> Subject:
-    run = Run.load(folder, device)
+def open_subject(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Subject:
+    """What :func:`load` reads, with what the run holds.
+
+    Raises:
+        ValueError: as :func:`load`.
+    """
+    run = load(folder, device, checkpoint)
+    return _of_fit(run) if isinstance(run, FitRun) else _of_train(run)
+
+
+def _of_train(run: Run) -> Subject:
     where = next(run.model.parameters()).device
 
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         if states:
-            raise ValueError(f"{folder}: --state is for fits; a `train` shows what env.record_state has recorded")
+            raise ValueError(f"{run.folder}: --state is for fits; a `train` shows what env.record_state has recorded")
         own = file is None or rows_of(file).resolve() in [(run.folder / name).resolve() for name in (ROWS, REPLAY)]
         replay = run.replay if file is None else replay_of(file, run)
         name = str(file or run.folder)
@@ -115,9 +128,7 @@ def replay_of(file: Path, run: Run) -> SequenceReplay:
     return replay
 
 
-def _of_fit(folder: str | Path, device: str | None) -> Subject:
-    run = FitRun.load(folder, device)
-
+def _of_fit(run: FitRun) -> Subject:
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         parts = run.parts()
         part = "test" if "test" in parts else "validation"

@@ -14,6 +14,7 @@ import yaml
 from training import Run
 from training.cli import main
 from training.config import load_config
+from training.evaluation import Evaluation
 from training.schema import load_yaml
 from worldmodel.shadow import HOME
 
@@ -106,6 +107,25 @@ def test_evaluate_without_json_is_for_people(finished: Path, capsys: pytest.Capt
     assert main(["evaluate", str(finished), "--episodes", "2"]) == 0
     out = capsys.readouterr().out
     assert "return 15.0 ± 0 over 2 episodes" in out and "25 environment steps" in out and "{" not in out
+
+
+def test_evaluate_plays_as_many_episodes_as_the_config_says(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(finished)]) == 0
+    assert f"over {Run.load(finished).config.evaluation.final_episodes} episodes" in capsys.readouterr().out
+
+
+def test_evaluate_writes_json_of_returns_that_are_infinite(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = Evaluation([float("inf"), 1.0], [2, 2], imagined=[float("nan"), 1.0])
+    monkeypatch.setattr(Run, "evaluate", lambda run, episodes: endless)
+    assert main(["evaluate", str(finished), "--json"]) == 0
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    found = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=refuse)
+    assert found["mean_return"] is None and found["returns"] == [None, 1.0] and found["imagined_return"] is None
 
 
 @pytest.mark.parametrize("arguments", [["--episodes", "many"], ["--training.steps", "3"], ["--jsn"]])

@@ -226,6 +226,18 @@ def test_of_a_quantity_with_many_entries_a_table_shows_the_median(finished: Path
     ]
 
 
+def test_the_model_of_another_checkpoint_is_diagnosed(config: str, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "run"
+    assert main(["train", config, "--run", str(folder), "--evaluation.every", "316"]) == 0
+    kl = []
+    for checkpoint in ("1", "2", "latest"):
+        assert main(["diagnose", str(folder), *SMALL, "--checkpoint", checkpoint, "--json"]) == 0
+        kl.append(json.loads(capsys.readouterr().out.splitlines()[-1])["collapse"]["kl_nats"])
+    assert kl[0] != kl[1] == kl[2]
+    assert main(["diagnose", str(folder), "--checkpoint", "9"]) == 2
+    assert "9" in capsys.readouterr().err
+
+
 def test_the_mean_reward_is_one_of_steps_that_bring_a_reward(finished: Path) -> None:
     """A reset brings none: its row holds 0."""
     found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))

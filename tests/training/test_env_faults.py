@@ -113,7 +113,7 @@ def test_every_fault_costs_its_episode_alone(how: str, failing: Any, tmp_path: P
     config["evaluation"] |= {"final_episodes": 1, "every": 1000}
     with pytest.MonkeyPatch.context() as patch:
         if alone:  # what it does would end this process
-            patch.setattr(loops.Run, "evaluate", lambda run: loops.Evaluation([0.0], [1]))
+            patch.setattr(loops.Run, "evaluate", lambda run, **given: loops.Evaluation([0.0], [1]))
         run = train(config, run=tmp_path / "run")
     expected = truth(failing, 40)
     assert 3 <= expected.faults < 20

@@ -217,6 +217,17 @@ def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: P
     assert [row["global_step"] for row in finals] == [100, 140]
 
 
+def test_a_run_goes_on_on_another_device(tmp_path: Path, capsys: Any) -> None:
+    """Here from the CPU to itself by another name; where there is none, the config and the run stay as they are."""
+    folder = train(TINY, run=tmp_path / "run", seed=5).folder
+    more = ["train", "--resume", str(folder), "--training.steps", "140"]
+    assert main([*more, "--training.device", "abacus"]) == 2
+    assert "training.device: 'abacus' cannot be used here" in capsys.readouterr().err
+    assert Run.load(folder).config.training.device == "cpu"
+    assert main([*more, "--training.device", "cpu:0"]) == 0
+    assert Run.load(folder).config.training.device == "cpu:0" and Run.load(folder).env_steps == 140
+
+
 class Forgetful(gym.Env[np.ndarray, np.ndarray]):
     """Its observations are drawn from no seed."""
 
@@ -355,7 +366,8 @@ def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
     [
         (["--resume", "RUN", "configs/pendulum.yaml"], "takes no config, --run or --seed"),
         (["--resume", "RUN", "--seed", "3"], "takes no config, --run or --seed"),
-        (["--resume", "RUN", "--learner.lr", "1e-3"], "takes no change of the config but --training.steps"),
+        (["--resume", "RUN", "--learner.lr", "1e-3"], "takes no change of the config but --training.steps and"),
+        (["--resume", "RUN", "--training.threads", "2"], "takes no change of the config but --training.steps and"),
         *(
             (["--resume", "RUN", f"--training.steps={steps}"], "must be a whole number from 1 up, of 64 bits")
             for steps in ("many", "1e30", ".inf", ".nan", "[1]", "0", "1.5", "true")
@@ -432,7 +444,7 @@ def test_a_final_evaluation_is_made_up_for_where_the_last_step_went_beyond(
     config = {**TINY, "env": {**TINY["env"], "num_envs": 3}}
     whole, folder = train(config, run=tmp_path / "whole", seed=5).folder, tmp_path / "run"
 
-    def broken(run: Run) -> None:
+    def broken(run: Run, **given: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

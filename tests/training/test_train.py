@@ -18,7 +18,7 @@ from training import Run, train
 from training.checkpoint import find
 from training.config import load_config
 from training.evaluation import Evaluation, evaluate, evaluation_seeds
-from training.loop import PERIODIC, Loop, promise
+from training.loop import PERIODIC, Loop, describe, promise
 from training.run import FINAL
 from training.schema import merge
 from training.trainer import Trainer
@@ -78,7 +78,20 @@ class Rooms(gym.Env[Any, Any]):
         return self.observe(), float(action), self.time == 7, False, {}
 
 
+class Judged(Rooms):
+    """Says of each episode whether it was a success: of those from even seeds. Meanwhile it says no."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.even = seed is not None and seed % 2 == 0
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        *rest, terminated, truncated, _ = super().step(action)
+        return (*rest, terminated, truncated, {"is_success": terminated and self.even})  # type: ignore[return-value]
+
+
 gym.register("test-train/Rooms-v0", entry_point=Rooms)
+gym.register("test-train/Judged-v0", entry_point=Judged)
 
 
 def run(folder: Path, **changes: Any) -> Run:
@@ -411,6 +424,17 @@ def test_with_true_dynamics_the_imagined_return_is_the_real_one(model: ExactMode
     np.testing.assert_allclose(result.imagined, result.returns, rtol=1e-3)
     assert result.gap is not None and result.gap < 1e-3 and "warning" not in promise(result)
     assert evaluate(agent, config, 5, 1).imagined is None
+
+
+def test_successes_are_counted_where_an_environment_tells_of_them(tmp_path: Path) -> None:
+    env = {"id": "test-train/Judged-v0", "time_limit": None}
+    made = train(merge(TINY, {"env": env, "evaluation": {"final_episodes": 5}}), run=tmp_path / "run")
+    even = [seed % 2 == 0 for seed in evaluation_seeds(5, FINAL)]
+    result = made.evaluate()
+    assert list(result.successes) == even and result.success_rate == np.mean(even) and 0 < sum(even) < 5
+    assert f"over 5 episodes, {np.mean(even):.0%} of them successful" in describe(result)
+    assert [row["final/success_rate"] for row in rows(made.folder) if "final/success_rate" in row] == [np.mean(even)]
+    assert Run.load(run(tmp_path / "silent").folder).evaluate(1).success_rate is None
 
 
 def test_a_model_that_promises_too_much_is_warned_of() -> None:
