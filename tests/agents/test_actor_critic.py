@@ -125,7 +125,7 @@ V3: dict[str, Any] = {"bootstrap": "own", "slow_critic_rate": 0.1, "slow_regular
     [("normal", {}), ("symlog", {}), ("twohot", {}), ("normal", V1), ("normal", V2), ("twohot", V3)],
     ids=["normal", "symlog", "twohot", "v1", "v2", "v3"],
 )
-@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_critic_learns_the_closed_form(value_output: str, changes: dict[str, Any], ends: bool) -> None:
     """(1 - gamma^(n - t)) / (1 - gamma) where the chain ends after n steps, 1 / (1 - gamma) where it never does."""
     length, discount = 4, 0.8

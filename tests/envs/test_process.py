@@ -223,7 +223,13 @@ if __name__ == "__main__":
 
 @linux
 @pytest.mark.parametrize(
-    ("how", "what"), [("", "wait"), ("sleep", "step"), ("busy", "step"), ("", "leave")], ids=lambda value: value or "-"
+    ("how", "what"),
+    [
+        ("busy", "step"),
+        ("", "leave"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("", "wait"), ("sleep", "step")]),
+    ],
+    ids=lambda value: value or "-",
 )
 def test_no_process_outlives_its_owner(how: str, what: str, tmp_path: Path) -> None:
     """Killed while the environment waits, while it hangs, and at the end of a program that closed nothing."""

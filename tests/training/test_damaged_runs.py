@@ -26,8 +26,19 @@ TINY: dict[str, Any] = {
 Same = Callable[[Path, Path], None]
 
 
-def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: Any) -> None:
-    folder = train(TINY, run=tmp_path / "run").folder
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, which stays as it is."""
+    return train(TINY, run=tmp_path_factory.mktemp("runs") / "whole", seed=5).folder
+
+
+@pytest.fixture
+def folder(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def test_a_run_that_is_being_trained_is_left_alone(folder: Path, capsys: Any) -> None:
     code = f"from training.lock import alone\nwith alone({str(folder)!r}): print('held', flush=True); input()"
     code = "from pathlib import Path\n" + code.replace("alone('", "alone(Path('").replace("'): print", "')): print")
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -39,25 +50,22 @@ def test_a_run_that_is_being_trained_is_left_alone(tmp_path: Path, capsys: Any) 
 
 
 def test_what_was_recorded_is_kept_where_somebody_removed_the_checkpoints(
-    tmp_path: Path, capsys: Any, assert_same_run: Same
+    whole: Path, folder: Path, capsys: Any, assert_same_run: Same
 ) -> None:
     """It begins once more beside it, and says so."""
-    folder = train(TINY, run=tmp_path / "run", seed=5).folder
-    shutil.copytree(folder, tmp_path / "whole")
     shutil.rmtree(folder / "checkpoint")
     capsys.readouterr()
     resume(folder)
     said = capsys.readouterr().err
     assert "holds no checkpoint: it begins once more" in said and f"is kept in {folder / 'before-1'}" in said
     for name in ("metrics.jsonl", "replay/replay.npz"):
-        assert (folder / "before-1" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (folder / "before-1" / name).read_bytes() == (whole / name).read_bytes()
     shutil.rmtree(folder / "before-1")
-    assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(whole, folder)
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "replay", "metrics.jsonl", "lock"])
-def test_something_else_in_the_place_of_a_part_of_a_run_is_refused(name: str, tmp_path: Path, capsys: Any) -> None:
-    folder = train(TINY, run=tmp_path / "run").folder
+def test_something_else_in_the_place_of_a_part_of_a_run_is_refused(name: str, folder: Path, capsys: Any) -> None:
     capsys.readouterr()
     part = folder / name
     if part.is_dir():
@@ -72,19 +80,16 @@ def test_something_else_in_the_place_of_a_part_of_a_run_is_refused(name: str, tm
 
 
 def test_a_file_in_the_place_of_the_last_checkpoint_is_a_damaged_one(
-    tmp_path: Path, capsys: Any, assert_same_run: Same
+    whole: Path, folder: Path, capsys: Any, assert_same_run: Same
 ) -> None:
-    folder = train(TINY, run=tmp_path / "run", seed=5).folder
-    shutil.copytree(folder, tmp_path / "whole")
     shutil.rmtree(folder / "checkpoint" / "00003")
     (folder / "checkpoint" / "00003").write_text("hi")
     assert main(["train", "--resume", str(folder)]) == 0
     assert "takes its place" in capsys.readouterr().err
-    assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(whole, folder)
 
 
-def test_what_somebody_put_among_the_checkpoints_stays_and_is_in_nobodys_way(tmp_path: Path, capsys: Any) -> None:
-    folder = train(TINY, run=tmp_path / "run").folder
+def test_what_somebody_put_among_the_checkpoints_stays_and_is_in_nobodys_way(folder: Path, capsys: Any) -> None:
     (folder / "checkpoint" / "notes.partial").write_text("mine")
     (folder / "checkpoint" / "00003" / "manifest.json").write_text('{"format": 1e999}')
     assert main(["train", "--resume", str(folder), "--training.steps", "120"]) == 0
@@ -93,8 +98,7 @@ def test_what_somebody_put_among_the_checkpoints_stays_and_is_in_nobodys_way(tmp
     assert (folder / "checkpoint" / "notes.partial").read_text() == "mine"
 
 
-def test_a_config_of_a_run_that_was_cut_off_is_told(tmp_path: Path, capsys: Any) -> None:
-    folder = train(TINY, run=tmp_path / "run").folder
+def test_a_config_of_a_run_that_was_cut_off_is_told(folder: Path, capsys: Any) -> None:
     text = (folder / "config.yaml").read_text()
     for left, lost in (("", "env, model, objective"), (text[: text.index("evaluation:")], "evaluation, logger")):
         (folder / "config.yaml").write_text(left)
@@ -106,19 +110,16 @@ def test_a_config_of_a_run_that_was_cut_off_is_told(tmp_path: Path, capsys: Any)
 
 @pytest.mark.parametrize("file", ["model", "behaviour", "training", "replay", "manifest"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
-    file: str, tmp_path: Path, capsys: Any, assert_same_run: Same
+    file: str, whole: Path, folder: Path, capsys: Any, assert_same_run: Same
 ) -> None:
     """As by a bad disk, one bit of one file. What follows the one before is done again, and ends the same."""
-    folder = train(TINY, run=tmp_path / "run", seed=5).folder
-    shutil.copytree(folder, tmp_path / "whole")
     damaged = folder / "checkpoint" / "00003"
     (path,) = damaged.glob(f"{file}.*")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.unlink()  # replay.npz has two names
     path.write_bytes(content)
     assert main(["train", "--resume", str(folder)]) == 0
     said = capsys.readouterr().err
     assert str(damaged) in said and "00002, of 80 environment steps, takes its place" in said
-    assert_same_run(tmp_path / "whole", folder)
+    assert_same_run(whole, folder)
     assert sorted(path.name for path in (folder / "checkpoint").iterdir())[-2:] == ["00002", "00003"]

@@ -227,8 +227,10 @@ def saves_unless_killed(save: Callable[..., None]) -> Callable[..., None]:
     return saving
 
 
-@pytest.mark.parametrize("at", [0, 1, 3], ids=["reset", "first step", "third step"])
-@pytest.mark.parametrize("disk", [False, True], ids=["memory", "disk"])
+@pytest.mark.parametrize(
+    "at", [0, pytest.param(1, marks=pytest.mark.slow), 3], ids=["reset", "first step", "third step"]
+)
+@pytest.mark.parametrize("disk", [pytest.param(False, marks=pytest.mark.slow), True], ids=["memory", "disk"])
 def test_a_killed_run_goes_on_bit_for_bit(
     at: int, disk: bool, failing: Any, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
 ) -> None:

@@ -113,7 +113,18 @@ def killed(monkeypatch: pytest.MonkeyPatch, when: Callable[[Any], bool]) -> None
     monkeypatch.setattr(loops.Trainer, "collect", dies)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SELDOM = ("plan2explore", "full ring", "seldom", "discrete", "pink", "pixels")  # what others have most of
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    return train(TINY, run=tmp_path_factory.mktemp("runs") / "whole", seed=5).folder
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SELDOM else name for name in VARIANTS]
+)
 def test_a_killed_run_goes_on_bit_for_bit(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
@@ -134,13 +145,13 @@ def test_a_killed_run_goes_on_bit_for_bit(
 @pytest.mark.parametrize("death", [7, 33, 61])
 def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     death: int,
+    whole: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     assert_same_run: Same,
 ) -> None:
     """In the prefill and later; SIGTERM is what batch systems send."""
-    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
     collect, sent = loops.Trainer.collect, []
 
     def asks(trainer: Any, behaviour: Any) -> None:
@@ -161,10 +172,9 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
 
 @pytest.mark.parametrize("place", ["training.loop.evaluate", "training.run.evaluate"])
 def test_a_call_to_stop_that_is_swallowed_in_an_evaluation_is_obeyed_after_it(
-    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+    place: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
     """What a handler raises is lost where C asks Python for something and takes an error for a no."""
-    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
 
     def swallows(*args: Any, **options: Any) -> Any:
         with suppress(KeyboardInterrupt):
@@ -300,10 +310,9 @@ def test_rows_that_took_the_place_of_older_ones_stay(
 
 
 def test_an_evaluation_that_is_interrupted_is_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
     """It is left at once: it may take long. The final one as well."""
-    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
     evaluate, calls = loops.evaluate, []
 
     def asks(*given: Any, **named: Any) -> Any:
@@ -338,10 +347,10 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_once_more(
 
 
 def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
     """A second one stops at once, and the line says how to go on."""
-    whole, save = train(TINY, run=tmp_path / "whole", seed=5).folder, loops.Loop.save
+    save = loops.Loop.save
 
     def asked(times: int) -> Callable[..., None]:
         def saves(loop: Any, mean_return: float | None = None) -> None:
@@ -398,10 +407,9 @@ def test_an_episode_is_played_again() -> None:
 
 
 def test_a_second_call_while_an_action_is_chosen_costs_time_and_no_exactness(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
     """Random numbers have been drawn then that the step before did not have: the checkpoint before is the last."""
-    whole = train(TINY, run=tmp_path / "whole", seed=5).folder
     predict, calls = Agent.predict, []
 
     def interrupted(agent: Any, *given: Any, **named: Any) -> Any:

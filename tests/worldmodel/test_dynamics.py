@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from training.trainer import model_loss
 from worldmodel.imagination import rollout
 from worldmodel.model import WorldModel
 from worldmodel.objective import ObjectiveConfig, objective
-from worldmodel.types import Batch, Inference, Rollout, State
+from worldmodel.types import Batch, Rollout, State
 
 B, T, H = 3, 6, 4
 Build = Callable[..., WorldModel]
@@ -351,44 +350,25 @@ def test_smallest_sizes(
         assert rollout(model, last(inference.states), policy, 1).reward.shape == (batch_size, 1)
 
 
-# Everything that is run in an update traces as one graph, so that it can be compiled.
+def learned_from(model: WorldModel, batch: Batch) -> Tensor:
+    """What an update asks of a model: its loss, which observes the batch, and imagination from where it ended."""
+    loss, (states, _) = model_loss(model, ObjectiveConfig(free_nats=1.0, balance=0.8), batch)
+    if not model.dynamics.can_imagine:
+        return loss
+    features, *_ = rollout(model, last(states), policy, 2)
+    return loss + features.square().sum()
 
 
-def observe_(model: WorldModel, batch: Batch) -> Inference:
-    return model.observe(batch)
-
-
-def rollout_(model: WorldModel, batch: Batch) -> tuple[Tensor, ...]:
-    return rollout(model, model.initial(B), policy, 2)[:-1]
-
-
-def model_loss_(model: WorldModel, batch: Batch) -> Tensor:
-    return model_loss(model, ObjectiveConfig(free_nats=1.0, balance=0.8), batch)[0]  # calls objective and elbo
-
-
-@pytest.mark.parametrize("function", [observe_, model_loss_])
-def test_learning_traces_as_one_graph(
-    model: WorldModel, window: Window, function: Callable[[WorldModel, Batch], Any]
-) -> None:
-    traces(model, window, function)
-
-
-@imagining
-def test_imagination_traces_as_one_graph(model: WorldModel, window: Window) -> None:
-    traces(model, window, rollout_)
-
-
-def traces(model: WorldModel, window: Window, function: Callable[[WorldModel, Batch], Any]) -> None:
-    """The compiled function has no graph break, and the gradients of the eager one."""
+@pytest.mark.parametrize("family", ["gaussian", pytest.param("onehot", marks=pytest.mark.slow)])
+def test_what_is_learned_from_traces_as_one_graph(model: WorldModel, window: Window, family: str) -> None:
+    """So that it can be compiled: there is no graph break, and the gradients are those of the eager one."""
     batch = beginning_at(window(B, 2), 1)
     torch.compiler.reset()  # or it counts the other members as recompilations of one function, and refuses
-    traced = torch.compile(function, fullgraph=True, backend="eager")
+    traced = torch.compile(learned_from, fullgraph=True, backend="eager")
     gradients = []
-    for each in (function, traced):
+    for each in (learned_from, traced):
         torch.manual_seed(0)
-        value = each(model, batch)
-        scalar = value.sum() if isinstance(value, Tensor) else value[-1].square().sum()
-        scalar.backward()
+        each(model, batch).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
         model.zero_grad(set_to_none=True)
     eager, compiled = gradients
