@@ -147,6 +147,31 @@ class Config:
             raise ValueError(f"seed must lie in [0, 2^31 - num_envs), below the seeds of evaluations: {self.seed}")
 
 
+def too_short(config: Config) -> list[str]:
+    """A line for each part of a run that it is too short for: no mistake, since it can be given more steps."""
+    training, replay, behaviour = config.training, config.replay, config.behaviour
+    paying = max(training.steps - training.prefill, 0)
+    updates = training.pretrain + paying * training.replay_ratio / (replay.batch_size * replay.window)
+    explored, every = behaviour.exploration.steps, behaviour.sb3.every
+    lines = []
+    if training.prefill >= training.steps:
+        lines.append(
+            f"training.prefill {training.prefill} takes all of training.steps {training.steps}: every recorded action "
+            f"is random, and what is learned comes from {training.pretrain} update(s) at the end"
+        )
+    if behaviour.name == "plan2explore" and explored is not None and explored <= training.prefill:
+        lines.append(
+            f"behaviour.exploration.steps {explored} end with training.prefill {training.prefill}: nothing is explored "
+            "but at random"
+        )
+    if behaviour.name == "sb3" and updates < every:
+        lines.append(
+            f"behaviour.sb3.every {every} is more than the {updates:.0f} updates of this run: "
+            f"{behaviour.sb3.algorithm} never learns"
+        )
+    return [f"warning: {line}" for line in lines]
+
+
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), **values: Any) -> Config:
     """A config from a YAML file (or a mapping) of differences.
 

@@ -11,7 +11,7 @@ import torch
 
 from envs import EnvironmentFault
 from training.checkpoint import numbers, remove
-from training.config import Config, load_config, to_mapping
+from training.config import Config, load_config, to_mapping, too_short
 from training.folder import (
     CHECKPOINT,
     CONFIG,
@@ -158,7 +158,7 @@ def finish(loop: "Loop") -> Run:
     """Train to the end and evaluate."""
     run, steps = loop.trainer.run, loop.config.training.steps
     with closing(loop.trainer.envs), Progress(steps, loop.steps) as progress, opened(loop, progress) as interrupt:
-        for line in (run.summary, *run.decided):
+        for line in (run.summary, *run.decided, *too_short(run.config)):
             progress.note(line)
         if loop.steps:
             lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""

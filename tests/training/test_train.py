@@ -16,7 +16,7 @@ from envs import EnvConfig, action_spec, make, observation_specs
 from envs.exact import ExactCartPole, ExactModel, ExactPendulum
 from training import Run, train
 from training.checkpoint import find
-from training.config import load_config
+from training.config import load_config, too_short
 from training.evaluation import Evaluation, evaluate, evaluation_seeds
 from training.loop import PERIODIC, Loop, describe, promise
 from training.run import FINAL
@@ -280,11 +280,25 @@ def test_units_follow_the_records_each_time_they_double(tmp_path: Path, monkeypa
     np.testing.assert_allclose(made.model.encoder.units[0].scale, rows.std(0), rtol=1e-4)
 
 
-def test_a_run_shorter_than_its_prefill_still_ends_well(tmp_path: Path) -> None:
+def test_a_run_shorter_than_its_prefill_still_ends_well_and_says_what_it_is(tmp_path: Path, capsys: Any) -> None:
     made = run(tmp_path / "run", training={"steps": 20, "prefill": 400})
     assert made.env_steps == 20
+    assert "warning: training.prefill 400 takes all of training.steps 20: every" in capsys.readouterr().err
     assert any("world_model/elbo" in row for row in rows(made.folder))
     assert Run.load(made.folder).evaluate(1).lengths == [20]
+
+
+def test_what_a_run_is_too_short_for_is_told() -> None:
+    paid = {"steps": 300, "prefill": 200, "pretrain": 4, "replay_ratio": 32.0}  # 4 + 100 * 32 / 320 = 14 updates
+    base = {"training": paid, "replay": {"batch_size": 20, "window": 16}}
+    assert too_short(load_config(base)) == []
+    for steps, told in ((200, 1), (201, 0), (None, 0)):
+        behaviour: dict[str, Any] = {"name": "plan2explore", "exploration": {"steps": steps}}
+        assert len(too_short(load_config({**base, "behaviour": behaviour}))) == told
+        assert too_short(load_config({**base, "behaviour": {**behaviour, "name": "actor_critic"}})) == []
+    for every, lines in ((14, []), (15, ["warning: behaviour.sb3.every 15 is more than the 14 updates of this run: "])):
+        found = too_short(load_config({**base, "behaviour": {"name": "sb3", "sb3": {"every": every}}}))
+        assert found == [f"{line}SAC never learns" for line in lines]
 
 
 def test_every_update_reaches_the_log(tmp_path: Path) -> None:
