@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from gymnasium import Space
 from gymnasium.vector import SyncVectorEnv
-from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.logger import Logger as SB3Logger
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -176,7 +175,7 @@ class WorldModelAgent:
             tb_log_name: of no use here; accepted because Stable-Baselines3's algorithms do.
             reset_num_timesteps: whether `num_timesteps` counts from 0 again, and learning rates that fall begin anew.
                 What was learned stays.
-            progress_bar: whether progress is shown.
+            progress_bar: whether progress is shown. What goes wrong on the way is told in any case.
         Raises:
             ValueError: if `total_timesteps` or `log_interval` is below 1, or the agent is closed.
         """
@@ -197,8 +196,8 @@ class WorldModelAgent:
         loop = self.loop = self.loop or Loop(trainer, evaluates=False)
         if reset_num_timesteps:
             loop.begun = None
-        until, console = trainer.envs.steps + total_timesteps, None if progress_bar else Console(quiet=True)
-        shown = Progress(until, trainer.envs.steps, console)
+        until = trainer.envs.steps + total_timesteps
+        shown = Progress(until, trainer.envs.steps, live=progress_bar)
         with alone(self.run.folder), shown as progress, opened(loop, progress), self._logging(loop):
             loop.log_every = log_interval or self.run.config.training.log_every
             asked = self._callback(callback)

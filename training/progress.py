@@ -24,10 +24,13 @@ class Progress:
         start: the step it starts or resumes at; not counted in the speed.
         console: where to write, for tests.
         unit: what is counted, where it is no environment step.
+        live: whether it is shown how far the run is; notes are in any case.
     """
 
-    def __init__(self, total_steps: int, start: int = 0, console: Console | None = None, unit: str = "steps") -> None:
-        self.total_steps, self.start, self.unit = total_steps, start, unit
+    def __init__(
+        self, total_steps: int, start: int = 0, console: Console | None = None, unit: str = "steps", live: bool = True
+    ) -> None:
+        self.total_steps, self.start, self.unit, self.live = total_steps, start, unit, live
         self.console = console or Console(stderr=True, highlight=False)
         self.bar = Bar(
             BarColumn(bar_width=24),
@@ -37,7 +40,7 @@ class Progress:
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal or self.console.is_dumb_terminal,
+            disable=not live or not self.console.is_terminal or self.console.is_dumb_terminal,
         )
         self.task = self.bar.add_task("steps", total=total_steps, completed=start, shown="")
         self.began = self.spoke = time.monotonic()
@@ -55,7 +58,7 @@ class Progress:
         """The run is at `step` environment steps; `fields` are shown beside it by name."""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in fields.items())
         self.bar.update(self.task, completed=step, shown=shown)
-        if self.bar.disable and time.monotonic() - self.spoke >= PLAIN_SECONDS:
+        if self.live and self.bar.disable and time.monotonic() - self.spoke >= PLAIN_SECONDS:
             self.note(f"{step}/{self.total_steps} {self.unit}  {shown}  {self._speed(step):.0f} {self.unit}/s")
 
     def note(self, text: str) -> None:

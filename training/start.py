@@ -242,4 +242,5 @@ def _closed(loop: "Loop") -> None:
     finally:
         loop.logged = loop.logger.position()
         loop.logger.close()
-    say(f"run saved in {folder}")
+    if loop.progress.live:
+        say(f"run saved in {folder}")

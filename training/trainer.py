@@ -67,8 +67,8 @@ def diverged(
 ) -> FloatingPointError:
     """The error of a run whose numbers have left the finite ones."""
     return FloatingPointError(
-        f"training diverged by step {step}: {what} is not finite. The last good weights are kept; a lower "
-        f"{remedy} is the first thing to try"
+        f"training diverged by step {step}: {what} is not finite. What was saved before stays; a lower {remedy} is "
+        "the first thing to try"
     )
 
 
@@ -129,7 +129,7 @@ class Trainer:
         actions, acting = self.agent.predict(self.observation, self.acting, self.start)
         self.doing = "nothing"
         if not np.isfinite(actions).all():
-            raise diverged(self.run.env_steps, "an action")
+            raise FloatingPointError(f"an action at step {self.run.env_steps} is not finite")
         begin(cast(SyncVectorEnv, self.envs.unwrapped), actions)
         self.pending = actions, acting
 

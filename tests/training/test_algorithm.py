@@ -372,6 +372,24 @@ def test_schedules_of_the_dream_end_with_the_steps_that_were_given() -> None:
     assert algorithm.num_timesteps - algorithm.born == algorithm.lifetime
 
 
+@pytest.mark.parametrize("progress_bar", [False, True])
+def test_what_goes_wrong_is_told_with_and_without_a_bar(
+    progress_bar: bool, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(run: Run, *given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    agent = WorldModelAgent({**TINY, "evaluation": {"every": 30}})
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", full)
+        patch.setattr("training.start.PATIENCE", 0.0)
+        with pytest.raises(OSError, match="not saved"):
+            agent.learn(40, progress_bar=progress_bar)
+    assert "30 steps: not saved" in capsys.readouterr().err
+    agent.learn(1, progress_bar=progress_bar)
+    assert ("run saved in" in capsys.readouterr().err) is progress_bar
+
+
 def test_what_was_learned_is_kept_while_it_learns() -> None:
     """Whoever pulls the plug loses no more than the steps since the last checkpoint."""
     agent = WorldModelAgent({**TINY, "evaluation": {"every": 10}}, run="run")

@@ -143,19 +143,35 @@ def test_what_does_not_get_better_stops_with_the_last_good_weights(
     assert main(["train", "--resume", str(folder)]) == 0  # from there, and without the fault
 
 
-def test_an_action_that_is_not_finite_brings_a_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def one_action_breaks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the decision of that number be none."""
     calls = [0]
 
     class Broken(trainers.Agent):
         def predict(self, *given: Any) -> Any:
             actions, state = super().predict(*given)
             calls[0] += 1
-            return actions * np.nan if calls[0] == 50 else actions, state
+            return actions * np.nan if calls[0] == number else actions, state
 
-    with monkeypatch.context() as patch:
-        patch.setattr(trainers, "Agent", Broken)
-        made = train(TINY, run=tmp_path / "run")
+    monkeypatch.setattr(trainers, "Agent", Broken)
+
+
+def test_an_action_that_is_not_finite_brings_a_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_action_breaks(monkeypatch, 50)
+    made = train(TINY, run=tmp_path / "run")
     assert made.env_steps == 60 and rows(made.folder)[-2]["training/restored_checkpoints"] == 1
+
+
+def test_an_action_that_is_not_finite_before_the_first_checkpoint_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_action_breaks(monkeypatch, 25)
+    told = (
+        "^training diverged by step 24: an action at step 24 is not finite, before there was a checkpoint to return to"
+    )
+    with pytest.raises(FloatingPointError, match=told):
+        train(TINY, run=tmp_path / "run")
+    assert (tmp_path / "run" / "replay" / "replay.npz").is_file()  # what was recorded until then
 
 
 def test_a_covariance_without_a_decomposition_is_an_update_that_is_skipped(
