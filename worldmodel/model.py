@@ -1,5 +1,6 @@
 """WorldModel = encoder + dynamics + heads: everything environments and agents may ask of a latent model."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast, get_args
@@ -198,7 +199,9 @@ class WorldModel(nn.Module):
         )
         name = config.dynamics.name
         sizes = getattr(config.dynamics, name)
-        dynamics = DYNAMICS[name](sizes, latent_family(config.latent), action_spec.width, encoder.size)
+        with warnings.catch_warnings():  # of the weights of controls, where there are none
+            warnings.filterwarnings("ignore", "Initializing zero-element")
+            dynamics = DYNAMICS[name](sizes, latent_family(config.latent), action_spec.width, encoder.size)
 
         def head(output: Output, layers: int, scale: float = 1.0) -> Head:
             return Head.of_vectors(dynamics.feature_size, config.hidden, layers, output, scale, config.layer)

@@ -221,6 +221,23 @@ def test_a_line_of_a_chart_goes_from_the_lower_to_the_upper_edge() -> None:
     assert columns.max() < SIZE[1] * 0.75  # what is not known is not drawn
 
 
+def test_a_constant_is_drawn_in_the_middle_and_what_is_not_one_off_it() -> None:
+    low = high = np.array([3.0])
+    for values, rows in ((3.0, SIZE[0] / 2), (3.25, SIZE[0] / 2 - (SIZE[0] - 16) / 4)):
+        frame = chart(np.full((5, 1), values), low, high)
+        drawn, _ = np.nonzero((frame == (31, 119, 180)).all(-1))
+        assert np.median(drawn) == pytest.approx(rows, abs=1.5)
+
+
+def test_indices_stand_over_several_lines() -> None:
+    flat = np.zeros((5, 3))
+    top = chart(flat, flat[0] - 1, flat[0] + 3)[9:40]  # the lines are far below
+    for colour in ((31, 119, 180), (214, 39, 40), (44, 160, 44)):
+        assert (np.abs(top.astype(int) - colour).sum(-1) < 60).any()
+    alone = chart(flat[:, :1], flat[0, :1] - 1, flat[0, :1] + 3)[9:40]
+    assert (alone[:, 9:-9] == 255).all()
+
+
 def test_a_decoded_image_is_rendered_as_it_is_seen() -> None:
     eye = spaces.Box(0, 255, (16, 16, 3), np.uint8)
     torch.manual_seed(0)
