@@ -237,10 +237,15 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
 def _closed(loop: "Loop") -> None:
     """Save the run, and finish its records."""
     folder, say = loop.trainer.run.folder, loop.progress.note
+    before = numbers(folder / CHECKPOINT)[-1:]
     try:
         insist(loop.save, say, folder, loop.interrupt)
     finally:
         loop.logged = loop.logger.position()
         loop.logger.close()
-    if loop.progress.live:
+    last = numbers(folder / CHECKPOINT)[-1:]
+    if last == before:  # an update has been interrupted, or its weights are not finite
+        kept = "those of its last checkpoint" if last else "none, before its first checkpoint"
+        say(f"what was recorded is saved in {folder}; the weights there are {kept}")
+    elif loop.progress.live:
         say(f"run saved in {folder}")

@@ -135,8 +135,9 @@ def test_what_does_not_get_better_stops_with_the_last_good_weights(
     with pytest.raises(FloatingPointError, match=r"11 updates were not finite, after 2 return\(s\) to a checkpoint"):
         train(config, run=tmp_path / "run")
     assert calls[0] == 12 + 33
-    assert "run saved in" in capsys.readouterr().err
     folder = tmp_path / "run"
+    told = f"recorded is saved in {folder}; the weights there are those of its last checkpoint"
+    assert told in capsys.readouterr().err
     assert numbers(folder / "checkpoint") == [1] and find(folder / "checkpoint")[0].env_steps == 30
     assert len(Run.load(folder).replay) > 60
     monkeypatch.undo()
@@ -163,7 +164,7 @@ def test_an_action_that_is_not_finite_brings_a_checkpoint_back(tmp_path: Path, m
 
 
 def test_an_action_that_is_not_finite_before_the_first_checkpoint_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     one_action_breaks(monkeypatch, 25)
     told = (
@@ -172,6 +173,7 @@ def test_an_action_that_is_not_finite_before_the_first_checkpoint_ends_the_run(
     with pytest.raises(FloatingPointError, match=told):
         train(TINY, run=tmp_path / "run")
     assert (tmp_path / "run" / "replay" / "replay.npz").is_file()  # what was recorded until then
+    assert "the weights there are none, before its first checkpoint" in capsys.readouterr().err
 
 
 def test_a_covariance_without_a_decomposition_is_an_update_that_is_skipped(
