@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from worldmodel.episodes import add_episode
     from worldmodel.imagination import rollout
     from worldmodel.learner import Learner, LearnerConfig
     from worldmodel.model import ModelConfig, WorldModel
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from worldmodel.types import Arrival, Batch, Elbo, Inference, Prediction, Rollout
 
 _HOMES = {
+    "episodes": ("add_episode",),
     "imagination": ("rollout",),
     "learner": ("Learner", "LearnerConfig"),
     "model": ("ModelConfig", "WorldModel"),
@@ -37,6 +39,7 @@ __all__ = [
     "Rollout",
     "SequenceReplay",
     "WorldModel",
+    "add_episode",
     "rollout",
 ]
 

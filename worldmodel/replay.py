@@ -78,7 +78,7 @@ class SequenceReplay:
                 f"{row_bytes(columns)} bytes each: raise replay.capacity_bytes"
             )
         self.storage: Storage = Memory(columns, num_envs, min(capacity, room) // num_envs)
-        self.keys = list(obs_specs)
+        self.obs_specs, self.action_spec, self.keys = obs_specs, action_spec, list(obs_specs)
         self.rng = np.random.default_rng(seed)
         self.online = online
         self.served: np.ndarray  # (num_envs,) rows that the queue has handed out
