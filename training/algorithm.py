@@ -86,6 +86,9 @@ class WorldModelAgent:
         self.loop: Loop | None = None
         self.env: VecEnv | None = None
 
+    def __repr__(self) -> str:
+        return f"<WorldModelAgent {self.run.config.env.id} after {self.run.env_steps} environment steps>"
+
     # What Stable-Baselines3's functions and callbacks ask for.
 
     @property

@@ -273,7 +273,7 @@ def describe(result: Evaluation) -> str:
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     faults = f"; its environments failed {len(result.faults)} time(s), {AGAIN}" if result.faults else ""
     successes = "" if result.success_rate is None else f", {result.success_rate:.0%} of them successful"
-    episodes = f"{len(result.returns)} episodes{successes}"
+    episodes = f"{len(result.returns)} episode{'s' * (len(result.returns) > 1)}{successes}"
     return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}"
 
 

@@ -98,6 +98,9 @@ class Run:
 
         return dreaming(self.config, self.model, self.replay, action_space, self.action_spec)
 
+    def __repr__(self) -> str:
+        return f"<Run {self.folder}: {self.config.env.id} after {self.env_steps} environment steps>"
+
     @staticmethod
     def create(folder: str | Path, config: Config) -> "Run":
         """A new run for a folder that holds none; nothing is written before :meth:`begin`.

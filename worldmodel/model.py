@@ -48,6 +48,10 @@ class ModelConfig:
     continuation_discount: float = 1.0  # of the behaviour, that the predicted continuation is to hold (V3: 1 - 1/333)
 
     def __post_init__(self) -> None:
+        for name, kind in (("dynamics", DynamicsConfig), ("latent", LatentConfig), ("layer", LayerConfig)):
+            if not isinstance(given := getattr(self, name), kind):
+                remedy = f": {kind.__name__}({given!r})" if isinstance(given, str) else ""
+                raise ValueError(f"{name} is a {kind.__name__}, not {given!r}{remedy}")
         if min(self.hidden, self.encoder_layers) < 1 or min(self.decoder_layers, self.head_layers) < 0:
             raise ValueError(
                 f"hidden and encoder_layers must be at least 1, decoder_layers and head_layers at least 0: {self}"

@@ -300,7 +300,7 @@ class SequenceReplay:
 
     # Files.
 
-    def move(self, folder: Path) -> None:
+    def move(self, folder: str | Path) -> None:
         """Keep the rows in files from now on, in a new folder: see :mod:`worldmodel.disk`.
 
         Latent states stay behind; they are soon inferred anew.
@@ -308,12 +308,12 @@ class SequenceReplay:
         Raises:
             ValueError: if the folder holds a replay, or the disk has no room for a full one.
         """
-        disk = Disk.create(folder, self.storage.columns, self.storage.num_envs, self.length)
+        disk = Disk.create(Path(folder), self.storage.columns, self.storage.num_envs, self.length)
         disk.adopt(self.storage)
         self.storage = disk
         self.known[:] = False
 
-    def open(self, folder: Path) -> None:
+    def open(self, folder: str | Path) -> None:
         """Hold the rows that a replay kept in this folder, in rings of its capacity.
 
         No file is changed before a row is added.
@@ -322,7 +322,7 @@ class SequenceReplay:
             ValueError: if there are none, they are damaged, or hold other keys, widths or another number of
                 environments.
         """
-        self.storage = Disk.open(folder, self.storage.columns, self.storage.num_envs)
+        self.storage = Disk.open(Path(folder), self.storage.columns, self.storage.num_envs)
         self._forget()
 
     def _forget(self) -> None:
@@ -395,20 +395,20 @@ class SequenceReplay:
         """Return when what is kept in files would survive a power failure; it survives the process in any case."""
         self.storage.flush()
 
-    def save(self, file: Path) -> None:
+    def save(self, file: str | Path) -> None:
         """Write every stored step, oldest first, as an `.npz` archive; latent states are soon inferred anew.
 
         See :func:`worldmodel.archive.write_archive`. It replaces an older file in one step, so that a crash leaves
         one of the two.
         """
-        write_archive(file, self.storage)
+        write_archive(Path(file), self.storage)
 
-    def load(self, file: Path) -> None:
+    def load(self, file: str | Path) -> None:
         """Replace the content by what :meth:`save` wrote; a smaller replay keeps the newest steps.
 
         Raises:
             ValueError: if the file is damaged, or holds other keys, widths or another number of environments.
         """
-        stored, cells = read_archive(file, self.storage.columns, self.storage.num_envs)
+        stored, cells = read_archive(Path(file), self.storage.columns, self.storage.num_envs)
         self.storage.replace(stored, cells)
         self._forget()

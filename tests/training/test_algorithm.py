@@ -85,6 +85,10 @@ def test_it_learns_under_stable_baselines3s_own_callbacks() -> None:
     assert -400 < mean < 0
 
 
+def test_an_agent_says_what_it_is() -> None:
+    assert repr(WorldModelAgent(TINY)) == "<WorldModelAgent Pendulum-v1 after 0 environment steps>"
+
+
 def test_a_callback_is_asked_after_every_step_and_may_end_it() -> None:
     agent, watcher = WorldModelAgent(TINY, run="run"), Watcher(last=27)
     agent.learn(40, callback=watcher)

@@ -148,6 +148,10 @@ def test_run_folder(trained: Run) -> None:
     assert trained.env_steps == 60
 
 
+def test_a_run_says_what_it_is(trained: Run) -> None:
+    assert repr(trained) == f"<Run {trained.folder}: Pendulum-v1 after 60 environment steps>"
+
+
 def test_metric_names(trained: Run) -> None:
     found = rows(trained.folder)
     seen = {name for line in (trained.folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}

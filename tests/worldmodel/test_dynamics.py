@@ -9,7 +9,7 @@ from torch import Tensor
 
 from training.trainer import model_loss
 from worldmodel.imagination import rollout
-from worldmodel.model import WorldModel
+from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.objective import ObjectiveConfig, objective
 from worldmodel.types import Batch, Rollout, State
 
@@ -348,6 +348,16 @@ def test_smallest_sizes(
     assert elbo.total.isfinite().all()
     if model.dynamics.can_imagine:
         assert rollout(model, last(inference.states), policy, 1).reward.shape == (batch_size, 1)
+
+
+def test_a_section_of_the_config_is_no_name() -> None:
+    for name, given, told in (
+        ("dynamics", "dkf", r"not 'dkf': DynamicsConfig\('dkf'\)"),
+        ("latent", "onehot", r"LatentConfig\('onehot'\)"),
+        ("layer", None, "layer is a LayerConfig, not None"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ModelConfig(**{name: given})
 
 
 def learned_from(model: WorldModel, batch: Batch) -> Tensor:

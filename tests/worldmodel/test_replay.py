@@ -127,7 +127,7 @@ def content(replay: SequenceReplay, env: int) -> list[float]:
 def test_save_and_load(rows: tuple[int, ...], capacity: int, tmp_path: Path) -> None:
     """A replay of another size keeps what it can; all go on from there."""
     replay, copy = filled(rows, capacity=40), SequenceReplay(OBS, ACTION, 2, capacity)
-    replay.save(tmp_path / "replay.npz")
+    replay.save(str(tmp_path / "replay.npz"))
     copy.load(tmp_path / "replay.npz")
     for env in range(2):
         assert content(copy, env) == content(replay, env)[-capacity // 2 :]
