@@ -70,7 +70,7 @@ def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
         ValueError: for what cannot be read so.
     """
     settings = {name: _read(name, value) for name, value in copy.deepcopy(config.settings).items()}
-    policy = settings.get("policy_kwargs", {})
+    policy = settings.get("policy_kwargs") or {}
     if not isinstance(policy, dict):
         raise ValueError(f"behaviour.sb3.settings.policy_kwargs: {policy!r} is no mapping of names to values")
     for name, home in (("activation_fn", nn), ("optimizer_class", torch.optim)):
@@ -153,7 +153,6 @@ def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgori
         made = in_rounds(cls)("MlpPolicy", dream, device=device, **settings)
     except Exception as error:  # whatever its constructor makes of settings that it does not expect
         raise ValueError(f"behaviour.sb3: {config.algorithm} cannot be made: {error}") from error
-    _check_rounds(made, config)
     if hasattr(made.policy, "lstm_actor"):
         raise ValueError(f"behaviour.sb3: {config.algorithm} has a memory of its own; the latent state is one already")
     return made
@@ -165,25 +164,6 @@ def _check_numbers(cls: Any, settings: Mapping[str, Any]) -> None:
         value, number = settings.get(name), type(parameter.default) in (int, float)
         if number and isinstance(value, str | Mapping):
             raise ValueError(f"behaviour.sb3.settings.{name}: {value!r} is no number, which {cls.__name__} has there")
-
-
-def _check_rounds(made: Any, config: SB3Config) -> None:
-    """Refuse rounds that are no whole number of rollouts: they would last longer, and schedules end before the run."""
-    if isinstance(made, OnPolicyAlgorithm):
-        name, size = "n_steps", made.n_steps
-    else:
-        made._convert_train_freq()
-        if made.train_freq.unit == TrainFrequencyUnit.EPISODE:
-            raise ValueError("behaviour.sb3.settings.train_freq: rounds are of steps, give it a number of them")
-        name, size = "train_freq", made.train_freq.frequency
-    if size < 1:
-        raise ValueError(f"behaviour.sb3.settings.{name} must be at least 1: {size}")
-    rollout = size * config.envs
-    if config.steps % rollout:
-        raise ValueError(
-            f"behaviour.sb3.steps: a round of {config.steps} steps is no whole number of rollouts of {rollout} "
-            f"({name} {size} x envs {config.envs})"
-        )
 
 
 class SB3Behaviour(nn.Module):
@@ -221,6 +201,29 @@ class SB3Behaviour(nn.Module):
         self.metrics: dict[str, float] = {}  # logged in the last round
         self.algorithm.set_logger(Logger(None, [MetricsWriter(lambda metrics, _: self.metrics.update(metrics))]))
         self.updates = self.rounds = 0
+
+    def check_rounds(self) -> None:
+        """Refuse rounds that are no whole number of rollouts: they last longer, and schedules end before the run.
+
+        Raises:
+            ValueError: if they are none, or a rollout is of no step, or of episodes.
+        """
+        algorithm, config = self.algorithm, self.config
+        if isinstance(algorithm, OnPolicyAlgorithm):
+            name, size = "n_steps", algorithm.n_steps
+        else:
+            every: Any = algorithm.train_freq  # type: ignore[attr-defined]
+            if every.unit == TrainFrequencyUnit.EPISODE:
+                raise ValueError("behaviour.sb3.settings.train_freq: rounds are of steps, give it a number of them")
+            name, size = "train_freq", every.frequency
+        if size < 1:
+            raise ValueError(f"behaviour.sb3.settings.{name} must be at least 1: {size}")
+        rollout = size * config.envs
+        if config.steps % rollout:
+            raise ValueError(
+                f"behaviour.sb3.steps: a round of {config.steps} steps is no whole number of rollouts of {rollout} "
+                f"({name} {size} x envs {config.envs})"
+            )
 
     def live(self, steps: int, again: bool = True) -> None:
         """Let schedules run over this many imagined steps from now on: `again` from their start, or as they go on."""

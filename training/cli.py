@@ -45,7 +45,11 @@ def _that_learn(commands: Any) -> None:
     train.add_argument("config", nargs="?", help="YAML file, for example configs/pendulum.yaml")
     train.add_argument("--seed", type=int, help="of everything random; default: the config's")
     train.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
-    train.add_argument("--resume", metavar="RUN", help="go on with an interrupted run instead, or give it more steps")
+    train.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with an interrupted run instead; with --training.steps for longer, --training.device elsewhere",
+    )
     fit = commands.add_parser("fit", help="fit a world model to recorded sequences", epilog=OVERRIDES)
     fit.add_argument("config", help="YAML file, for example configs/tanks.yaml")
     fit.add_argument("data", metavar="DATA", help="a .csv or .npz file, a run folder, or minari:DATASET_ID")
@@ -210,7 +214,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
         if options.config or options.run or options.seed is not None:
             raise ValueError(
                 "--resume goes on with a run as it was begun: it takes no config, --run or --seed; --training.steps "
-                "gives it more steps"
+                "gives it more steps, --training.device another device"
             )
         resume(options.resume, *changes(overrides))
         return
@@ -260,11 +264,18 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     if result.promise is not None:
         print(promise(result))
     if options.json:
-        summary: dict[str, Any] = {"mean_return": result.mean, "std_return": result.std, "returns": result.returns}
-        summary |= {"imagined_return": result.promise, "success_rate": result.success_rate}
-        summary |= {"lengths": result.lengths, "env_steps": run.env_steps, "unsound_from_step": result.unsound}
-        summary |= {"environment_faults": len(result.faults)}
-        print(json.dumps({name: json_safe(value) for name, value in summary.items()}, allow_nan=False))
+        summary = {
+            "mean_return": result.mean,
+            "std_return": result.std,
+            "returns": result.returns,
+            "imagined_return": result.promise,
+            "success_rate": result.success_rate,
+            "lengths": result.lengths,
+            "env_steps": run.env_steps,
+            "unsound_from_step": result.unsound,
+            "environment_faults": len(result.faults),
+        }
+        print(json.dumps(json_safe(summary), allow_nan=False))
 
 
 def _diagnose(options: argparse.Namespace, _: list[str]) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
+
 from training.config import DECIDE_AT_ONCE, Config
 from training.fit_config import FitConfig
 from worldmodel.compiling import Learning, choose_acting, choose_learning, has_compiler
@@ -40,7 +42,7 @@ def decide(config: Config | FitConfig) -> list[str]:
     else:
         training, replay = config.training, config.replay
         replayed, imagines = replay.batch_size * replay.window, config.behaviour.actor_critic
-        device, updates = training.device, training.steps * training.replay_ratio / replayed
+        device, updates = training.device, training.steps * config.updates_per_step
         starts = min(imagines.starts or replayed, replayed)
         imagined = starts * imagines.horizon if config.behaviour.name in DECIDE_AT_ONCE else 0
         seconds = update_seconds(config.model.hidden, replayed + imagined)
@@ -59,6 +61,13 @@ def decide(config: Config | FitConfig) -> list[str]:
             learner.compile = mode
         said.append(f"{', '.join(f'{where}.compile' for where in undecided)}: {mode}, because {why}")
     return said
+
+
+def taken_along(config: Config, device: str) -> list[str]:
+    """Lines about what was decided for another kind of device, from which a run comes to that of its config."""
+    if torch.device(device).type == torch.device(config.training.device).type:
+        return []
+    return [f"{where}.compile: {learner.compile}, as on {device}" for where, learner in learners(config)]
 
 
 def without_compiler(config: Config) -> list[str]:

@@ -123,6 +123,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
+    @property
+    def updates_per_step(self) -> float:
+        """Of the world model, that an environment step pays for once the prefill is over."""
+        return self.training.replay_ratio / (self.replay.batch_size * self.replay.window)
+
     def __post_init__(self) -> None:
         if self.training.joint and self.behaviour.name != "actor_critic":
             raise ValueError(f"training.joint is for behaviour.name actor_critic, not {self.behaviour.name}")
@@ -149,15 +154,14 @@ class Config:
 
 def too_short(config: Config) -> list[str]:
     """A line for each part of a run that it is too short for: no mistake, since it can be given more steps."""
-    training, replay, behaviour = config.training, config.replay, config.behaviour
-    paying = max(training.steps - training.prefill, 0)
-    updates = training.pretrain + paying * training.replay_ratio / (replay.batch_size * replay.window)
+    training, behaviour = config.training, config.behaviour
+    updates = int(training.pretrain + max(training.steps - training.prefill, 0) * config.updates_per_step)
     explored, every = behaviour.exploration.steps, behaviour.sb3.every
     lines = []
     if training.prefill >= training.steps:
         lines.append(
             f"training.prefill {training.prefill} takes all of training.steps {training.steps}: every recorded action "
-            f"is random, and what is learned comes from {training.pretrain} update(s) at the end"
+            f"is random, and all that is learned comes from the {training.pretrain} update(s) of training.pretrain"
         )
     if behaviour.name == "plan2explore" and explored is not None and explored <= training.prefill:
         lines.append(
@@ -166,7 +170,7 @@ def too_short(config: Config) -> list[str]:
         )
     if behaviour.name == "sb3" and updates < every:
         lines.append(
-            f"behaviour.sb3.every {every} is more than the {updates:.0f} updates of this run: "
+            f"behaviour.sb3.every {every} is more than the {updates} updates of this run: "
             f"{behaviour.sb3.algorithm} never learns"
         )
     return [f"warning: {line}" for line in lines]

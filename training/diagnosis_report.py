@@ -151,6 +151,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     config, actions = diagnosis.config, diagnosis.actions
     return {
         "run": str(diagnosis.subject.folder),
+        "env_steps": diagnosis.subject.env_steps,
         "data": diagnosis.recording.source,
         "seen": diagnosis.recording.seen,
         "context": config.context,
@@ -220,7 +221,10 @@ def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None
     for name, line in judged.items():
         console.print(f"[bold]{name:>12}[/bold]  ", end="")
         console.print(line, markup=False, soft_wrap=True)
-    console.print(f"\nmeasured on {diagnosis.recording.source}, {len(diagnosis.context.reward)} windows", markup=False)
+    steps = diagnosis.subject.env_steps
+    trained = "" if steps is None else f", the model after {steps} environment steps"
+    source = f"{diagnosis.recording.source}, {len(diagnosis.context.reward)} windows{trained}"
+    console.print(f"\nmeasured on {source}", markup=False, soft_wrap=True)
     if diagnosis.recording.seen:
         console.print(f"{diagnosis.recording.seen}: give a recording for unseen data", markup=False, soft_wrap=True)
     if diagnosis.outlooks:

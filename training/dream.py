@@ -45,6 +45,6 @@ def imagined_steps(config: Config, steps: int, prefilled: bool = False) -> int:
     """
     training, sb3 = config.training, config.behaviour.sb3
     paying = max(steps - (0 if prefilled else training.prefill), 0)
-    updates = int(paying * training.replay_ratio / (config.replay.batch_size * config.replay.window))
+    updates = int(paying * config.updates_per_step)
     pretrained = 0 if prefilled else training.pretrain // sb3.every
     return (updates // sb3.every + pretrained) * sb3.steps

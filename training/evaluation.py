@@ -1,6 +1,7 @@
 """Returns of an agent in environments of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,8 +116,8 @@ def _side_by_side(
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
     whole, unsound, success = np.ones(count, bool), None, np.full(count, np.nan)
     envs = make_vector(config, count)
-    limit, told = time_limit(config, envs.envs[0]), LONG
     try:
+        limit, told = time_limit(config, envs.envs[0]), LONG
         observation, infos = envs.reset(seed=list(seeds))
         faults = _faults(infos, count)
         state, start, first = None, np.ones(count, bool), None
@@ -154,7 +155,7 @@ def _side_by_side(
         unsound,
         None if imagined is None else [imagined[env] for env in kept],
         [text for texts in faults for text in texts],
-        [bool(each) for each in success[kept] if not np.isnan(each)],
+        [bool(each > 0) for each in success[kept] if not np.isnan(each)],
     )
 
 
@@ -165,10 +166,11 @@ def _faults(infos: Mapping[str, Any], count: int) -> list[tuple[str, ...]]:
 
 def _successes(infos: Mapping[str, Any], count: int) -> np.ndarray:
     """(count,): whether each environment calls its episode a success; NaN where it does not say."""
-    if SUCCESS not in infos:
+    said = np.asarray(infos.get(SUCCESS))
+    if said.ndim == 0 or said.size != count:  # it means something else by that name
         return np.full(count, np.nan)
-    said = np.asarray(infos[SUCCESS], bool).reshape(count, -1).all(-1)
-    return np.where(infos[f"_{SUCCESS}"], said, np.nan)
+    numbers = [float(each) if isinstance(each, Real | np.bool_) else np.nan for each in said.reshape(count)]
+    return np.where(infos[f"_{SUCCESS}"], numbers, np.nan)
 
 
 @torch.no_grad()

@@ -66,11 +66,11 @@ class LearningFaults:
         """
         run, steps, self.sound = self.trainer.run, self.trainer.envs.steps, False
         if self.restored >= self.config.restores:
-            raise self._stop(f"{problem}, after {self.restored} return(s) to a checkpoint")
+            raise self.stop(f"{problem}, after {self.restored} return(s) to a checkpoint")
         try:
             checkpoint, _ = find(run.folder / CHECKPOINT, leave_out=(ROWS_THEN,))
         except ValueError as error:
-            raise self._stop(f"{problem}, before there was a checkpoint to return to") from error
+            raise self.stop(f"{problem}, before there was a checkpoint to return to") from error
         kept = run.env_steps
         run.take(checkpoint)
         run.env_steps = kept  # what was recorded since is still there to learn from
@@ -83,7 +83,8 @@ class LearningFaults:
             f"steps) return, with {SLOWER**self.restored:g} of the learning rate"
         )
 
-    def _stop(self, problem: str) -> FloatingPointError:
+    def stop(self, problem: str) -> FloatingPointError:
+        """The error of a run that does not go on."""
         return FloatingPointError(
             f"training diverged by step {self.trainer.run.env_steps}: {problem}. A new run with a lower learner.lr, or "
             "learning rate of the behaviour, is the first thing to try; rewards or observations of huge numbers are "

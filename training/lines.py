@@ -9,7 +9,9 @@ from typing import Any
 
 
 def json_safe(value: Any) -> Any:
-    """A number, or lists of them: JSON has no NaN and no infinity, so that null stands for these."""
+    """A number, or lists and mappings of them: JSON has no NaN and no infinity, so that null stands for these."""
+    if isinstance(value, dict):
+        return {name: json_safe(each) for name, each in value.items()}
     if isinstance(value, list):
         return [json_safe(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -112,7 +112,7 @@ class Logger:
         """Record `metrics` at `step` environment steps."""
         row = {"global_step": step, **numbers(metrics)}
         seconds = round(time.monotonic() - self.began, 3)
-        line = {"global_step": step, "seconds": seconds, **{name: json_safe(value) for name, value in row.items()}}
+        line = {"global_step": step, "seconds": seconds, **json_safe(row)}
         self.lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._online(row)
 

@@ -61,14 +61,14 @@ class Loop:
         Returns:
             Whether it never did, and nobody interrupted.
         """
-        config, replay = self.config.training, self.config.replay
+        config = self.config.training
         goes_on, self.until = True, until
         if not self.trainer.prefilled:
-            goes_on = self.trainer.prefill(min(config.prefill, until), lambda: self.stepped(on_step))
+            goes_on = self.prefill(min(config.prefill, until), on_step)
             self.due = float(config.pretrain) if self.trainer.prefilled else 0.0
         if self.begun is None and self.trainer.prefilled:
             self.begun = self.steps
-        per_step = config.replay_ratio / (replay.batch_size * replay.window)
+        per_step = self.config.updates_per_step
         if self.evaluation_due:
             self.evaluate()
         few = 1 + per_step * self.trainer.envs.num_envs  # updates, more than a step pays for: not those of the prefill
@@ -95,6 +95,13 @@ class Loop:
         if self.averages.counts and not self.interrupt.asked:  # what the last steps paid for, or the prefill
             self.log()
         return goes_on and not self.interrupt.asked
+
+    def prefill(self, steps: int, on_step: OnStep) -> bool:
+        """See :meth:`training.trainer.Trainer.prefill`; an agent that was loaded acts as it has learned."""
+        try:
+            return self.trainer.prefill(steps, lambda: self.stepped(on_step))
+        except FloatingPointError as error:
+            raise self.faults.stop(str(error)) from error
 
     def acts(self, what: Callable[[Behaviour], None]) -> bool:
         """Let the behaviour do it; where its actions are not finite, though the weights are, older ones return."""
@@ -272,8 +279,10 @@ def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
     faults = f"; its environments failed {len(result.faults)} time(s), {AGAIN}" if result.faults else ""
-    successes = "" if result.success_rate is None else f", {result.success_rate:.0%} of them successful"
-    episodes = f"{len(result.returns)} episode{'s' * (len(result.returns) > 1)}{successes}"
+    count, told = len(result.returns), len(result.successes)
+    of = "of them" if told == count else f"of the {told} that tell"
+    successes = "" if result.success_rate is None else f", {result.success_rate:.0%} {of} successful"
+    episodes = f"{count} episode{'s' * (count > 1)}{successes}"
     return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}"
 
 

@@ -7,7 +7,7 @@ written at every save; with `replay.disk` it is where the replay lives, see :mod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from gymnasium import Space
@@ -15,7 +15,7 @@ from gymnasium import Space
 from agents import Agent, Plan2Explore, build_behaviour
 from envs import action_spec, make, observation_specs
 from training.checkpoint import Checkpoint, find, new_checkpoint, prune
-from training.compilation import decide, without_compiler
+from training.compilation import decide, taken_along, without_compiler
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
 from training.folder import CHECKPOINT, ROWS, claim, link, read_config, saved_config, unclaimed, whisper
@@ -106,9 +106,12 @@ class Run:
         """A new run for a folder that holds none; nothing is written before :meth:`begin`.
 
         Raises:
-            ValueError: if the folder already holds a run, its disk has no room for the replay, or as the class says.
+            ValueError: if the folder already holds a run, its disk has no room for the replay, rounds in the dream are
+                no whole number of rollouts, or as the class says.
         """
         run = Run(unclaimed(folder), config)
+        if config.behaviour.name == "sb3":
+            cast("SB3Behaviour", run.behaviour).check_rounds()
         if config.replay.disk:
             check_room(run.folder, run.replay.max_bytes)
         else:
@@ -155,7 +158,7 @@ class Run:
         """
         folder = Path(folder)
         config = read_config(folder, saved_config(folder, "train"), load_config)
-        config.training.device = device or config.training.device
+        before, config.training.device = config.training.device, device or config.training.device
         config.env.id = env or config.env.id
         found, problems = find(folder / CHECKPOINT, checkpoint, () if at_checkpoint else (ROWS_THEN,))
         for problem in problems:
@@ -163,7 +166,7 @@ class Run:
         said = without_compiler(config)
         with torch.random.fork_rng():
             run = Run(folder, config)
-        run.decided += said
+        run.decided += said + taken_along(config, before)
         run.take(found)
         if isinstance(run.behaviour, Plan2Explore):
             run.behaviour.begin_step(run.env_steps)
@@ -233,7 +236,8 @@ class Run:
     ) -> Evaluation:
         """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined.
 
-        Nothing is imagined by a model that has learned that a lost life is the end.
+        Nothing is imagined by a model that has learned that a lost life is the end. `say`: see
+        :func:`training.evaluation.evaluate`.
         """
         count = self.config.evaluation.final_episodes if episodes is None else episodes
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games

@@ -82,7 +82,7 @@ def resume(folder: str | Path, steps: int | None = None, device: str | None = No
 
     Args:
         steps: environment steps in all; by default those of its config.
-        device: another than the one it was trained on until now.
+        device: another than the one it was trained on until now. What `auto` chose for that one stays.
     Raises:
         ValueError: if the folder holds no run, another process trains it, something else lies where a part of it
             belongs, none of its checkpoints can be used, or it has taken all its steps.
@@ -138,10 +138,10 @@ def _anew(folder: Path, device: str | None) -> Loop:
     config = read_config(folder, saved_config(folder, "train"), load_config)
     config.training.device = device or config.training.device
     prepare(config)
+    run = Run(folder, config)  # refuses what cannot be begun, before anything is moved
     aside = set_aside(folder, (METRICS, ROWS))
     kept = f"; what it had recorded is kept in {aside}" if aside else ""
     whisper(f"{folder} holds no checkpoint: it begins once more, with the same seed{kept}")
-    run = Run(folder, config)
     run.keep_rows()
     loop = Loop(Trainer(run))
     loop.logged = {"bytes": 0, "seconds": 0.0, "wandb": None}
@@ -244,8 +244,8 @@ def _closed(loop: "Loop") -> None:
         loop.logged = loop.logger.position()
         loop.logger.close()
     last = numbers(folder / CHECKPOINT)[-1:]
-    if last == before:  # an update has been interrupted, or its weights are not finite
-        kept = "those of its last checkpoint" if last else "none, before its first checkpoint"
-        say(f"what was recorded is saved in {folder}; the weights there are {kept}")
+    if last == before:  # an update has been interrupted, or the last one was not finite
+        weights = "the weights there are those of its last checkpoint" if last else "there is no checkpoint of it yet"
+        say(f"what was recorded is saved in {folder}; {weights}")
     elif loop.progress.live:
         say(f"run saved in {folder}")

@@ -7,10 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training.checkpoint import numbers
 from training.data_config import DataConfig
 from training.dataset import Dataset
 from training.dataset_io import REPLAY, ROWS, read_rows, rows_of
 from training.fit_run import FitRun, is_fit
+from training.folder import CHECKPOINT
 from training.recordings import OBS, check_recording
 from training.run import Run
 from worldmodel.archive import read_arrays
@@ -60,6 +62,7 @@ class Subject(NamedTuple):
     obs_specs: ObservationSpecs
     units: Standardise  # of the controls in what `read` gives
     threads: int
+    env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
 
 
@@ -72,7 +75,7 @@ def load(folder: str | Path, device: str | None = None, checkpoint: str = "lates
     if not is_fit(folder):
         return Run.load(folder, device, checkpoint=checkpoint)
     if checkpoint not in ("latest", "best"):
-        raise ValueError(f"--checkpoint {checkpoint}: a fit keeps its best weights alone")
+        raise ValueError(f"checkpoint {checkpoint}: a fit keeps its best weights alone")
     return FitRun.load(folder, device)
 
 
@@ -88,6 +91,10 @@ def open_subject(folder: str | Path, device: str | None = None, checkpoint: str 
 
 def _of_train(run: Run) -> Subject:
     where = next(run.model.parameters()).device
+    assert run.checkpoint is not None
+    last = numbers(run.folder / CHECKPOINT)[-1]
+    newest = int(run.checkpoint.folder.name) == last
+    part = "these steps" if newest else f"the first {run.env_steps} environment steps"
 
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         if states:
@@ -97,11 +104,11 @@ def _of_train(run: Run) -> Subject:
         name = str(file or run.folder)
         if not len(replay):
             raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
-        seen = "the model was trained on these steps, the baselines on the other 80%" if own else ""
+        seen = f"the model was trained on {part}, the baselines on the other 80%" if own else ""
         return Recording.split(replay, where, name, seen, run.model.image_keys)
 
     units = Standardise(run.action_spec.width)
-    return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, read)
+    return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, run.env_steps, read)
 
 
 def replay_of(file: Path, run: Run) -> SequenceReplay:
@@ -145,7 +152,7 @@ def _of_fit(run: FitRun) -> Subject:
         whole = run.config.data.window is None
         return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, whole, states)
 
-    return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, read)
+    return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, None, read)
 
 
 def _seen(config: DataConfig, part: str) -> str:

@@ -15,7 +15,7 @@ import training.compilation
 from agents import Agent
 from agents.actor_critic import ActorCritic
 from training import Run, train
-from training.compilation import decide, learners
+from training.compilation import decide, learners, taken_along
 from training.config import Config, load_config
 from training.faults import _repeated
 from training.fit_config import load_fit_config
@@ -132,6 +132,13 @@ KINDS = pytest.mark.parametrize(
     ],
     ids=["pathwise", "joint", "discrete", "replayed values", "plan2explore", "fivo", "feeds back", "redundancy"],
 )
+
+
+def test_what_was_decided_for_another_device_is_told() -> None:
+    config = load_config(TINY, ["--training.device", "cuda", "--learner.compile", "update"])
+    lines = taken_along(config, "cpu")
+    assert "learner.compile: update, as on cpu" in lines and len(lines) == len(list(learners(config)))
+    assert taken_along(config, "cuda:1") == []
 
 
 def learned(config: Config, folder: Path) -> tuple[Trainer, list[torch.Tensor]]:

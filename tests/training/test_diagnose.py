@@ -229,11 +229,14 @@ def test_of_a_quantity_with_many_entries_a_table_shows_the_median(finished: Path
 def test_the_model_of_another_checkpoint_is_diagnosed(config: str, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "run"
     assert main(["train", config, "--run", str(folder), "--evaluation.every", "316"]) == 0
-    kl = []
+    found = []
     for checkpoint in ("1", "2", "latest"):
         assert main(["diagnose", str(folder), *SMALL, "--checkpoint", checkpoint, "--json"]) == 0
-        kl.append(json.loads(capsys.readouterr().out.splitlines()[-1])["collapse"]["kl_nats"])
-    assert kl[0] != kl[1] == kl[2]
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert found[0]["collapse"] != found[1]["collapse"] == found[2]["collapse"]
+    assert [each["env_steps"] for each in found] == [316, 320, 320]
+    assert found[0]["seen"].startswith("the model was trained on the first 316 environment steps, ")
+    assert found[1]["seen"].startswith("the model was trained on these steps, ")
     assert main(["diagnose", str(folder), "--checkpoint", "9"]) == 2
     assert "9" in capsys.readouterr().err
 

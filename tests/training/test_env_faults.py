@@ -228,9 +228,13 @@ def saves_unless_killed(save: Callable[..., None]) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    "at", [0, pytest.param(1, marks=pytest.mark.slow), 3], ids=["reset", "first step", "third step"]
+    ("at", "disk"),
+    [
+        (0, False),
+        (3, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [(0, True), (1, False), (1, True), (3, False)]),
+    ],
 )
-@pytest.mark.parametrize("disk", [pytest.param(False, marks=pytest.mark.slow), True], ids=["memory", "disk"])
 def test_a_killed_run_goes_on_bit_for_bit(
     at: int, disk: bool, failing: Any, tmp_path: Path, assert_same_run: Callable[[Path, Path], None]
 ) -> None:
@@ -327,7 +331,7 @@ def test_an_evaluation_whose_resets_fail(failing: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("length", "limit", "told"), [(40, None, [9, 18, 36]), (8, None, []), (40, 30, [])])
 def test_a_long_wait_for_the_end_of_an_episode_is_told(
-    length: int, limit: int | None, told: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    length: int, limit: int | None, told: list[int], failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An environment of which nothing says when its episodes end may never end one: the remedy is named meanwhile."""
     monkeypatch.setattr("training.evaluation.LONG", 9)

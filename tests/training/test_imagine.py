@@ -271,7 +271,7 @@ def test_a_fit_foretells_what_it_was_tested_on(recording: Path, tmp_path: Path, 
             "no 10 steps of one episode from step 22 on, at most 9",
         ),
         (["--start", "99"], "holds steps 0 to 30, not 99"),
-        (["--checkpoint", "3"], "--checkpoint 3: a fit keeps its best weights alone"),
+        (["--checkpoint", "3"], "checkpoint 3: a fit keeps its best weights alone"),
     ):
         assert main(["imagine", str(fitted.folder), *arguments]) == 2
         assert said in capsys.readouterr().err

@@ -173,7 +173,7 @@ def test_an_action_that_is_not_finite_before_the_first_checkpoint_ends_the_run(
     with pytest.raises(FloatingPointError, match=told):
         train(TINY, run=tmp_path / "run")
     assert (tmp_path / "run" / "replay" / "replay.npz").is_file()  # what was recorded until then
-    assert "the weights there are none, before its first checkpoint" in capsys.readouterr().err
+    assert "; there is no checkpoint of it yet" in capsys.readouterr().err
 
 
 def test_a_covariance_without_a_decomposition_is_an_update_that_is_skipped(

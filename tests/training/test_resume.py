@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -236,6 +237,10 @@ def test_a_run_goes_on_on_another_device(tmp_path: Path, capsys: Any) -> None:
     assert Run.load(folder).config.training.device == "cpu"
     assert main([*more, "--training.device", "cpu:0"]) == 0
     assert Run.load(folder).config.training.device == "cpu:0" and Run.load(folder).env_steps == 140
+    shutil.rmtree(folder / "checkpoint")
+    before = sorted(path.name for path in folder.iterdir())
+    assert main([*more, "--training.device", "abacus"]) == 2
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 class Forgetful(gym.Env[np.ndarray, np.ndarray]):

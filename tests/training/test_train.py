@@ -17,7 +17,7 @@ from envs.exact import ExactCartPole, ExactModel, ExactPendulum
 from training import Run, train
 from training.checkpoint import find
 from training.config import load_config, too_short
-from training.evaluation import Evaluation, evaluate, evaluation_seeds
+from training.evaluation import Evaluation, _successes, evaluate, evaluation_seeds
 from training.loop import PERIODIC, Loop, describe, promise
 from training.run import FINAL
 from training.schema import merge
@@ -453,6 +453,45 @@ def test_successes_are_counted_where_an_environment_tells_of_them(tmp_path: Path
     assert f"over 5 episodes, {np.mean(even):.0%} of them successful" in describe(result)
     assert [row["final/success_rate"] for row in rows(made.folder) if "final/success_rate" in row] == [np.mean(even)]
     assert Run.load(run(tmp_path / "silent").folder).evaluate(1).success_rate is None
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ([True, False], [1, 0]),
+        ([np.float32(0.0), np.float32(1.0)], [0, 1]),
+        ([np.array([True]), np.array([False])], [1, 0]),
+        ([None, True], [np.nan, 1]),
+        (["no", "yes"], [np.nan, np.nan]),
+        ([{"door": True}, {"door": False}], [np.nan, np.nan]),
+        ([np.array([True, False]), np.array([True, True])], [np.nan, np.nan]),
+    ],
+)
+def test_a_success_is_a_truth_value_or_nothing_is_said(said: list[Any], found: list[float]) -> None:
+    """As Gymnasium puts together what environments say by that name, whatever they mean."""
+    infos: dict[str, Any] = {}
+    merged = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)._add_info
+    for env, each in enumerate(said):
+        infos = merged(infos, {"is_success": each}, env)
+    np.testing.assert_array_equal(_successes(infos, 2), found)
+    assert np.isnan(_successes({}, 2)).all()
+
+
+def test_of_some_episodes_it_is_said_how_many_tell() -> None:
+    assert "over 3 episodes, 50% of the 2 that tell successful" in describe(
+        Evaluation([1.0] * 3, [1] * 3, successes=[True, False])
+    )
+
+
+def test_rounds_of_a_run_from_before_they_were_checked_can_be_read(tmp_path: Path) -> None:
+    """A new run is refused where they are no whole number of rollouts."""
+    sb3 = {"envs": 8, "steps": 16, "every": 2, "horizon": 3, "settings": {"learning_starts": 4}}
+    made = run(tmp_path / "run", behaviour={"name": "sb3", "sb3": sb3})
+    text = (made.folder / "config.yaml").read_text()
+    (made.folder / "config.yaml").write_text(text.replace("steps: 16", "steps: 20"))
+    assert Run.load(made.folder).config.behaviour.sb3.steps == 20
+    with pytest.raises(ValueError, match=r"a round of 20 steps is no whole number of rollouts of 8 \(train_freq 1 x"):
+        run(tmp_path / "other", behaviour={"name": "sb3", "sb3": {**sb3, "steps": 20}})
 
 
 def test_a_model_that_promises_too_much_is_warned_of() -> None:
