@@ -5,10 +5,13 @@ becomes a float where it enters a network, once per update.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from worldmodel.compiling import region
+from worldmodel.convolutions import Doubling, Halving
 from worldmodel.distributions import LOG_2PI
 from worldmodel.layers import LayerConfig
 from worldmodel.outputs import Output
@@ -90,6 +93,34 @@ class ChannelNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() and x.device.type == "cpu":
+            return _Normed.apply(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+
+class _Normed(torch.autograd.Function):
+    """What a compiler is given on a CPU: of torch's own gradient it makes a copy with channels first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        pixels = x.movedim(1, -1).flatten(1, 2)
+        variance, mean = torch.var_mean(pixels, (1, 2), correction=0, keepdim=True)
+        scale = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, weight, mean, scale)
+        return ((pixels - mean) * (scale * weight) + bias).unflatten(1, x.shape[2:]).movedim(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, scale = ctx.saved_tensors
+        shape = gradient.shape[2:]
+        gradient = gradient.movedim(1, -1).flatten(1, 2)
+        normed = (x.movedim(1, -1).flatten(1, 2) - mean) * scale
+        of_bias, of_weight = gradient.sum(1), (gradient * normed).sum(1)  # (N, C)
+        means = [(each * weight).sum(-1)[:, None, None] / normed[0].numel() for each in (of_bias, of_weight)]
+        of_x = scale * (gradient * weight - means[0] - normed * means[1])
+        return of_x.unflatten(1, shape).movedim(-1, 1), of_weight.sum(0), of_bias.sum(0), None
+
 
 def after(channels: int, layer: LayerConfig) -> list[nn.Module]:
     """What follows a convolution: the activation of other layers, and, where they have a norm, :class:`ChannelNorm`."""
@@ -111,7 +142,7 @@ class ImageEncoder(nn.Module):
         modules: list[nn.Module] = []
         for stage in range(stages(shape)):
             wider = depth * 2**stage
-            modules += [nn.Conv2d(channels, wider, 4, 2, 1), *after(wider, layer)]
+            modules += [Halving(channels, wider), *after(wider, layer)]
             channels = wider
         super().__init__()
         self.net = nn.Sequential(*modules)
@@ -119,6 +150,7 @@ class ImageEncoder(nn.Module):
         self.shape = shape
         self.size = channels * (height >> stages(shape)) * (width >> stages(shape))
 
+    @region
     def forward(self, image: Tensor) -> Tensor:
         batch = image.shape[:-1]
         x = self.units(image).reshape(-1, *self.shape)
@@ -138,9 +170,9 @@ class ImageDecoder(nn.Module):
         modules: list[nn.Module] = []
         for stage in reversed(range(count - 1)):
             narrower = depth * 2**stage
-            modules += [nn.ConvTranspose2d(channels, narrower, 4, 2, 1), *after(narrower, layer)]
+            modules += [Doubling(channels, narrower), *after(narrower, layer)]
             channels = narrower
-        self.rest = nn.Sequential(*modules, nn.ConvTranspose2d(channels, shape[-1], 4, 2, 1))
+        self.rest = nn.Sequential(*modules, Doubling(channels, shape[-1]))
 
     def forward(self, feature: Tensor) -> Tensor:
         x = self.first(feature).view(-1, *self.small, self.first.out_features // (self.small[0] * self.small[1]))
