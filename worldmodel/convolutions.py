@@ -69,9 +69,8 @@ class _Halved(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        return doubled(gradient, weight, weight.new_zeros(weight.shape[1])), *of_weights(
-            gradient, x, weight, transposed=False
-        )
+        of_x = doubled(gradient, weight, weight.new_zeros(weight.shape[1]))
+        return of_x, *of_weights(gradient, x, weight, transposed=False)
 
 
 class _Doubled(torch.autograd.Function):
