@@ -100,7 +100,13 @@ class ChannelNorm(nn.GroupNorm):
 
 
 class _Normed(torch.autograd.Function):
-    """What a compiler is given on a CPU: of torch's own gradient it makes a copy with channels first."""
+    """What a compiler is given on a CPU: of torch's own gradient it makes copies with the channels first.
+
+        y = w n + b,   n = (x - mean) / std over the P pixels and C channels of an image
+        dL/dx = (g w - <g w> - n <g w n>) / std,   g = dL/dy, <.> the mean over the image
+
+    x (N, C, H, W) with channels last in memory is (N, P, C) here, without a copy.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
