@@ -84,9 +84,14 @@ class _SumOfColumns(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, which: Tensor, width: int, weight: Tensor, bias: Tensor) -> Tensor:
         rows, first = values.flatten(0, -2), weight.shape[1] - width
         ctx.save_for_backward(rows)
-        out = torch.addmm(bias, rows[:, :first], weight[:, :first].t())
+        before, of_before = rows[:, :first], weight[:, :first].t()
         columns = weight[:, first:].t().contiguous()
-        out += F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
+        if torch.compiler.is_compiling():  # whatever follows adds three things as it reads them
+            out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum") + torch.addmm(bias, before, of_before)
+        else:  # the product is added to the sum where that is, two passes over memory less
+            columns[: width // which.shape[-1]] += bias  # one of the first variable's is in every sum
+            out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
+            out = torch.addmm(out, before, of_before, out=out)
         return out.unflatten(0, values.shape[:-1])
 
     @staticmethod

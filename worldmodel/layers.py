@@ -66,7 +66,9 @@ class Logits(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         more = -self.out_features % ROW
-        return F.linear(x, F.pad(self.weight, (0, 0, 0, more)), F.pad(self.bias, (0, more), value=UNLIKELY))
+        # Not padded: a compiler would do that again for every row.
+        bias = torch.cat([self.bias, self.bias.new_full((more,), UNLIKELY)])
+        return F.linear(x, F.pad(self.weight, (0, 0, 0, more)), bias)
 
 
 class MLP(nn.Sequential):

@@ -7,10 +7,12 @@ mass over bins and no density, compares with nothing but itself.
 
 from abc import ABC, abstractmethod
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from worldmodel.distributions import LOG_2PI, positive, straight_through
 from worldmodel.layers import Logits
@@ -243,17 +245,45 @@ class TwoHot(Output):
         return above, (value - low) / (high - low)
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        log = params.log_softmax(-1).expand(*value.shape[:-1], -1)
-        above, share = self.between(value)  # (..., 1)
-        low, high = log.gather(-1, torch.cat([above - 1, above], -1)).unbind(-1)
-        return torch.lerp(low, high, share.squeeze(-1).to(low.dtype))
+        return _LogMass.apply(params, *self.between(value))
 
     def mean(self, params: Tensor) -> Tensor:
-        probs = params.softmax(-1)[..., : len(self.bins)]
         # The bins sum to zero, so that the mass of an outer one can be taken from all: where the other outer ones have
         # the same, as from the start, huge bins cancel exactly. No gradient: its sum over the bins is zero as well, but
         # not when rounded.
-        return (probs - probs[..., :1].detach()) @ self.bins.unsqueeze(-1)
+        compiling = torch.compiler.is_compiling()  # what `log_prob` needs as well is computed once then
+        probs = (params.log_softmax(-1).exp() if compiling else params.softmax(-1))[..., : len(self.bins)]
+        more = probs - probs[..., :1].detach()
+        if compiling:  # summed as they arise, where a product's factors would be written first
+            return (more * self.bins).sum(-1, keepdim=True)
+        return more @ self.bins.unsqueeze(-1)
 
     def sample(self, params: Tensor) -> Tensor:
         return straight_through(params.softmax(-1))[..., : len(self.bins)] @ self.bins.unsqueeze(-1)
+
+
+class _LogMass(torch.autograd.Function):
+    """sum_c t_c log p_c of targets t with two entries, t_{a - 1} = 1 - s and t_a = s, for logits (..., C).
+
+        d / d logit_c = t_c - p_c
+
+    Torch's own derivatives would write a row of zeros for each target, and read them again, twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, above: Tensor, share: Tensor) -> Tensor:
+        log = logits.log_softmax(-1)
+        ends = torch.cat([above - 1, above], -1)
+        ctx.save_for_backward(log, ends, share)
+        low, high = log.expand(*above.shape[:-1], -1).gather(-1, ends).unbind(-1)
+        return torch.lerp(low, high, share.squeeze(-1).to(low.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        log, ends, share = ctx.saved_tensors
+        of_targets = gradient.unsqueeze(-1) * torch.cat([1 - share, share], -1)
+        targets = (-1, *log.shape[:-1], 2)  # several of one prediction, or one
+        of_targets, ends = (each.reshape(targets).movedim(0, -2).flatten(-2) for each in (of_targets, ends))
+        total = gradient.reshape(targets[:-1]).sum(0)
+        return log.exp().mul(-total.unsqueeze(-1)).scatter_add(-1, ends, of_targets), None, None

@@ -62,6 +62,8 @@ def unrolled(step: Step, carry: Any, inputs: Tensors, length: int, reverse: bool
         outputs.append(output)
     if reverse:
         outputs.reverse()
+    if length == 1:  # nothing to be copied
+        return carry, tuple(output.unsqueeze(1) for output in outputs[0])
     return carry, tuple(torch.stack(column, 1) for column in zip(*outputs, strict=True))
 
 

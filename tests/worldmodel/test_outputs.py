@@ -181,6 +181,18 @@ def test_two_hot_mean_is_the_expected_bin_and_log_prob_the_cross_entropy() -> No
     np.testing.assert_allclose(output.log_prob(params, value).numpy(), (codes * np.log(probs)).sum(-1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("targets", [(), (2,), (3, 2)])
+def test_the_gradient_of_a_two_hot_loss_is_that_of_the_cross_entropy(targets: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    output = TwoHot(31, 5.0)
+    params, value = torch.randn(4, 5, 31, requires_grad=True), 60 * torch.randn(*targets, 4, 5, 1)  # some lie outside
+    outer = torch.randn(*targets, 4, 5)
+    cross_entropy = (two_hot(output, value.squeeze(-1)) * params.log_softmax(-1)).sum(-1)
+    (expected,) = torch.autograd.grad((outer * cross_entropy).sum(), params)
+    (gradient,) = torch.autograd.grad((outer * output.log_prob(params, value)).sum(), params)
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_two_hot_reads_logits_of_more_classes_than_bins() -> None:
     """Those of :class:`worldmodel.layers.Logits`."""
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from worldmodel.products import ADD, ADDMM, MM, PRODUCTS
+from worldmodel.products import ADD, ADDMM, MM, PRODUCTS, ROWS, SUM
 
 
 def rewritten(function: Callable[..., Tensor], *args: Tensor) -> Counter[object]:
@@ -71,3 +71,21 @@ def test_a_scaled_sum_is_left_alone() -> None:
         return torch.addmm(bias, left, right, beta=2)
 
     assert rewritten(scaled, torch.randn(8), torch.randn(4, 8), torch.randn(8, 8))[ADDMM] == 1
+
+
+MANY = ROWS**2
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("shape", [(MANY, ROWS), (ROWS, ROWS, 70)])
+def test_a_sum_over_many_rows_is_one_of_sums_over_few(shape: tuple[int, ...], keepdim: bool) -> None:
+    dims = list(range(len(shape) - 1))
+    assert rewritten(lambda x: x.sum(dims, keepdim), torch.randn(shape, dtype=torch.float64))[SUM] == 2
+
+
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((MANY - ROWS, ROWS), [0]), ((MANY + 1, ROWS), [0]), ((MANY, ROWS - 1), [0]), ((MANY, ROWS), [1])],
+)
+def test_other_sums_are_left_alone(shape: tuple[int, ...], dims: list[int]) -> None:
+    assert rewritten(lambda x: x.sum(dims), torch.randn(shape, dtype=torch.float64))[SUM] == 1
