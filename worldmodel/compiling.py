@@ -17,6 +17,7 @@ T = TypeVar("T")
 COMPILERS = ("g++", "clang++", "cl")
 STEPS, WHOLE = 2_000, 20_000  # updates on a GPU from which compiled steps, and a compiled update, should pay
 SAVED, BUILDING = 0.1, 180.0  # on a CPU: the share of an update that compiled parts save at least, seconds to build
+READS = 8  # of what a number is computed from, up to which it is rather computed again than written and read
 DECISIONS = 100_000  # that save half a millisecond each: twice the time that compiling takes
 
 
@@ -95,6 +96,7 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
             from worldmodel.products import PRODUCTS  # torch's compiler takes a while to import
 
             options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS, "cpp_wrapper": True}
+            options["realize_reads_threshold"] = READS
         if kind is not None:
             code = function.__code__.replace(co_name=f"{function.__name__}_{kind.co_name}_{len(MADE)}")
             function = FunctionType(code, function.__globals__)

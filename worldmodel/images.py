@@ -5,6 +5,7 @@ becomes a float where it enters a network, once per update.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,27 +106,37 @@ class _Normed(torch.autograd.Function):
         y = w n + b,   n = (x - mean) / std over the P pixels and C channels of an image
         dL/dx = (g w - <g w> - n <g w n>) / std,   g = dL/dy, <.> the mean over the image
 
-    x (N, C, H, W) with channels last in memory is (N, P, C) here, without a copy.
+    x (N, C, H, W) with channels last in memory is (N, P, C) here, without a copy. Mean and std are those of the sums of
+    x and of its square, as torch's own for such images: with nothing to be computed of all images in between, one image
+    after the other is summed and normed while it is in the cache.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         pixels = x.movedim(1, -1).flatten(1, 2)
-        variance, mean = torch.var_mean(pixels, (1, 2), correction=0, keepdim=True)
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(x, weight, mean, scale)
+        sums = [each.sum((1, 2), keepdim=True) for each in (pixels, pixels.square())]
+        ctx.save_for_backward(x, weight, *sums)
+        ctx.count, ctx.eps = pixels[0].numel(), eps
+        mean, scale = _moments(sums, ctx.count, eps)
         return ((pixels - mean) * (scale * weight) + bias).unflatten(1, x.shape[2:]).movedim(-1, 1)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, scale = ctx.saved_tensors
+        x, weight, *sums = ctx.saved_tensors
+        mean, scale = _moments(sums, ctx.count, ctx.eps)
         shape = gradient.shape[2:]
         gradient = gradient.movedim(1, -1).flatten(1, 2)
         normed = (x.movedim(1, -1).flatten(1, 2) - mean) * scale
         of_bias, of_weight = gradient.sum(1), (gradient * normed).sum(1)  # (N, C)
-        means = [(each * weight).sum(-1)[:, None, None] / normed[0].numel() for each in (of_bias, of_weight)]
+        means = [(each * weight).sum(-1)[:, None, None] / ctx.count for each in (of_bias, of_weight)]
         of_x = scale * (gradient * weight - means[0] - normed * means[1])
         return of_x.unflatten(1, shape).movedim(-1, 1), of_weight.sum(0), of_bias.sum(0), None
+
+
+def _moments(sums: Sequence[Tensor], count: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Sums of so many numbers and of their squares -> their mean, and 1 / std."""
+    mean, square = (each / count for each in sums)
+    return mean, torch.rsqrt((square - mean.square()).clamp(min=0) + eps)
 
 
 def after(channels: int, layer: LayerConfig) -> list[nn.Module]:
