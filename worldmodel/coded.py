@@ -85,7 +85,7 @@ class _SumOfColumns(torch.autograd.Function):
         rows, first = values.flatten(0, -2), weight.shape[1] - width
         ctx.save_for_backward(rows)
         before, of_before = rows[:, :first], weight[:, :first].t()
-        columns = weight[:, first:].t().contiguous()
+        columns = weight[:, first:].t().clone(memory_format=torch.contiguous_format)
         if torch.compiler.is_compiling():  # whatever follows adds three things as it reads them
             out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum") + torch.addmm(bias, before, of_before)
         else:  # the product is added to the sum where that is, two passes over memory less

@@ -46,6 +46,13 @@ def test_a_sum_of_columns_is_the_product() -> None:
     assert torch.equal(linear(features, weight.detach(), bias.detach()), results[0][0])
 
 
+def test_a_sum_changes_no_weight() -> None:
+    features, weight = drawn(3), torch.randn(1, BEFORE + GROUPS * CLASSES)  # one row: its transpose is no copy
+    before = weight.clone()
+    linear(features, weight, torch.ones(1))
+    assert torch.equal(weight, before)
+
+
 def test_gradients_that_must_reach_the_features_do() -> None:
     features = drawn(5)
     values = features.values.requires_grad_()
