@@ -24,7 +24,7 @@ class Coded(NamedTuple):
     """
 
     values: Tensor  # (..., F)
-    ones: Tensor  # (..., G) int64, from 0 for the first entry of the codes
+    ones: Tensor  # (..., G) int64, from 0 for the first entry of the codes; each variable has as many classes
     width: int  # entries of the codes
 
 
@@ -74,7 +74,7 @@ def linear(features: Features, weight: Tensor, bias: Tensor) -> Tensor:
     if not isinstance(features, Coded):
         return F.linear(features, weight, bias)
     values, which, width = features
-    if values.requires_grad or width * len(weight) < LEAST:
+    if values.requires_grad or values.dtype != weight.dtype or width * len(weight) < LEAST:
         return F.linear(values, weight, bias)
     return _SumOfColumns.apply(values, which, width, weight, bias)
 
@@ -88,8 +88,8 @@ class _SumOfColumns(torch.autograd.Function):
         columns = weight[:, first:].t().clone(memory_format=torch.contiguous_format)
         if torch.compiler.is_compiling():  # whatever follows adds three things as it reads them
             out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum") + torch.addmm(bias, before, of_before)
-        else:  # the product is added to the sum where that is, two passes over memory less
-            columns[: width // which.shape[-1]] += bias  # one of the first variable's is in every sum
+        else:  # the product is added in place to the sum: two passes over memory less
+            columns[: width // which.shape[-1]] += bias  # each sum has one of the first variable's classes
             out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
             out = torch.addmm(out, before, of_before, out=out)
         return out.unflatten(0, values.shape[:-1])

@@ -7,7 +7,7 @@ image is a sum over 2 x 2 pixels of the small one, by one of four kernels, as it
 
 so that one plain convolution of 2 x 2, of four times the channels, has all of it, and a copy brings pairs of pixels to
 their places (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?"). The gradient of a
-convolution that halves is the same sum. Elsewhere than on a CPU, both are torch's own.
+convolution that halves is the same sum. Where images are small, and elsewhere than on a CPU, both are torch's own.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAST = 16  # rows of the small image from which `doubled` is faster
+LEAST = 16  # pixels a side of the small image from which `doubled` is faster
 
 ROWS = torch.tensor([[3, 1], [2, 0]])
 """[a, d]: which row of the 4 x 4 kernel."""
@@ -90,6 +90,11 @@ class _Doubled(torch.autograd.Function):
         return F.conv2d(gradient, weight, None, 2, 1), of_weight, of_bias
 
 
+def ours(x: Tensor) -> bool:
+    """Whether the gradients below are those to be taken: of images on a CPU, in the precision of their weights."""
+    return x.device.type == "cpu" and x.dim() == 4 and not torch.is_autocast_enabled("cpu")
+
+
 class Halving(nn.Conv2d):
     """(N, C, 2 H, 2 W) -> (N, D, H, W)."""
 
@@ -97,7 +102,7 @@ class Halving(nn.Conv2d):
         super().__init__(inputs, outputs, 4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.requires_grad or x.device.type != "cpu" or min(x.shape[-2:]) < 2 * LEAST:
+        if not ours(x) or not x.requires_grad or min(x.shape[-2:]) < 2 * LEAST:
             return super().forward(x)
         assert self.bias is not None
         return _Halved.apply(x, self.weight, self.bias)
@@ -110,7 +115,7 @@ class Doubling(nn.ConvTranspose2d):
         super().__init__(inputs, outputs, 4, 2, 1)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if x.device.type != "cpu":
+        if not ours(x):
             return super().forward(x)
         assert self.bias is not None
         return _Doubled.apply(x, self.weight, self.bias)

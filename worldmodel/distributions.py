@@ -120,12 +120,14 @@ JUST_BELOW_ONE = 1 - 2**-22
 def draw(probs: Tensor) -> Tensor:
     """(..., C) probabilities -> (..., 1): the class drawn, where their sum from the first on passes a uniform number.
 
+    An integer, but a floating-point number to a compiler, which counts in the type that it is given: in int64, two
+    registers for one.
+
     One random number for all classes: a race of exponential ones needs C, and took a fourth of an imagined step.
     """
     total = probs.to(torch.promote_types(probs.dtype, torch.float32)).cumsum(-1)  # bfloat16 would never pass the last
     end = JUST_BELOW_ONE * total[..., -1:]  # never at the end: a class has to pass
     before = total <= torch.rand_like(end) * end
-    # A compiler counts in the type it is given: in int64, two registers for one.
     return (before.to(total.dtype) if torch.compiler.is_compiling() else before).sum(-1, keepdim=True)
 
 

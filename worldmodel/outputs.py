@@ -5,6 +5,7 @@ variables are included, so that likelihoods of different outputs can be compared
 mass over bins and no density, compares with nothing but itself.
 """
 
+import math
 from abc import ABC, abstractmethod
 from itertools import groupby
 from typing import Any
@@ -245,7 +246,10 @@ class TwoHot(Output):
         return above, (value - low) / (high - low)
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        return _LogMass.apply(params, *self.between(value))
+        above, share = self.between(value)  # (..., 1)
+        params = params.expand(*value.shape[-params.dim() : -1], -1)
+        low, high = _LogProbs.apply(params, torch.cat([above - 1, above], -1)).unbind(-1)
+        return torch.lerp(low, high, share.squeeze(-1).to(low.dtype))
 
     def mean(self, params: Tensor) -> Tensor:
         # The bins sum to zero, so that the mass of an outer one can be taken from all: where the other outer ones have
@@ -262,28 +266,25 @@ class TwoHot(Output):
         return straight_through(params.softmax(-1))[..., : len(self.bins)] @ self.bins.unsqueeze(-1)
 
 
-class _LogMass(torch.autograd.Function):
-    """sum_c t_c log p_c of targets t with two entries, t_{a - 1} = 1 - s and t_a = s, for logits (..., C).
+class _LogProbs(torch.autograd.Function):
+    """log p_c of some classes c (..., K) under logits (..., C); several rows of classes for one of logits may lead.
 
-        d / d logit_c = t_c - p_c
+        d log p_c / d logit_k = [k = c] - p_k
 
-    Torch's own derivatives would write a row of zeros for each target, and read them again, twice.
+    Torch's own gradients of a two-hot loss write a row of zeros for each target, and read them again, twice.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, above: Tensor, share: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, classes: Tensor) -> Tensor:
         log = logits.log_softmax(-1)
-        ends = torch.cat([above - 1, above], -1)
-        ctx.save_for_backward(log, ends, share)
-        low, high = log.expand(*above.shape[:-1], -1).gather(-1, ends).unbind(-1)
-        return torch.lerp(low, high, share.squeeze(-1).to(low.dtype))
+        ctx.save_for_backward(log, classes)
+        return log.expand(*classes.shape[:-1], -1).gather(-1, classes)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        log, ends, share = ctx.saved_tensors
-        of_targets = gradient.unsqueeze(-1) * torch.cat([1 - share, share], -1)
-        targets = (-1, *log.shape[:-1], 2)  # several of one prediction, or one
-        of_targets, ends = (each.reshape(targets).movedim(0, -2).flatten(-2) for each in (of_targets, ends))
-        total = gradient.reshape(targets[:-1]).sum(0)
-        return log.exp().mul(-total.unsqueeze(-1)).scatter_add(-1, ends, of_targets), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        log, classes = ctx.saved_tensors
+        rows = math.prod(classes.shape[: classes.dim() - log.dim()])
+        each = (rows, *log.shape[:-1], classes.shape[-1])
+        gradient, classes = (values.reshape(each).movedim(0, -2).flatten(-2) for values in (gradient, classes))
+        return log.exp().mul(-gradient.sum(-1, keepdim=True)).scatter_add(-1, classes, gradient), None

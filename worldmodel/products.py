@@ -3,18 +3,20 @@
 import math
 from typing import Any, cast
 
+import torch
 from torch import fx, ops
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 ADD, ADDMM, MM = ops.aten.add.Tensor, ops.aten.addmm.default, ops.aten.mm.default
 CAT, PERMUTE = ops.aten.cat.default, ops.aten.permute.default
-SUM, VIEW = ops.aten.sum.dim_IntList, ops.aten.reshape.default
-ROWS = 64  # of a sum over many rows that are added at a time: they stay in the cache while column by column is read
+SUM, RESHAPE = ops.aten.sum.dim_IntList, ops.aten.reshape.default
+ROWS = 64  # of a sum over many that are added at a time: they stay in the cache while column by column is read
+MANY, WIDE = 4096, 64  # rows, and columns, from which that pays
 THIN = 4  # times narrower than what is summed, for its factors to be copied rather than it
 
 
 class Products(CustomGraphPass):
-    """Rewrites every `addmm`, c + a b, of a graph in which time was unrolled.
+    """Rewrites every `addmm`, c + a b, of a graph in which time was unrolled, and sums over many rows.
 
     The gradient of a weight over n steps is a sum of products, each of few rows, and each of which would write a matrix
     of the weight's size, to be read and added. It is one product of what stands side by side:
@@ -22,10 +24,10 @@ class Products(CustomGraphPass):
         g_1^T x_1 + ... + g_n^T x_n = [g_1; ...; g_n]^T [x_1; ...; x_n]
 
     Otherwise c is added by itself: torch copies a bias into every row before the product, one more pass over memory,
-    where the norm and the activation that follow can add it on their way. Both are exact but for rounding.
+    where the norm and the activation that follow can add it on their way.
 
-    So is the third: a sum over rows, as the gradient of a bias is, is taken of few rows, and then of their sums.
-    Torch goes down each 16 columns by themselves, through all of memory every time.
+    A sum over rows, as the gradient of a bias is, is taken of few rows, and then of their sums: torch goes down each 16
+    columns by themselves, through all of memory every time. All of this is exact but for rounding.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -79,15 +81,18 @@ def _joined(graph: fx.Graph, gradients: tuple[fx.Node, ...], inputs: tuple[fx.No
 def _take_in_parts(graph: fx.Graph, node: fx.Node) -> None:
     """Of a sum over all dimensions but the last, where there are many rows: over `ROWS` of them first."""
     summed, dims, *_ = cast(tuple[Any, ...], node.args)
-    *leading, width = summed.meta["val"].shape
+    value = summed.meta["val"]
+    *leading, width = value.shape or (0,)
+    known = all(isinstance(size, int) for size in value.shape) and value.dtype in (torch.float32, torch.float64)
+    if not known or not leading or node.kwargs or sorted(dims or ()) != list(range(len(leading))):
+        return
     count = math.prod(leading)
-    whole = sorted(dims) == list(range(len(leading))) and not node.kwargs
-    if not whole or count < ROWS**2 or count % ROWS or width < ROWS:
+    if count < MANY or count % ROWS or width < WIDE:
         return
     with graph.inserting_before(node):
-        parts = graph.call_function(VIEW, (summed, [count // ROWS, ROWS, width]))
+        parts = graph.call_function(RESHAPE, (summed, [count // ROWS, ROWS, width]))
         total = graph.call_function(SUM, (graph.call_function(SUM, (parts, [1])), [0]))
-        result = graph.call_function(VIEW, (total, list(node.meta["val"].shape)))
+        result = graph.call_function(RESHAPE, (total, list(node.meta["val"].shape)))
     result.meta.update(node.meta)
     node.replace_all_uses_with(result)
     graph.erase_node(node)

@@ -46,6 +46,23 @@ def test_doubling_is_one_operator_whose_layout_a_compiler_knows() -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("kind", [Doubling, Halving])
+@pytest.mark.parametrize("size", [LEAST // 2, 2 * LEAST])
+def test_half_precision_is_torchs_own(kind: Any, size: int) -> None:
+    module, x = kind(5, 3), torch.randn(2, 5, size, size, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(x)
+    y.float().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+
+
+def test_a_large_mean_does_not_drown_a_compiled_norm() -> None:
+    norm, x = ChannelNorm(6), 1000 + torch.randn(2, 6, 8, 8, requires_grad=True)
+    traced = torch.compile(norm, backend="eager", fullgraph=True)
+    exact = torch.nn.functional.group_norm(x.double(), 1)
+    torch.testing.assert_close(traced(x).double(), exact, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("last", [True, False], ids=["channels last", "channels first"])
 def test_the_norm_that_a_compiler_is_given_is_the_same(last: bool) -> None:
     norm = ChannelNorm(6).double()

@@ -193,6 +193,32 @@ def test_the_gradient_of_a_two_hot_loss_is_that_of_the_cross_entropy(targets: tu
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (1, 5), (5,), (4, 5)])
+def test_two_hot_gradients_reach_broadcast_predictions_and_values(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    output = TwoHot(7, 2.0)
+    params, value = torch.randn(*shape, 7, requires_grad=True), torch.randn(4, 5, 1, requires_grad=True)
+    above, share = output.between(value)
+    log = params.log_softmax(-1).expand(4, 5, -1)
+    expected = ((1 - share) * log.gather(-1, above - 1) + share * log.gather(-1, above)).squeeze(-1)
+    outer = torch.randn(4, 5)
+    for mine, reference in zip(
+        torch.autograd.grad((outer * output.log_prob(params, value)).sum(), (params, value)),
+        torch.autograd.grad((outer * expected).sum(), (params, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, reference)
+
+
+def test_two_hot_learns_in_half_precision_and_from_nothing() -> None:
+    params = torch.randn(4, 7, dtype=torch.bfloat16, requires_grad=True)
+    TwoHot(7, 2.0).log_prob(params, torch.randn(4, 1)).sum().backward()
+    assert params.grad is not None and params.grad.isfinite().all()
+    nothing = torch.randn(0, 5, 7, requires_grad=True)
+    TwoHot(7, 2.0).log_prob(nothing, torch.randn(0, 5, 1)).sum().backward()
+    assert nothing.grad is not None and nothing.grad.shape == (0, 5, 7)
+
+
 def test_two_hot_reads_logits_of_more_classes_than_bins() -> None:
     """Those of :class:`worldmodel.layers.Logits`."""
     torch.manual_seed(0)
