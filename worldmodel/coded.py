@@ -86,11 +86,11 @@ class _SumOfColumns(torch.autograd.Function):
         ctx.save_for_backward(rows)
         before, of_before = rows[:, :first], weight[:, :first].t()
         columns = weight[:, first:].t().clone(memory_format=torch.contiguous_format)
-        if torch.compiler.is_compiling():  # whatever follows adds three things as it reads them
-            out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum") + torch.addmm(bias, before, of_before)
-        else:  # the product is added in place to the sum: two passes over memory less
-            columns[: width // which.shape[-1]] += bias  # each sum has one of the first variable's classes
-            out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
+        columns[: width // which.shape[-1]] += bias  # each sum has one of the first variable's classes
+        out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
+        if torch.compiler.is_compiling():  # whatever follows adds both as it reads them
+            out = out + before @ of_before
+        else:  # in place: two passes over memory less
             out = torch.addmm(out, before, of_before, out=out)
         return out.unflatten(0, values.shape[:-1])
 

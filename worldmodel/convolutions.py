@@ -7,7 +7,8 @@ image is a sum over 2 x 2 pixels of the small one, by one of four kernels, as it
 
 so that one plain convolution of 2 x 2, of four times the channels, has all of it, and a copy brings pairs of pixels to
 their places (Shi et al. 2016, "Is the deconvolution layer the same as a convolutional layer?"). The gradient of a
-convolution that halves is the same sum. Where images are small, and elsewhere than on a CPU, both are torch's own.
+convolution that halves is the same sum. Where images are small, and elsewhere than on a CPU, torch's own are taken for
+both.
 """
 
 from typing import Any
@@ -91,7 +92,7 @@ class _Doubled(torch.autograd.Function):
 
 
 def ours(x: Tensor) -> bool:
-    """Whether the gradients below are those to be taken: of images on a CPU, in the precision of their weights."""
+    """Whether the gradients above are taken: of a batch of images on a CPU, in the precision of the weights."""
     return x.device.type == "cpu" and x.dim() == 4 and not torch.is_autocast_enabled("cpu")
 
 

@@ -33,7 +33,8 @@ def scan(
         length: T; all that the inputs have by default.
         reverse: go from t = T to t = 1; outputs still stand in the order of time.
     Returns:
-        The last carry, and every output stacked as (B, T, ...); of a single step they share its memory.
+        The last carry, and every output stacked as (B, T, ...): views of what the step gave where
+        there is but one, so that nobody may write to them.
     """
     length = inputs[0].shape[1] if length is None else length
     device = regions_device()

@@ -46,14 +46,16 @@ def test_doubling_is_one_operator_whose_layout_a_compiler_knows() -> None:
     assert set(found.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("kind", [Doubling, Halving])
+@pytest.mark.parametrize(("kind", "like"), [(Doubling, nn.ConvTranspose2d), (Halving, nn.Conv2d)])
 @pytest.mark.parametrize("size", [LEAST // 2, 2 * LEAST])
-def test_half_precision_is_torchs_own(kind: Any, size: int) -> None:
-    module, x = kind(5, 3), torch.randn(2, 5, size, size, requires_grad=True)
+def test_in_half_precision_so_they_are(kind: Any, like: Any, size: int) -> None:
+    ours, theirs = kind(5, 3), like(5, 3, 4, 2, 1)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, size, size, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
-        y = module(x)
-    y.float().sum().backward()
-    assert x.grad is not None and x.grad.isfinite().all()
+        found = [gradients(module, x) for module in (ours, theirs)]
+    for mine, reference in zip(*found, strict=True):
+        torch.testing.assert_close(mine, reference)
 
 
 def test_a_large_mean_does_not_drown_a_compiled_norm() -> None:
