@@ -14,7 +14,7 @@ from agents.behaviour import Decision, Memory
 from agents.noise import PinkNoise, disturbed
 from agents.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
 from agents.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
-from worldmodel.coded import Features, detached, steps
+from worldmodel.coded import Features, detached, in_time, of_parts, parts
 from worldmodel.compiling import region
 from worldmodel.imagination import rollout, starts
 from worldmodel.layers import MLP, LayerConfig
@@ -207,15 +207,16 @@ class ActorCritic(nn.Module):
         return self.critic.output.mean(functional_call(self.critic, fixed, (feature,))).squeeze(-1)
 
     def values(self, features: Features, judged: Tensor) -> Tensor:
-        """(N, H + 1): of every imagined state (N, H + 1, F).
+        """(H + 1, N): of every imagined state (H + 1, N, F).
 
         Args:
-            judged: what the critic says of all but the last (N, H, P). Where it is its own bootstrap, and no gradient
+            judged: what the critic says of all but the last (H, N, P). Where it is its own bootstrap, and no gradient
                 has to reach the features, that is most of the answer.
         """
         if self.pathwise or self.config.bootstrap == "slow":
             return self.value(features)
-        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(steps(features, -1, None))], 1)
+        last = of_parts([part[-1:] for part in parts(features)], features)
+        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(last)])
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """One update in imagination from replayed states (B, T, ...)."""
@@ -276,15 +277,15 @@ class ActorCritic(nn.Module):
         """
         config = self.config
         reward = trajectory.reward if self.reward is None else self.reward(trajectory)
-        feature = steps(detached(trajectory.known), 0, -1)
+        feature = in_time(detached(trajectory.known), 0, -1)  # (H, N, F), as they stand in memory
         judged = self.critic(feature)
-        value = self.values(trajectory.known, judged.detach())
+        value = self.values(in_time(trajectory.known), judged.detach()).t()
         returns = lambda_returns(reward, trajectory.cont, value, discount, config.lambda_)
         weight = arrival_weights(alive, trajectory.cont, discount)
         spread = percentile_spread(returns)
         scale = self.scale.after(spread)
         actor, entropy = self.actor_loss(trajectory, returns, value, scale)
-        critic = self.critic_loss(judged, feature, returns.detach())
+        critic = self.critic_loss(judged, feature, returns.detach().t()).t()
         assert actor.shape == critic.shape == weight.shape == trajectory.reward.shape
         loss = (weight * (actor + critic)).mean()
         metrics = {
@@ -321,10 +322,10 @@ class ActorCritic(nn.Module):
         return self.critic_loss(self.critic(feature), feature, returns) * (batch.mask * ~ends)[:, :-1]
 
     def critic_loss(self, judged: Tensor, feature: Features, returns: Tensor) -> Tensor:
-        """(N, H): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3).
+        """(...): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3).
 
         Args:
-            judged: what the critic says of the features, (N, H, P).
+            judged: what the critic says of the features, (..., P).
         """
         output, weight = self.critic.output, self.config.slow_regulariser
         if not weight:

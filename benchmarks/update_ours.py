@@ -23,7 +23,7 @@ from agents.actor_critic import ActorCritic, Replayed
 from agents.returns import lambda_returns, percentile_spread
 from training.config import Config, load_config
 from training.trainer import model_loss
-from worldmodel.coded import detached, steps
+from worldmodel.coded import detached, in_time
 from worldmodel.imagination import starts
 from worldmodel.learner import Learner
 from worldmodel.memory import keep_memory
@@ -128,8 +128,8 @@ class Subject:
         states = type(inference.states)(*(field.detach().requires_grad_() for field in inference.states))
         begin, _ = starts(states, batch, config.starts)
         trajectory = behaviour.imagine(model, begin)
-        feature = steps(detached(trajectory.known), 0, -1)
-        value = behaviour.value(trajectory.known).detach()
+        feature = in_time(detached(trajectory.known), 0, -1)
+        value = behaviour.value(in_time(trajectory.known)).detach().t()
         returns = lambda_returns(trajectory.reward, trajectory.cont, value, config.discount, config.lambda_).detach()
         spread = percentile_spread(returns)
 
@@ -144,11 +144,11 @@ class Subject:
             behaviour.imagine(model, begin)
 
         def actor() -> Tensor:
-            asked = trajectory._replace(policy=behaviour.actor(feature))
+            asked = trajectory._replace(policy=behaviour.actor(feature).transpose(0, 1))
             return behaviour.actor_loss(asked, returns, value, behaviour.scale.after(spread))[0].mean()
 
         def critic() -> Tensor:
-            loss = behaviour.critic_loss(behaviour.critic(feature), feature, returns).mean()
+            loss = behaviour.critic_loss(behaviour.critic(feature), feature, returns.t()).mean()
             replayed = Replayed(model.feature(states), batch)
             return loss + behaviour.replay_loss(replayed, returns[:, 0]).mean() if config.replay_value else loss
 

@@ -18,14 +18,14 @@ LEAST = 2**14  # entries of W_z from which a sum is faster
 
 
 class Coded(NamedTuple):
-    """Features whose last entries are one-hot codes, and which of these entries are 1.
+    """Features that end in one-hot codes, [h_t, z_t], and which entries of the codes are 1.
 
     Only for codes that are exactly 0 and 1, as a sample or a mode is; an initial state is none.
     """
 
-    values: Tensor  # (..., F)
+    before: Tensor  # (..., F - Z), h_t
+    codes: Tensor  # (..., Z), z_t
     ones: Tensor  # (..., G) int64, from 0 for the first entry of the codes; each variable has as many classes
-    width: int  # entries of the codes
 
 
 Features = Tensor | Coded
@@ -33,17 +33,17 @@ Features = Tensor | Coded
 
 def dense(features: Features) -> Tensor:
     """(..., F), whatever else is known of them."""
-    return features.values if isinstance(features, Coded) else features
+    return torch.cat([features.before, features.codes], -1) if isinstance(features, Coded) else features
 
 
 def parts(features: Features) -> tuple[Tensor, ...]:
     """What they consist of, as :func:`of_parts` takes it."""
-    return (features.values, features.ones) if isinstance(features, Coded) else (features,)
+    return tuple(features) if isinstance(features, Coded) else (features,)
 
 
 def of_parts(parts: Sequence[Tensor], like: Features) -> Features:
     """Features of the same kind as `like`."""
-    return Coded(parts[0], parts[1], like.width) if isinstance(like, Coded) else parts[0]
+    return Coded(*parts) if isinstance(like, Coded) else parts[0]
 
 
 def detached(features: Features) -> Features:
@@ -51,9 +51,12 @@ def detached(features: Features) -> Features:
     return features if isinstance(features, Coded) else features.detach()
 
 
-def steps(features: Features, start: int, stop: int | None) -> Features:
-    """Some of the steps of (N, T, ...); a copy, since a view with gaps is multiplied far more slowly."""
-    return of_parts([part[:, start:stop].contiguous() for part in parts(features)], features)
+def in_time(features: Features, start: int | None = None, stop: int | None = None) -> Features:
+    """Some of the steps of (N, T, ...), as (T, N, ...): without gaps, as a product wants its rows.
+
+    No copy of what was imagined, which stands in memory like that.
+    """
+    return of_parts([part.transpose(0, 1)[start:stop].contiguous() for part in parts(features)], features)
 
 
 def ones(codes: Tensor, classes: int) -> Tensor:
@@ -73,29 +76,45 @@ def linear(features: Features, weight: Tensor, bias: Tensor) -> Tensor:
     """(..., F), (P, F), (P,) -> (..., P)."""
     if not isinstance(features, Coded):
         return F.linear(features, weight, bias)
-    values, which, width = features
-    if values.requires_grad or values.dtype != weight.dtype or width * len(weight) < LEAST:
-        return F.linear(values, weight, bias)
-    return _SumOfColumns.apply(values, which, width, weight, bias)
+    before, codes, which = features
+    followed, few = before.requires_grad or codes.requires_grad, codes.shape[-1] * len(weight) < LEAST
+    if followed or few or before.dtype != weight.dtype:
+        return F.linear(dense(features), weight, bias)
+    return _SumOfColumns.apply(before, codes, which, weight, bias)
+
+
+def of_codes(codes: Tensor, which: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+    """W z + b: (..., Z), (..., G), (P, Z), (P,) -> (..., P); the sum where it is known which entries are 1.
+
+    No gradient reaches the codes then.
+    """
+    if which is None or weight.numel() < LEAST:
+        return F.linear(codes, weight, bias)
+    return _summed(which, weight, bias).unflatten(0, which.shape[:-1])
+
+
+def _summed(which: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """(..., G), (P, Z), (P,) -> (N, P): the sum of some columns and the bias."""
+    columns = weight.t().clone(memory_format=torch.contiguous_format)
+    columns[: len(columns) // which.shape[-1]] += bias  # each sum has one of the first variable's classes
+    return F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
 
 
 class _SumOfColumns(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, which: Tensor, width: int, weight: Tensor, bias: Tensor) -> Tensor:
-        rows, first = values.flatten(0, -2), weight.shape[1] - width
-        ctx.save_for_backward(rows)
-        before, of_before = rows[:, :first], weight[:, :first].t()
-        columns = weight[:, first:].t().clone(memory_format=torch.contiguous_format)
-        columns[: width // which.shape[-1]] += bias  # each sum has one of the first variable's classes
-        out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
+    def forward(ctx: Any, before: Tensor, codes: Tensor, which: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        rows = before.flatten(0, -2)
+        ctx.save_for_backward(rows, codes.flatten(0, -2))
+        of_before, of_codes = weight.split([before.shape[-1], codes.shape[-1]], 1)
+        out = _summed(which, of_codes, bias)
         if torch.compiler.is_compiling():  # whatever follows adds both as it reads them
-            out = out + before @ of_before
+            out = out + rows @ of_before.t()
         else:  # in place: two passes over memory less
-            out = torch.addmm(out, before, of_before, out=out)
-        return out.unflatten(0, values.shape[:-1])
+            out = torch.addmm(out, rows, of_before.t(), out=out)
+        return out.unflatten(0, which.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
-        (rows,) = ctx.saved_tensors
-        rows_of_gradient = gradient.flatten(0, -2)
-        return None, None, None, rows_of_gradient.t() @ rows, rows_of_gradient.sum(0)
+        rows = gradient.flatten(0, -2)
+        of_weight = torch.cat([rows.t() @ each for each in ctx.saved_tensors], 1)
+        return None, None, None, of_weight, rows.sum(0)

@@ -1,15 +1,15 @@
 """Imagined rollouts, with no observation: of given controls, or where policy and prior take turns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from worldmodel.coded import Coded, Features, of_parts, parts
+from worldmodel.coded import Coded, Features, in_time, of_parts, parts
 from worldmodel.model import LatentModel, WorldModel
-from worldmodel.scan import scan
+from worldmodel.scan import in_parts, joined, scan
 from worldmodel.types import Batch, Rollout, State
 
 Policy = Callable[[Any], tuple[Tensor, Tensor]]
@@ -74,14 +74,27 @@ def rollout(
         state, feature = carry
         action, params = policy(feature)
         with torch.set_grad_enabled(through):
-            state = model.imagine(state, action)
+            if isinstance(feature, Coded):
+                state = cast(WorldModel, model).imagine(state, action, ones=feature.ones)
+            else:
+                state = model.imagine(state, action)
             feature = look(state)
         return (state, feature), (action, params, *parts(feature))
 
-    _, (actions, params, *found) = scan(step, (start, first), (), length=horizon)
+    _, outputs = in_parts(step, (start, first), (), horizon)
+    actions, params, *found = zip(*outputs, strict=True)
+    begun = [one.unsqueeze(1) for one in parts(first)]
+    every = [time_first([one, *more]) for one, more in zip(begun, found, strict=True)]
+    known = of_parts(every, first)
     with torch.set_grad_enabled(through):
         # Coded for a WorldModel alone, which takes them: any other model is given the features that it makes itself.
-        outcome = model.predict(cast(Tensor, of_parts(found, first)), decode=False)
-    every = [torch.cat([one.unsqueeze(1), more], 1) for one, more in zip(parts(first), found, strict=True)]
-    known = of_parts(every, first)
-    return Rollout(every[0], actions, params, *outcome[1:], known if isinstance(known, Coded) else None)
+        outcome = model.predict(cast(Tensor, in_time(known, 1)), decode=False)
+    return Rollout(known, joined(actions), joined(params), outcome.reward.t(), outcome.cont.t())
+
+
+def time_first(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of imagined sequences, each (N, n, ...) -> (N, H, ...), in memory step by step.
+
+    Whoever reads all but the first or the last of them then needs no copy.
+    """
+    return torch.cat([part.transpose(0, 1) for part in parts]).transpose(0, 1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.coded import Coded, Features, linear
+from worldmodel.coded import Coded, Features, dense, linear
 
 
 class LayerNorm(nn.LayerNorm):
@@ -106,7 +106,7 @@ class MLP(nn.Sequential):
             return cast(Tensor, super().forward(x))
         first, *others = self
         if type(first) is not nn.Linear or first._forward_hooks:  # a single layer to logits; one that is watched
-            return self(x.values)
+            return self(dense(x))
         y = linear(x, first.weight, first.bias)
         for module in others:
             y = module(y)

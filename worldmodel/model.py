@@ -8,7 +8,7 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from worldmodel.coded import Features, dense
+from worldmodel.coded import Features, dense, parts
 from worldmodel.compiling import region
 from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
@@ -300,12 +300,15 @@ class WorldModel(nn.Module):
         """One step of :meth:`observe`: s_{t-1}, {key: (B, width)}, u_{t-1} (B, A), is_first (B,) -> s_t."""
         return self.dynamics.filter(state, self.encoder(obs), prev_action, is_first, sample)
 
-    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
+    def imagine(self, state: State, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> State:
         """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior, or its mode.
+
+        Args:
+            ones: of the features of s_{t-1}, where :meth:`coded` knows them.
 
         A member whose next state depends on what is observed is shown a sample of its own emission, or its mean.
         """
-        state = self.dynamics.imagine(state, control, sample)
+        state = self.dynamics.imagine(state, control, sample, ones)
         if not self.dynamics.feeds_back:
             return state
         feature = self.feature(state)
@@ -323,16 +326,17 @@ class WorldModel(nn.Module):
             sampled: whether z_t is known to be a sample, as that of every imagined state is; else it is looked at,
                 since that of an initial state is none.
         """
-        feature = self.feature(state)
-        if feature.requires_grad or feature.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return feature
-        return self.dynamics.coded(state, feature, sampled)
+        device, followed = state[0].device.type, any(field.requires_grad for field in state)
+        if followed or device != "cpu" or torch.is_autocast_enabled("cpu"):
+            return self.feature(state)
+        return self.dynamics.coded(state, sampled)
 
     @region
     def predict(self, feature: Features, decode: bool = True) -> Prediction:
         """(..., F) -> means of the reward, the continuation and, if `decode`, every observation key."""
         obs = {key: head.mean(dense(feature)) for key, head in self._decoders()} if decode else {}
-        ones = torch.ones_like(dense(feature)[..., 0])
+        first = parts(feature)[0]
+        ones = first.new_ones(first.shape[:-1])
         reward = torch.zeros_like(ones) if self.reward is None else self.reward.mean(feature).squeeze(-1)
         cont = ones if self.cont is None else self.cont.mean(feature).squeeze(-1)
         return Prediction(obs, reward, cont)

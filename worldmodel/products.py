@@ -7,11 +7,14 @@ import torch
 from torch import fx, ops
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from worldmodel import onednn
+
 ADD, ADDMM, MM = ops.aten.add.Tensor, ops.aten.addmm.default, ops.aten.mm.default
 CAT, PERMUTE = ops.aten.cat.default, ops.aten.permute.default
 SUM, RESHAPE = ops.aten.sum.dim_IntList, ops.aten.reshape.default
 ROWS = 64  # of a sum over many that are added at a time: they stay in the cache while column by column is read
 MANY, WIDE = 4096, 64  # rows, and columns, from which that pays
+ONEDNN = onednn.is_faster()
 THIN = 4  # times narrower than what is summed, for its factors to be copied rather than it
 
 
@@ -27,7 +30,10 @@ class Products(CustomGraphPass):
     where the norm and the activation that follow can add it on their way.
 
     A sum over rows, as the gradient of a bias is, is taken of few rows, and then of their sums: torch goes down each 16
-    columns by themselves, through all of memory every time. All of this is exact but for rounding.
+    columns by themselves, through all of memory every time.
+
+    Products of many rows are made by whom is faster in them, see :mod:`worldmodel.onednn`. All of this is exact but for
+    rounding.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -46,10 +52,12 @@ class Products(CustomGraphPass):
             result.meta.update(node.meta)
             node.replace_all_uses_with(result)
             graph.erase_node(node)
+        if ONEDNN:
+            onednn.taken_over(graph)
         graph.eliminate_dead_code()
 
     def uuid(self) -> Any:
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, onednn.__file__), str(ONEDNN))
 
 
 PRODUCTS = Products()

@@ -1,6 +1,6 @@
 """The only loop over time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,21 @@ def scan(
         there is but one, so that nobody may write to them.
     """
     length = inputs[0].shape[1] if length is None else length
+    carry, parts = in_parts(step, carry, inputs, length, reverse)
+    return carry, tuple(joined(column) for column in zip(*parts, strict=True))
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Outputs of consecutive steps, each (B, n, ...) -> (B, T, ...)."""
+    return torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]
+
+
+def in_parts(step: Step, carry: Any, inputs: Tensors, length: int, reverse: bool = False) -> tuple[Any, list[Tensors]]:
+    """As :func:`scan`, its outputs of one or more consecutive steps each, (B, n, ...), in the order of time."""
     device = regions_device()
     if device is None:
-        return unrolled(step, carry, inputs, length, reverse)
+        carry, single = one_by_one(step, carry, inputs, length, reverse)
+        return carry, [tuple(value.unsqueeze(1) for value in output) for output in single]
     alone, together = divided(length, len(inputs[0]) if inputs else None)
     sizes = [alone] * (alone > 0) + [together] * ((length - alone) // together)
     parts = [tensor[:, :length].split(sizes[::-1] if reverse else sizes, 1) for tensor in inputs]
@@ -49,23 +61,23 @@ def scan(
         run = unrolled if alone and n == 0 else compiled
         carry, output = run(step, carry, tuple(each[-1 - n if reverse else n] for each in parts), size, reverse)
         outputs.append(output)
-    if reverse:
-        outputs.reverse()
-    return carry, tuple(torch.cat(column, 1) for column in zip(*outputs, strict=True))
+    return carry, outputs[::-1] if reverse else outputs
 
 
 def unrolled(step: Step, carry: Any, inputs: Tensors, length: int, reverse: bool) -> tuple[Any, Tensors]:
     """What :func:`scan` does, as it is."""
+    carry, outputs = one_by_one(step, carry, inputs, length, reverse)
+    return carry, tuple(joined([value.unsqueeze(1) for value in column]) for column in zip(*outputs, strict=True))
+
+
+def one_by_one(step: Step, carry: Any, inputs: Tensors, length: int, reverse: bool) -> tuple[Any, list[Tensors]]:
+    """The outputs of every step, each (B, ...), in the order of time."""
     slices = [tensor.unbind(1) for tensor in inputs]
     outputs: list[Tensors] = []
     for t in reversed(range(length)) if reverse else range(length):
         carry, output = step(carry, tuple(each[t] for each in slices))
         outputs.append(output)
-    if reverse:
-        outputs.reverse()
-    if length == 1:  # nothing to be copied
-        return carry, tuple(output.unsqueeze(1) for output in outputs[0])
-    return carry, tuple(torch.stack(column, 1) for column in zip(*outputs, strict=True))
+    return carry, outputs[::-1] if reverse else outputs
 
 
 def divided(length: int, rows: int | None) -> tuple[int, int]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.coded import Coded, Features
+from worldmodel.coded import Features, dense
 
 State = Any
 """A member's latent state: a NamedTuple of tensors whose leading dimensions are (B,) or (B, T)."""
@@ -105,14 +105,13 @@ class Prediction(NamedTuple):
 class Rollout(NamedTuple):
     """An imagined trajectory: H + 1 states, and the H controls, rewards and continuations between them."""
 
-    features: Tensor  # (N, H + 1, F) of s_0..s_H
+    known: Features  # (N, H + 1, F) of s_0..s_H, and which classes they are codes of, where that is known
     actions: Tensor  # (N, H, A): actions[:, h] leads from s_h to s_{h+1}
     policy: Tensor  # (N, H, P): parameters of the policy that drew actions[:, h] at s_h
     reward: Tensor  # (N, H): reward[:, h] is received on arriving at s_{h+1}
     cont: Tensor  # (N, H): cont[:, h] is the probability that the return goes on after s_{h+1}, times `discount`
-    coded: Coded | None = None  # the features, where it is known which classes they are codes of
 
     @property
-    def known(self) -> Features:
-        """The features, and all that is known of them."""
-        return self.features if self.coded is None else self.coded
+    def features(self) -> Tensor:
+        """(N, H + 1, F) of s_0..s_H."""
+        return dense(self.known)

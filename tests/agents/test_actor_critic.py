@@ -253,8 +253,8 @@ def test_gradient_kind_follows_the_actions_unless_given() -> None:
 def test_values_are_those_that_returns_bootstrap_from(gradient: Any, bootstrap: Any) -> None:
     """Also where what the critic has said for its own loss is used again."""
     _, learner = smooth(CONTINUOUS, gradient=gradient, bootstrap=bootstrap)
-    features = torch.randn(4, 6, 3)
-    torch.testing.assert_close(learner.values(features, learner.critic(features[:, :-1])), learner.value(features))
+    features = torch.randn(6, 4, 3)
+    torch.testing.assert_close(learner.values(features, learner.critic(features[:-1])), learner.value(features))
 
 
 @pytest.mark.parametrize(("spec", "gradient"), KINDS, ids=IDS)

@@ -1,6 +1,6 @@
 """Sums of columns are the products with one-hot codes, in value and gradient, and nothing else is taken for a code."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from agents import ActorCritic, ActorCriticConfig
 from worldmodel import coded
-from worldmodel.coded import Coded, are_codes, linear, ones, steps
+from worldmodel.coded import Coded, are_codes, dense, in_time, linear, ones
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig
-from worldmodel.dynamics.rssm import RSSMConfig
+from worldmodel.dynamics.rssm import RSSM, RSSMConfig
 from worldmodel.imagination import rollout
 from worldmodel.layers import MLP, Logits
 from worldmodel.model import ModelConfig, WorldModel
@@ -29,16 +29,16 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drawn(*shape: int) -> Coded:
     codes = F.one_hot(torch.randint(CLASSES, (*shape, GROUPS)), CLASSES).flatten(-2).float()
-    return Coded(torch.cat([torch.randn(*shape, BEFORE), codes], -1), ones(codes, CLASSES), codes.shape[-1])
+    return Coded(torch.randn(*shape, BEFORE), codes, ones(codes, CLASSES))
 
 
 def test_a_sum_of_columns_is_the_product() -> None:
     features = drawn(6, 7)
-    weight = torch.randn(9, features.values.shape[-1], requires_grad=True)
+    weight = torch.randn(9, dense(features).shape[-1], requires_grad=True)
     bias = torch.randn(9, requires_grad=True)
     outer = torch.randn(6, 7, 9)
     results = []
-    for given in (features, features.values):
+    for given in (features, dense(features)):
         out = linear(given, weight, bias)
         results.append([out, *torch.autograd.grad((out.sin() * outer).sum(), (weight, bias))])
     torch.testing.assert_close(results[0], results[1])
@@ -53,28 +53,36 @@ def test_a_sum_changes_no_weight() -> None:
     assert torch.equal(weight, before)
 
 
-def test_gradients_that_must_reach_the_features_do() -> None:
+@pytest.mark.parametrize("part", ["before", "codes"])
+def test_gradients_that_must_reach_the_features_do(part: str) -> None:
     features = drawn(5)
-    values = features.values.requires_grad_()
-    weight = torch.randn(2, values.shape[-1])
-    (gradient,) = torch.autograd.grad(linear(features, weight, torch.zeros(2)).sum(), values)
-    torch.testing.assert_close(gradient, weight.sum(0).expand(5, -1))
+    weight = torch.randn(2, dense(features).shape[-1])
+    start, stop = (0, BEFORE) if part == "before" else (BEFORE, None)
+    followed = getattr(features, part).requires_grad_()
+    (gradient,) = torch.autograd.grad(linear(features, weight, torch.zeros(2)).sum(), followed)
+    torch.testing.assert_close(gradient, weight.sum(0)[start:stop].expand(5, -1))
 
 
 @pytest.mark.parametrize("hidden_layers", [0, 1, 2])
 def test_a_perceptron_takes_either(hidden_layers: int) -> None:
     features = drawn(4, 2)
     net = MLP(BEFORE + GROUPS * CLASSES, 8, hidden_layers, 5, kind=Logits)
-    torch.testing.assert_close(net(features), net(features.values))
+    torch.testing.assert_close(net(features), net(dense(features)))
 
 
 def test_which_entries_are_ones() -> None:
     codes = torch.tensor([[0.0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 1, 0]])
     assert ones(codes, 3).tolist() == [[1, 5], [0, 4]]
+
+
+def test_steps_in_time() -> None:
     some = drawn(3, 6)
-    part = steps(some, -2, None)
-    assert isinstance(part, Coded) and part.values.is_contiguous()
-    assert torch.equal(part.values, some.values[:, -2:]) and torch.equal(part.ones, some.ones[:, -2:])
+    part = in_time(some, -2)
+    assert isinstance(part, Coded) and all(each.is_contiguous() for each in part)
+    assert torch.equal(dense(part), dense(some)[:, -2:].transpose(0, 1))
+    assert torch.equal(part.ones, some.ones[:, -2:].transpose(0, 1))
+    stood = some._replace(before=dense(part).transpose(0, 1))  # in memory step by step: no copy
+    assert dense(in_time(stood.before, 1)).data_ptr() == stood.before[:, 1:].data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -94,9 +102,9 @@ def test_what_is_a_code(group: list[float], is_code: bool) -> None:
     assert are_codes(torch.tensor([[0, 0, 1, *group]]), 3) == is_code
 
 
-def built(family: Any) -> WorldModel:
+def built(family: Any, cell: Any = "norm") -> WorldModel:
     torch.manual_seed(0)
-    sizes = DynamicsConfig("rssm", rssm=RSSMConfig(deter=8, hidden=8))
+    sizes = DynamicsConfig("rssm", rssm=RSSMConfig(deter=8, hidden=8, cell=cell))
     latent = LatentConfig(family, size=6, groups=3, classes=4)
     config = ModelConfig(sizes, latent, hidden=8, encoder_layers=1, head_layers=1)
     model = WorldModel.build(config, {"x": ObservationSpec((2,))}, ActionSpec((1,), (3,)))
@@ -140,14 +148,34 @@ def test_imagination_is_the_same(family: Any, begun: bool, known: bool) -> None:
         torch.manual_seed(4)
         found.append(rollout(model, start, policy, 5, through=False, coded=asked))
     assert seen == [Coded if known else Tensor] * 5 + [Tensor] * 5
-    assert (found[0].coded is not None) == known and found[1].coded is None
-    for one, other in zip(found[0][:-1], found[1][:-1], strict=True):
+    assert isinstance(found[0].known, Coded) == known and isinstance(found[1].known, Tensor)
+    torch.testing.assert_close(found[0].features, found[1].features)
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one, other)
-    if known:
-        assert found[0].coded is not None and found[0].known is found[0].coded
-        values, which, width = found[0].coded
-        assert torch.equal(values, found[0].features)
-        assert torch.equal(which, ones(values[..., -width:], 4))
+    if isinstance(found[0].known, Coded):
+        assert torch.equal(found[0].known.ones, ones(found[0].known.codes, 4))
+
+
+@pytest.mark.parametrize("cell", ["norm", "plain", "blocks"])
+def test_what_follows_a_state_whose_codes_are_known(cell: Any) -> None:
+    """The product with z_{t-1} is a sum of columns, in value and gradient."""
+    model, control = built("onehot", cell), torch.eye(3)[torch.arange(7) % 3]
+    with torch.no_grad():
+        state = model.imagine(model.initial(7), control)
+    known = model.coded(state)
+    assert isinstance(known, Coded)
+    found = []
+    for context in (
+        model.dynamics.advance(state, control),
+        model.dynamics.advance_coded(state, control, known.ones),
+    ):
+        weights = list(cast(RSSM, model.dynamics).core.parameters())
+        found.append([context.deter, *torch.autograd.grad(context.deter.sin().sum(), weights)])
+    torch.testing.assert_close(*found)
+    torch.manual_seed(5)
+    plain = model.imagine(state, control)
+    torch.manual_seed(5)
+    torch.testing.assert_close(model.imagine(state, control, ones=known.ones), plain)
 
 
 @pytest.mark.parametrize("bootstrap", ["own", "slow"])

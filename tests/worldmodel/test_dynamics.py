@@ -365,8 +365,7 @@ def learned_from(model: WorldModel, batch: Batch) -> Tensor:
     loss, (states, _) = model_loss(model, ObjectiveConfig(free_nats=1.0, balance=0.8), batch)
     if not model.dynamics.can_imagine:
         return loss
-    features, *_ = rollout(model, last(states), policy, 2)
-    return loss + features.square().sum()
+    return loss + rollout(model, last(states), policy, 2).features.square().sum()
 
 
 @pytest.mark.parametrize("family", ["gaussian", pytest.param("onehot", marks=pytest.mark.slow)])

@@ -73,13 +73,17 @@ class SequentialVAE(nn.Module, ABC):
     def feature(self, state: State) -> Tensor:
         """s_t -> what the heads and behaviours read, (..., F)."""
 
-    def coded(self, state: State, feature: Tensor, sampled: bool) -> Features:
-        """A feature beside what is known of it, where it ends in one-hot codes.
+    def coded(self, state: State, sampled: bool) -> Features:
+        """As :meth:`feature`, beside what is known of it where it ends in one-hot codes, those of z_t.
 
         Args:
             sampled: whether z_t is known to be a sample; else it is looked at.
         """
-        return feature
+        return self.feature(state)
+
+    def advance_coded(self, state: State, control: Tensor, ones: Tensor) -> Any:
+        """As :meth:`advance`, where z_{t-1} is a code of which these entries are 1: of who says so in `coded`."""
+        return self.advance(state, control)
 
     @abstractmethod
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
@@ -139,8 +143,11 @@ class SequentialVAE(nn.Module, ABC):
         z = self.latent.sample(posterior) if sample else self.latent.mode(posterior)
         return self.with_observation(self.with_latent(context, z), embed)
 
-    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
+    def imagine(self, state: State, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> State:
         """s_{t-1}, u_{t-1} (B, A) -> s_t from the prior alone: a sample, or its mode.
+
+        Args:
+            ones: (B, G), the entries of z_{t-1} that are 1, where `coded` has said so.
 
         Where the member `feeds_back`, the caller gives it an imagined x_t through :meth:`with_observation`.
 
@@ -151,6 +158,6 @@ class SequentialVAE(nn.Module, ABC):
             raise ValueError(
                 f"{type(self).__name__} has no dynamics and cannot imagine: choose another member such as dkf or rssm"
             )
-        context = self.advance(state, control)
+        context = self.advance(state, control) if ones is None else self.advance_coded(state, control, ones)
         prior = self.prior(context)
         return self.with_latent(context, self.latent.sample(prior) if sample else self.latent.mode(prior))

@@ -1,12 +1,13 @@
 """Recurrent state-space model (Hafner et al. 2019, "Learning Latent Dynamics for Planning from Pixels")."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.coded import Coded, Features, are_codes, ones
+from worldmodel.coded import Coded, Features, are_codes, of_codes, ones
 from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.layers import MLP, LayerConfig, PosteriorNet
@@ -54,12 +55,20 @@ class Core(nn.Module):
         cell = GRUCell if config.cell == "norm" else nn.GRUCell
         self.cell = cell(config.hidden, config.deter)
 
-    def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
-        return self.cell(self.input(torch.cat([z, control], -1)), h)
+    def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
+        if ones is None:
+            return self.cell(self.input(torch.cat([z, control], -1)), h)
+        first, *others = cast(Iterable[nn.Module], self.input)
+        assert isinstance(first, nn.Linear)
+        of_latent, of_control = first.weight.split([z.shape[-1], control.shape[-1]], 1)
+        x = of_codes(z, ones, of_latent, first.bias) + control @ of_control.t()
+        for module in others:
+            x = module(x)
+        return self.cell(x, h)
 
 
 def core(latent: int, control: int, config: RSSMConfig) -> nn.Module:
-    """z_{t-1}, u_{t-1}, h_{t-1} -> h_t."""
+    """z_{t-1}, u_{t-1}, h_{t-1} -> h_t, and which entries of z_{t-1} are 1, where that is known."""
     if config.cell == "blocks":
         return BlockGRU(latent, control, config.hidden, config.deter, config.blocks)
     return Core(latent, control, config)
@@ -97,6 +106,9 @@ class RSSM(SequentialVAE):
     def advance(self, state: RSSMState, control: Tensor) -> RSSMContext:
         return RSSMContext(self.core(state.latent, control, state.deter))
 
+    def advance_coded(self, state: RSSMState, control: Tensor, ones: Tensor) -> RSSMContext:
+        return RSSMContext(self.core(state.latent, control, state.deter, ones))
+
     def prior(self, context: RSSMContext) -> Tensor:
         return self.prior_net(context.deter)
 
@@ -109,11 +121,11 @@ class RSSM(SequentialVAE):
     def feature(self, state: RSSMState) -> Tensor:
         return torch.cat([state.deter, state.latent], -1)
 
-    def coded(self, state: RSSMState, feature: Tensor, sampled: bool) -> Features:
+    def coded(self, state: RSSMState, sampled: bool) -> Features:
         latent = self.latent
         if not isinstance(latent, OneHot) or not (sampled or are_codes(state.latent, latent.classes)):
-            return feature
-        return Coded(feature, ones(state.latent, latent.classes), latent.size)
+            return self.feature(state)
+        return Coded(*state, ones(state.latent, latent.classes))
 
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         return self.posterior_net.share(embed)
