@@ -104,11 +104,14 @@ class MLP(nn.Sequential):
     def forward(self, x: Features) -> Tensor:
         if not isinstance(x, Coded):
             return cast(Tensor, super().forward(x))
-        first, *others = self
+        first = self[0]
         if type(first) is not nn.Linear or first._forward_hooks:  # a single layer to logits; one that is watched
             return self(dense(x))
-        y = linear(x, first.weight, first.bias)
-        for module in others:
+        return self.behind_first(linear(x, first.weight, first.bias))
+
+    def behind_first(self, y: Tensor) -> Tensor:
+        """What becomes of that which the first layer gives."""
+        for module in list(self)[1:]:
             y = module(y)
         return y
 

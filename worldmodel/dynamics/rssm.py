@@ -1,6 +1,5 @@
 """Recurrent state-space model (Hafner et al. 2019, "Learning Latent Dynamics for Planning from Pixels")."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
@@ -56,15 +55,12 @@ class Core(nn.Module):
         self.cell = cell(config.hidden, config.deter)
 
     def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
-        if ones is None:
+        first = cast(nn.Linear, self.input[0])
+        if ones is None or first._forward_hooks:  # of one that is watched
             return self.cell(self.input(torch.cat([z, control], -1)), h)
-        first, *others = cast(Iterable[nn.Module], self.input)
-        assert isinstance(first, nn.Linear)
         of_latent, of_control = first.weight.split([z.shape[-1], control.shape[-1]], 1)
         x = of_codes(z, ones, of_latent, first.bias) + control @ of_control.t()
-        for module in others:
-            x = module(x)
-        return self.cell(x, h)
+        return self.cell(self.input.behind_first(x), h)
 
 
 def core(latent: int, control: int, config: RSSMConfig) -> nn.Module:
