@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from agents.actor_critic import ActorCritic, ActorCriticConfig, Metrics
 from agents.behaviour import Decision, Memory
 from agents.ensemble import Disagreement, EnsembleConfig
+from worldmodel.coded import dense, in_time
 from worldmodel.model import LatentModel
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, Rollout, State
@@ -56,7 +57,8 @@ class Plan2Explore(nn.Module):
 
     def intrinsic(self, rollout: Rollout) -> Tensor:
         """(N, H): the explorer's reward."""
-        disagreement = self.disagreement.spread(rollout.features[:, :-1], rollout.actions)
+        feature = dense(in_time(rollout.known, 0, -1))
+        disagreement = self.disagreement.spread(feature, rollout.actions.transpose(0, 1)).t()
         return self.config.weight * disagreement + self.config.task * rollout.reward
 
     def begin_step(self, steps: int) -> None:

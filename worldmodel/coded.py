@@ -8,42 +8,54 @@ that it always was.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+T = TypeVar("T")
+
 LEAST = 2**14  # entries of W_z from which a sum is faster
+ROWS = 64  # from which it is: W_z is transposed before
 
 
 class Coded(NamedTuple):
-    """Features that end in one-hot codes, [h_t, z_t], and which entries of the codes are 1.
+    """Features of which some are one-hot codes, [h_t, z_t], and which entries of the codes are 1.
 
     Only for codes that are exactly 0 and 1, as a sample or a mode is; an initial state is none.
     """
 
-    before: Tensor  # (..., F - Z), h_t
+    rest: Tensor  # (..., F - Z), h_t
     codes: Tensor  # (..., Z), z_t
     ones: Tensor  # (..., G) int64, from 0 for the first entry of the codes; each variable has as many classes
+    codes_first: bool = False  # whether they stand before the rest, as in the input of a recurrent cell, [z_t, u_t]
 
 
 Features = Tensor | Coded
 
 
 def dense(features: Features) -> Tensor:
-    """(..., F), whatever else is known of them."""
-    return torch.cat([features.before, features.codes], -1) if isinstance(features, Coded) else features
+    """(..., F), whatever else is known of them: a copy of what is kept apart."""
+    if not isinstance(features, Coded):
+        return features
+    return torch.cat(_in_order(features.rest, features.codes, features.codes_first), -1)
+
+
+def _in_order(of_rest: T, of_codes: T, codes_first: bool) -> tuple[T, T]:
+    return (of_codes, of_rest) if codes_first else (of_rest, of_codes)
 
 
 def parts(features: Features) -> tuple[Tensor, ...]:
     """What they consist of, as :func:`of_parts` takes it."""
-    return tuple(features) if isinstance(features, Coded) else (features,)
+    return features[:3] if isinstance(features, Coded) else (features,)
 
 
 def of_parts(parts: Sequence[Tensor], like: Features) -> Features:
     """Features of the same kind as `like`."""
-    return Coded(*parts) if isinstance(like, Coded) else parts[0]
+    if not isinstance(like, Coded):
+        return parts[0]
+    return Coded(parts[0], parts[1], parts[2], like.codes_first)
 
 
 def detached(features: Features) -> Features:
@@ -52,7 +64,7 @@ def detached(features: Features) -> Features:
 
 
 def in_time(features: Features, start: int | None = None, stop: int | None = None) -> Features:
-    """Some of the steps of (N, T, ...), as (T, N, ...): without gaps, as a product wants its rows.
+    """Some of the steps of (N, T, ...), time first: (T, N, ...), without gaps, as a product wants its rows.
 
     No copy of what was imagined, which stands in memory like that.
     """
@@ -74,47 +86,41 @@ def are_codes(codes: Tensor, classes: int) -> bool:
 
 def linear(features: Features, weight: Tensor, bias: Tensor) -> Tensor:
     """(..., F), (P, F), (P,) -> (..., P)."""
-    if not isinstance(features, Coded):
-        return F.linear(features, weight, bias)
-    before, codes, which = features
-    followed, few = before.requires_grad or codes.requires_grad, codes.shape[-1] * len(weight) < LEAST
-    if followed or few or before.dtype != weight.dtype:
+    if not isinstance(features, Coded) or not _pays(features, weight):
         return F.linear(dense(features), weight, bias)
-    return _SumOfColumns.apply(before, codes, which, weight, bias)
+    return _SumOfColumns.apply(*features, weight, bias)
 
 
-def of_codes(codes: Tensor, which: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-    """W z + b: (..., Z), (..., G), (P, Z), (P,) -> (..., P); the sum where it is known which entries are 1.
-
-    No gradient reaches the codes then.
-    """
-    if which is None or weight.numel() < LEAST:
-        return F.linear(codes, weight, bias)
-    return _summed(which, weight, bias).unflatten(0, which.shape[:-1])
-
-
-def _summed(which: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """(..., G), (P, Z), (P,) -> (N, P): the sum of some columns and the bias."""
-    columns = weight.t().clone(memory_format=torch.contiguous_format)
-    columns[: len(columns) // which.shape[-1]] += bias  # each sum has one of the first variable's classes
-    return F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
+def _pays(features: Coded, weight: Tensor) -> bool:
+    """Whether the sum is faster, and whether nothing has to know how it changes with the features."""
+    rest, codes, which, _ = features
+    if rest.requires_grad or codes.requires_grad or rest.dtype != weight.dtype:
+        return False
+    return codes.shape[-1] * len(weight) >= LEAST and which.numel() >= ROWS * which.shape[-1]
 
 
 class _SumOfColumns(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, before: Tensor, codes: Tensor, which: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        rows = before.flatten(0, -2)
+    def forward(
+        ctx: Any, rest: Tensor, codes: Tensor, which: Tensor, codes_first: bool, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        rows, ctx.codes_first = rest.flatten(0, -2), codes_first
         ctx.save_for_backward(rows, codes.flatten(0, -2))
-        of_before, of_codes = weight.split([before.shape[-1], codes.shape[-1]], 1)
-        out = _summed(which, of_codes, bias)
+        sizes = _in_order(rest.shape[-1], codes.shape[-1], codes_first)
+        one, other = weight.split(sizes, 1)
+        of_rest, of_codes = _in_order(one, other, codes_first)
+        columns = of_codes.t().clone(memory_format=torch.contiguous_format)
+        columns[: len(columns) // which.shape[-1]] += bias  # each sum has one of the first variable's classes
+        out = F.embedding_bag(which.flatten(0, -2), columns, mode="sum")
         if torch.compiler.is_compiling():  # whatever follows adds both as it reads them
-            out = out + rows @ of_before.t()
+            out = out + rows @ of_rest.t() if rows.shape[1] else out
         else:  # in place: two passes over memory less
-            out = torch.addmm(out, rows, of_before.t(), out=out)
+            out = torch.addmm(out, rows, of_rest.t(), out=out)
         return out.unflatten(0, which.shape[:-1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None, Tensor, Tensor]:
         rows = gradient.flatten(0, -2)
-        of_weight = torch.cat([rows.t() @ each for each in ctx.saved_tensors], 1)
-        return None, None, None, of_weight, rows.sum(0)
+        of_rest, of_codes = (rows.t() @ each for each in ctx.saved_tensors)
+        of_weight = torch.cat(_in_order(of_rest, of_codes, ctx.codes_first), 1)
+        return None, None, None, None, of_weight, rows.sum(0)

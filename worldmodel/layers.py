@@ -52,6 +52,17 @@ class LayerConfig:
         return [*([] if norm is None else [norm(width)]), ACTIVATIONS[self.activation]()]
 
 
+def applied(layer: nn.Module, x: Features) -> Tensor:
+    """What a layer makes of features, (..., F) -> (..., P), with what is known of them where it is a linear map.
+
+    One that is watched is called.
+    """
+    watched = layer._forward_hooks or layer._forward_pre_hooks
+    if type(layer) is nn.Linear and isinstance(x, Coded) and not watched:
+        return linear(x, layer.weight, layer.bias)
+    return cast(Tensor, layer(dense(x)))
+
+
 ROW = 16
 """Numbers of 4 bytes in 64, where a row of a matrix begins best."""
 UNLIKELY = -1e30  # a logit whose class has no share in any softmax, and with which 0 times its logarithm is still 0
@@ -104,14 +115,9 @@ class MLP(nn.Sequential):
     def forward(self, x: Features) -> Tensor:
         if not isinstance(x, Coded):
             return cast(Tensor, super().forward(x))
-        first = self[0]
-        if type(first) is not nn.Linear or first._forward_hooks:  # a single layer to logits; one that is watched
-            return self(dense(x))
-        return self.behind_first(linear(x, first.weight, first.bias))
-
-    def behind_first(self, y: Tensor) -> Tensor:
-        """What becomes of that which the first layer gives."""
-        for module in list(self)[1:]:
+        first, *others = self
+        y = applied(first, x)
+        for module in others:
             y = module(y)
         return y
 

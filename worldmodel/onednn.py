@@ -10,7 +10,7 @@ from torch._inductor.lowering import register_lowering
 from torch._inductor.mkldnn_ir import LinearUnary
 
 MM, PERMUTE = ops.aten.mm.default, ops.aten.permute.default
-ROWS, WIDTH = 512, 64  # rows of a product, and numbers in a row before and after it, from which oneDNN is faster
+LEAST_ROWS, LEAST_WIDTH = 512, 64  # rows, and numbers in a row before and after, from which oneDNN is faster
 
 
 def is_faster() -> bool:
@@ -32,7 +32,10 @@ def _processor() -> str:
 
 @torch.library.custom_op("worldmodel::product", mutates_args=())
 def product(x: Tensor, weight: Tensor) -> Tensor:
-    """(N, I), (O, I) -> x weight^T (N, O). In what torch's compiler makes it is a call of oneDNN, not one of Python."""
+    """(N, I), (O, I) -> x weight^T (N, O). In what torch's compiler makes it is a call of oneDNN, not one of Python.
+
+    It has no gradient: it enters graphs that have theirs already.
+    """
     return cast(Tensor, ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
 
 
@@ -50,7 +53,8 @@ def _(x: TensorBox, weight: TensorBox) -> TensorBox:
 def taken_over(graph: fx.Graph) -> None:
     """Rewrite the products of a graph in which oneDNN is faster: of the rows of a matrix that stand side by side.
 
-    What it would have to copy first is left to MKL, as is the gradient of a weight, in which MKL is the faster one.
+    Rows with gaps, which it would have to copy first, are left to MKL, as is the gradient of a weight, in which MKL is
+    the faster one. Weights, which are small, are transposed for it.
     """
     for node in graph.find_nodes(op="call_function", target=MM):
         left, right = cast(tuple[fx.Node, fx.Node], node.args)
@@ -72,7 +76,9 @@ def _transposed(graph: fx.Graph, matrix: fx.Node) -> fx.Node:
 
 
 def _is_large(left: Tensor | None, right: Tensor | None) -> bool:
-    if left is None or right is None or left.dtype != torch.float32 or not left.is_contiguous():
+    if left is None or right is None or left.dtype != torch.float32:
+        return False
+    if left.device.type != "cpu" or not left.is_contiguous():
         return False
     sizes = (*left.shape, *right.shape)
-    return all(isinstance(size, int) for size in sizes) and len(left) >= ROWS and min(right.shape) >= WIDTH
+    return all(isinstance(size, int) for size in sizes) and len(left) >= LEAST_ROWS and min(right.shape) >= LEAST_WIDTH

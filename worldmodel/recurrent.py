@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.coded import of_codes
-from worldmodel.layers import LayerNorm, RMSNorm
+from worldmodel.coded import Coded
+from worldmodel.layers import LayerNorm, RMSNorm, applied
 
 
 class GRUCell(nn.Module):
@@ -88,8 +88,8 @@ class BlockGRU(nn.Module):
     def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
         """h', of z in which these entries are 1 and all others 0, where that is known."""
         control = control / control.abs().clamp(min=1).detach()
-        latent = of_codes(z, ones, self.of_latent.weight, self.of_latent.bias)
-        inputs = (self.of_memory(h), latent, self.of_control(control))
+        latent = z if ones is None else Coded(z[..., :0], z, ones)
+        inputs = (self.of_memory(h), applied(self.of_latent, latent), self.of_control(control))
         x = torch.cat([F.silu(norm(each)) for norm, each in zip(self.norms, inputs, strict=True)], -1)
         x = self.gates(F.silu(self.norm(self.inner(h, x))))
         reset, candidate, update = (part.flatten(-2) for part in x.unflatten(-1, (self.blocks, -1)).chunk(3, -1))

@@ -113,5 +113,5 @@ class Rollout(NamedTuple):
 
     @property
     def features(self) -> Tensor:
-        """(N, H + 1, F) of s_0..s_H."""
+        """(N, H + 1, F) of s_0..s_H; copied each time where codes are kept apart."""
         return dense(self.known)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from agents import ActorCritic, ActorCriticConfig
 from worldmodel import coded
-from worldmodel.coded import Coded, are_codes, dense, in_time, linear, ones
+from worldmodel.coded import Coded, are_codes, dense, in_time, linear, ones, parts
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig
 from worldmodel.dynamics.rssm import RSSM, RSSMConfig
@@ -18,22 +18,25 @@ from worldmodel.layers import MLP, Logits
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.spaces import ActionSpec, ObservationSpec
 
-GROUPS, CLASSES, BEFORE = 3, 5, 4
+GROUPS, CLASSES, REST = 3, 5, 4
 
 
 @pytest.fixture(autouse=True)
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it does not pay."""
     monkeypatch.setattr(coded, "LEAST", 0)
+    monkeypatch.setattr(coded, "ROWS", 0)
 
 
-def drawn(*shape: int) -> Coded:
+def drawn(*shape: int, rest: int = REST, codes_first: bool = False) -> Coded:
     codes = F.one_hot(torch.randint(CLASSES, (*shape, GROUPS)), CLASSES).flatten(-2).float()
-    return Coded(torch.randn(*shape, BEFORE), codes, ones(codes, CLASSES))
+    return Coded(torch.randn(*shape, rest), codes, ones(codes, CLASSES), codes_first)
 
 
-def test_a_sum_of_columns_is_the_product() -> None:
-    features = drawn(6, 7)
+@pytest.mark.parametrize("rest", [REST, 0])
+@pytest.mark.parametrize("codes_first", [True, False])
+def test_a_sum_of_columns_is_the_product(codes_first: bool, rest: int) -> None:
+    features = drawn(6, 7, rest=rest, codes_first=codes_first)
     weight = torch.randn(9, dense(features).shape[-1], requires_grad=True)
     bias = torch.randn(9, requires_grad=True)
     outer = torch.randn(6, 7, 9)
@@ -47,17 +50,17 @@ def test_a_sum_of_columns_is_the_product() -> None:
 
 
 def test_a_sum_changes_no_weight() -> None:
-    features, weight = drawn(3), torch.randn(1, BEFORE + GROUPS * CLASSES)  # one row: its transpose is no copy
+    features, weight = drawn(3), torch.randn(1, REST + GROUPS * CLASSES)  # one row: its transpose is no copy
     before = weight.clone()
     linear(features, weight, torch.ones(1))
     assert torch.equal(weight, before)
 
 
-@pytest.mark.parametrize("part", ["before", "codes"])
+@pytest.mark.parametrize("part", ["rest", "codes"])
 def test_gradients_that_must_reach_the_features_do(part: str) -> None:
     features = drawn(5)
     weight = torch.randn(2, dense(features).shape[-1])
-    start, stop = (0, BEFORE) if part == "before" else (BEFORE, None)
+    start, stop = (0, REST) if part == "rest" else (REST, None)
     followed = getattr(features, part).requires_grad_()
     (gradient,) = torch.autograd.grad(linear(features, weight, torch.zeros(2)).sum(), followed)
     torch.testing.assert_close(gradient, weight.sum(0)[start:stop].expand(5, -1))
@@ -66,7 +69,7 @@ def test_gradients_that_must_reach_the_features_do(part: str) -> None:
 @pytest.mark.parametrize("hidden_layers", [0, 1, 2])
 def test_a_perceptron_takes_either(hidden_layers: int) -> None:
     features = drawn(4, 2)
-    net = MLP(BEFORE + GROUPS * CLASSES, 8, hidden_layers, 5, kind=Logits)
+    net = MLP(REST + GROUPS * CLASSES, 8, hidden_layers, 5, kind=Logits)
     torch.testing.assert_close(net(features), net(dense(features)))
 
 
@@ -78,11 +81,11 @@ def test_which_entries_are_ones() -> None:
 def test_steps_in_time() -> None:
     some = drawn(3, 6)
     part = in_time(some, -2)
-    assert isinstance(part, Coded) and all(each.is_contiguous() for each in part)
+    assert isinstance(part, Coded) and all(each.is_contiguous() for each in parts(part))
     assert torch.equal(dense(part), dense(some)[:, -2:].transpose(0, 1))
     assert torch.equal(part.ones, some.ones[:, -2:].transpose(0, 1))
-    stood = some._replace(before=dense(part).transpose(0, 1))  # in memory step by step: no copy
-    assert dense(in_time(stood.before, 1)).data_ptr() == stood.before[:, 1:].data_ptr()
+    stood = some._replace(rest=dense(part).transpose(0, 1))  # in memory step by step: no copy
+    assert dense(in_time(stood.rest, 1)).data_ptr() == stood.rest[:, 1:].data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -156,26 +159,82 @@ def test_imagination_is_the_same(family: Any, begun: bool, known: bool) -> None:
         assert torch.equal(found[0].known.ones, ones(found[0].known.codes, 4))
 
 
-@pytest.mark.parametrize("cell", ["norm", "plain", "blocks"])
-def test_what_follows_a_state_whose_codes_are_known(cell: Any) -> None:
-    """The product with z_{t-1} is a sum of columns, in value and gradient."""
-    model, control = built("onehot", cell), torch.eye(3)[torch.arange(7) % 3]
+def test_it_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large weights, for many rows."""
+    weight, bias = torch.randn(9, REST + GROUPS * CLASSES, requires_grad=True), torch.randn(9)
+    entries = 9 * GROUPS * CLASSES
+    for least, rows, summed in ((entries, 42, True), (entries + 1, 42, False), (0, 43, False)):
+        monkeypatch.setattr(coded, "LEAST", least)
+        monkeypatch.setattr(coded, "ROWS", rows)
+        maker = linear(drawn(6, 7), weight, bias).grad_fn
+        assert maker is not None and ("SumOfColumns" in maker.name()) == summed
+
+
+CELLS = pytest.mark.parametrize("cell", ["norm", "plain", "blocks"])
+
+
+def sampled(model: WorldModel) -> tuple[Any, Tensor, Tensor]:
+    """A state whose codes are known, which entries are 1, and controls."""
+    control = torch.eye(3)[torch.arange(7) % 3]
     with torch.no_grad():
         state = model.imagine(model.initial(7), control)
     known = model.coded(state)
     assert isinstance(known, Coded)
-    found = []
-    for context in (
-        model.dynamics.advance(state, control),
-        model.dynamics.advance_coded(state, control, known.ones),
-    ):
-        weights = list(cast(RSSM, model.dynamics).core.parameters())
+    return state, known.ones, control
+
+
+@CELLS
+def test_what_follows_a_state_whose_codes_are_known(cell: Any) -> None:
+    """The product with z_{t-1} is a sum of columns, in value and gradient."""
+    model = built("onehot", cell)
+    state, which, control = sampled(model)
+    dynamics = cast(RSSM, model.dynamics)
+    weights, found = list(dynamics.core.parameters()), []
+    for context in (dynamics.advance(state, control), dynamics.advance_coded(state, control, which)):
         found.append([context.deter, *torch.autograd.grad(context.deter.sin().sum(), weights)])
     torch.testing.assert_close(*found)
-    torch.manual_seed(5)
-    plain = model.imagine(state, control)
-    torch.manual_seed(5)
-    torch.testing.assert_close(model.imagine(state, control, ones=known.ones), plain)
+    unread = state._replace(latent=torch.zeros_like(state.latent))  # it is the classes that tell what z was
+    torch.testing.assert_close(dynamics.advance_coded(unread, control, which).deter, found[0][0])
+
+
+@CELLS
+def test_the_gradient_of_z_is_lost_in_no_sum(cell: Any) -> None:
+    model, gradients = built("onehot", cell), []
+    state, which, control = sampled(model)
+    for known in (None, which):
+        z = state.latent.clone().requires_grad_()
+        deter = model.imagine(state._replace(latent=z), control, ones=known).deter
+        gradients.append(torch.autograd.grad(deter.sum(), z)[0])
+    torch.testing.assert_close(*gradients)
+
+
+@CELLS
+def test_a_layer_that_is_watched_is_called(cell: Any) -> None:
+    model, seen = built("onehot", cell), list[str]()
+    state, which, control = sampled(model)
+    for name, module in cast(RSSM, model.dynamics).core.named_modules():
+        module.register_forward_hook(lambda *_, name=name: seen.append(name))
+    for known in (None, which):
+        model.imagine(state, control, ones=known)
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :] and "" in seen
+    assert ("of_latent" if cell == "blocks" else "input.0") in seen
+
+
+def test_imagination_tells_which_codes_it_is_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the state that it goes on from; and what is imagined stands in memory step by step."""
+    model, told = built("onehot"), list[tuple[Any, Any]]()
+    state, _, _ = sampled(model)
+    imagine = model.dynamics.imagine
+
+    def watched(state: Any, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> Any:
+        told.append((state.latent, ones))
+        return imagine(state, control, sample, ones)
+
+    monkeypatch.setattr(model.dynamics, "imagine", watched)
+    imagined = rollout(model, state, lambda feature: (torch.eye(3)[[0] * 7],) * 2, 4, through=False, coded=True)
+    assert len(told) == 4 and all(torch.equal(ones(latent, 4), which) for latent, which in told)
+    assert isinstance(imagined.known, Coded)
+    assert all(part.transpose(0, 1).is_contiguous() for part in parts(imagined.known))
 
 
 @pytest.mark.parametrize("bootstrap", ["own", "slow"])

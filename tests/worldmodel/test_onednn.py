@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, ops
+from torch._inductor.utils import fresh_inductor_cache, run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from worldmodel import onednn, products
 from worldmodel.compiling import by_itself, has_compiler
-from worldmodel.onednn import MM, PERMUTE, ROWS, WIDTH, is_faster, taken_over
+from worldmodel.onednn import LEAST_ROWS as ROWS
+from worldmodel.onednn import LEAST_WIDTH as WIDTH
+from worldmodel.onednn import MM, PERMUTE, is_faster, taken_over
 from worldmodel.products import PRODUCTS
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
@@ -107,11 +110,15 @@ def test_what_was_compiled_for_one_is_not_taken_for_the_other(monkeypatch: pytes
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="there is no C++ compiler")
 def test_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products are calls of oneDNN in what was written, and the result is that of MKL."""
     monkeypatch.setattr(products, "ONEDNN", True)
 
     def loss(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return (torch.tanh(x @ first.t()) @ second.t()).square().sum()
+        return (torch.tanh(x @ first.t()) @ second.t()).square().mean()
 
     x, weights = torch.randn(ROWS, WIDTH), [torch.randn(WIDTH, WIDTH, requires_grad=True) for _ in range(2)]
-    found = torch.autograd.grad(by_itself(loss, "cpu")(x, *weights), weights)
-    torch.testing.assert_close(found, torch.autograd.grad(loss(x, *weights), weights), rtol=1e-4, atol=1e-2)
+    with fresh_inductor_cache():
+        _, written = run_and_get_code(by_itself(loss, "cpu"), x, *weights)
+        assert "_linear_pointwise" in written[0]
+        found = torch.autograd.grad(by_itself(loss, "cpu")(x, *weights), weights)
+    torch.testing.assert_close(found, torch.autograd.grad(loss(x, *weights), weights), rtol=1e-4, atol=1e-5)

@@ -82,7 +82,7 @@ class SequentialVAE(nn.Module, ABC):
         return self.feature(state)
 
     def advance_coded(self, state: State, control: Tensor, ones: Tensor) -> Any:
-        """As :meth:`advance`, where z_{t-1} is a code of which these entries are 1: of who says so in `coded`."""
+        """As :meth:`advance`, where z_{t-1} is a code of which these entries are 1, as :meth:`coded` has told."""
         return self.advance(state, control)
 
     @abstractmethod

@@ -1,12 +1,12 @@
 """Recurrent state-space model (Hafner et al. 2019, "Learning Latent Dynamics for Planning from Pixels")."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.coded import Coded, Features, are_codes, of_codes, ones
+from worldmodel.coded import Coded, Features, are_codes, ones
 from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.layers import MLP, LayerConfig, PosteriorNet
@@ -55,16 +55,12 @@ class Core(nn.Module):
         self.cell = cell(config.hidden, config.deter)
 
     def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
-        first = cast(nn.Linear, self.input[0])
-        if ones is None or first._forward_hooks:  # of one that is watched
-            return self.cell(self.input(torch.cat([z, control], -1)), h)
-        of_latent, of_control = first.weight.split([z.shape[-1], control.shape[-1]], 1)
-        x = of_codes(z, ones, of_latent, first.bias) + control @ of_control.t()
-        return self.cell(self.input.behind_first(x), h)
+        x = torch.cat([z, control], -1) if ones is None else Coded(control, z, ones, codes_first=True)
+        return self.cell(self.input(x), h)
 
 
 def core(latent: int, control: int, config: RSSMConfig) -> nn.Module:
-    """z_{t-1}, u_{t-1}, h_{t-1} -> h_t, and which entries of z_{t-1} are 1, where that is known."""
+    """z_{t-1}, u_{t-1}, h_{t-1} and, where it is known, which entries of z_{t-1} are 1 -> h_t."""
     if config.cell == "blocks":
         return BlockGRU(latent, control, config.hidden, config.deter, config.blocks)
     return Core(latent, control, config)
