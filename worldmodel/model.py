@@ -303,10 +303,10 @@ class WorldModel(nn.Module):
     def imagine(self, state: State, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> State:
         """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior, or its mode.
 
-        Args:
-            ones: of the features of s_{t-1}, where :meth:`coded` knows them.
-
         A member whose next state depends on what is observed is shown a sample of its own emission, or its mean.
+
+        Args:
+            ones: (B, G), those of the features of s_{t-1}, where :meth:`coded` knows them.
         """
         state = self.dynamics.imagine(state, control, sample, ones)
         if not self.dynamics.feeds_back:

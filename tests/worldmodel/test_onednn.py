@@ -70,17 +70,20 @@ def test_other_products_are_left_alone(left: Tensor, right: Tensor) -> None:
 
 
 def test_what_was_joined_before_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product of parts that stand side by side, of which torch knows no shape; and a bias is added to both."""
+    """The gradient of a weight, one product of what stands side by side; that of a layer, less its bias, is taken."""
 
     def both(one: Tensor, other: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         total = torch.addmm(one.permute(1, 0) @ one, other.permute(1, 0), other)
         return total.sum() + torch.addmm(bias, x, weight)
 
     args = (torch.randn(2, 16), torch.randn(2, 16), torch.randn(ROWS, WIDTH), torch.randn(WIDTH, WIDTH))
+    bias = torch.randn(WIDTH)
     for wanted in (True, False):
         monkeypatch.setattr(products, "ONEDNN", wanted)
-        module = make_fx(both, tracing_mode="fake")(*args, torch.randn(WIDTH))
+        module = make_fx(both, tracing_mode="fake")(*args, bias)
         PRODUCTS(module.graph)
+        module.recompile()
+        torch.testing.assert_close(module(*args, bias), both(*args, bias))
         assert (calls(module.graph, PRODUCT), calls(module.graph, MM)) == ((1, 1) if wanted else (0, 2))
 
 

@@ -146,11 +146,10 @@ class SequentialVAE(nn.Module, ABC):
     def imagine(self, state: State, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> State:
         """s_{t-1}, u_{t-1} (B, A) -> s_t from the prior alone: a sample, or its mode.
 
-        Args:
-            ones: (B, G), the entries of z_{t-1} that are 1, where `coded` has said so.
-
         Where the member `feeds_back`, the caller gives it an imagined x_t through :meth:`with_observation`.
 
+        Args:
+            ones: (B, G), the entries of z_{t-1} that are 1, where :meth:`coded` has told.
         Raises:
             ValueError: if this member has no dynamics.
         """
