@@ -104,6 +104,12 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
     return MADE[key]
 
 
+@torch.compiler.assume_constant_result
+def on_one_thread() -> bool:
+    """Whether torch computes on one thread. What is compiled may ask: for another number it is compiled anew."""
+    return torch.get_num_threads() == 1
+
+
 def region(function: Callable[P, T]) -> Callable[P, T]:
     """A function in which no loop over time runs, compiled :func:`by_itself` inside :func:`compiled_regions`.
 

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.compiling import by_itself, regions_device
+from worldmodel.compiling import by_itself, on_one_thread, regions_device
 
 Tensors = tuple[Tensor, ...]
 Step = Callable[[Any, Tensors], tuple[Any, Tensors]]
 
 FEW = 64  # rows, of which a step asks more of Python than of the processor
 TOGETHER = (8, 7, 6, 5, 4)  # steps that are compiled as one: as many as leave the fewest alone
+IMAGINED = (5, 4, 3, 2, 1)  # the same of imagined ones, where several threads share them: as many as leave none alone
 
 
 def scan(
@@ -85,7 +86,13 @@ def divided(length: int, rows: int | None) -> tuple[int, int]:
 
     Steps of few rows take no longer than it takes to ask for them. The first one is not compiled with others: it goes
     on from a state that asks for no gradient, those after it from states that do, and would be a program of its own.
+
+    Imagined steps, to which nothing is given (`rows` is None), have many rows: to ask for them is a hundredth of an
+    update. Where several threads share the rest it is a twentieth, and worth the half minute more that it takes to
+    compile five as one.
     """
+    if rows is None and not on_one_thread():
+        return 0, next(size for size in IMAGINED if length % size == 0)
     if rows is None or rows > FEW or length <= min(TOGETHER):
         return 0, 1
     together = min(TOGETHER, key=lambda size: (length - 1) % size)

@@ -93,12 +93,21 @@ def test_a_step_may_be_a_partial_and_leave_the_last_inputs_alone(built: Counter[
     torch.testing.assert_close(found, expected)
 
 
-def test_all_but_few_steps_are_compiled_together() -> None:
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(1)
+
+
+def test_all_but_few_steps_are_compiled_together(threads: int) -> None:
     for length in range(1, 130):
         alone, together = divided(length, 16)
         assert (length - alone) % together == 0 and alone <= 4
         assert together > 1 or length <= 4
-        assert divided(length, 1000) == divided(length, None) == (0, 1)
+        assert divided(length, 1000) == (0, 1)
+    imagined = [divided(length, None) for length in (1, 4, 7, 10, 15)]
+    assert imagined == [(0, size) for size in ((1, 1, 1, 1, 1) if threads == 1 else (1, 4, 1, 5, 5))]
 
 
 KINDS = pytest.mark.parametrize(
@@ -163,7 +172,7 @@ def in_parts(changes: list[str], folder: Path) -> tuple[list[torch.Tensor], list
     return plain, compiled
 
 
-def test_a_run_that_compiles_its_parts_learns_the_same(built: Counter[str], tmp_path: Path) -> None:
+def test_a_run_that_compiles_its_parts_learns_the_same(threads: int, built: Counter[str], tmp_path: Path) -> None:
     """The model, the imagination, and all that is between: from the same random numbers."""
     torch.testing.assert_close(*in_parts([], tmp_path), rtol=1e-4, atol=1e-5)
     names = sorted(name.rpartition("<locals>.")[2] for name in built)

@@ -1,11 +1,13 @@
 """Sums of columns are the products with one-hot codes, in value and gradient, and nothing else is taken for a code."""
 
+import shutil
 from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from agents import ActorCritic, ActorCriticConfig
 from worldmodel import coded
@@ -19,6 +21,7 @@ from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.spaces import ActionSpec, ObservationSpec
 
 GROUPS, CLASSES, REST = 3, 5, 4
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +50,32 @@ def test_a_sum_of_columns_is_the_product(codes_first: bool, rest: int) -> None:
     torch.testing.assert_close(results[0], results[1])
     assert results[0][0].grad_fn is not None and "SumOfColumns" in results[0][0].grad_fn.name()
     assert torch.equal(linear(features, weight.detach(), bias.detach()), results[0][0])
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])])
+@pytest.mark.parametrize("codes_first", [True, False])
+@pytest.mark.parametrize(
+    ("threads", "least", "summed"), [(1, CLASSES, True), (2, CLASSES, False), (1, CLASSES + 1, False)]
+)
+def test_a_compiled_gradient_of_columns_is_the_product(
+    threads: int, least: int, summed: bool, codes_first: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is a sum, without one: on one thread, of many classes."""
+    monkeypatch.setattr(coded, "CLASSES", least)
+    torch.compiler.reset()
+    features, outer = drawn(6, 7, codes_first=codes_first), torch.randn(6, 7, 9)
+    weight, bias = torch.randn(9, REST + GROUPS * CLASSES, requires_grad=True), torch.randn(9, requires_grad=True)
+    expected = torch.autograd.grad((linear(features, weight, bias) * outer).sum(), (weight, bias))
+    torch.set_num_threads(threads)
+    try:
+        out = torch.compile(linear, backend=backend, fullgraph=True)(features, weight, bias)
+        with FlopCounterMode(display=False) as counter:
+            found = torch.autograd.grad((out * outer).sum(), (weight, bias))
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(found, expected)
+    if backend == "aot_eager":
+        assert counter.get_total_flops() == 2 * 6 * 7 * 9 * (REST if summed else REST + GROUPS * CLASSES)
 
 
 def test_a_sum_changes_no_weight() -> None:
