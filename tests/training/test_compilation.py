@@ -174,10 +174,20 @@ def in_parts(changes: list[str], folder: Path) -> tuple[list[torch.Tensor], list
 
 def test_a_run_that_compiles_its_parts_learns_the_same(threads: int, built: Counter[str], tmp_path: Path) -> None:
     """The model, the imagination, and all that is between: from the same random numbers."""
-    torch.testing.assert_close(*in_parts([], tmp_path), rtol=1e-4, atol=1e-5)
+    both = in_parts(["--behaviour.actor_critic.horizon", "6"], tmp_path)  # two times three steps, on two threads
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
     names = sorted(name.rpartition("<locals>.")[2] for name in built)
     regions = ["ActorCritic.judge", "WorldModel.log_likelihood", "WorldModel.predict", "trained_kl"]
     assert names == [*regions, "unrolled"] and built["unrolled"] == 2  # filtered, imagined
+
+
+@pytest.mark.parametrize("built", ["eager"], indirect=True)
+def test_so_does_one_that_learns_through_several_steps_at_once(
+    threads: int, built: Counter[str], tmp_path: Path
+) -> None:
+    changes = ["--behaviour.actor_critic.horizon", "6", "--behaviour.actor_critic.gradient", "pathwise"]
+    torch.testing.assert_close(*in_parts(changes, tmp_path), rtol=1e-4, atol=1e-5)
+    assert built["unrolled"] == 2
 
 
 @KINDS
