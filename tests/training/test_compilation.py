@@ -181,7 +181,7 @@ def test_a_run_that_compiles_its_parts_learns_the_same(threads: int, built: Coun
     assert names == [*regions, "unrolled"] and built["unrolled"] == 2  # filtered, imagined
 
 
-@pytest.mark.parametrize("built", ["eager"], indirect=True)
+@pytest.mark.parametrize(("threads", "built"), [(2, "eager")], indirect=True)
 def test_so_does_one_that_learns_through_several_steps_at_once(
     threads: int, built: Counter[str], tmp_path: Path
 ) -> None:
