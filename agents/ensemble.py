@@ -52,7 +52,8 @@ class Disagreement(nn.Module):
 
     def forward(self, feature: Tensor, control: Tensor) -> Tensor:
         """(..., F), (..., A) -> K predictions (..., K, F)."""
-        return self.net(torch.cat([feature, control], -1)).unflatten(-1, (self.members, -1))
+        predicted = self.net(torch.cat([feature, control], -1)).unflatten(-1, (self.members, -1))
+        return predicted.to(feature.dtype)
 
     def loss(self, feature: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of every member on replayed steps (B, T, F), within episodes."""

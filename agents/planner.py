@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from worldmodel.compiling import compiled
 from worldmodel.imagination import rollout, unroll
 from worldmodel.limits import CANDIDATES, HORIZON, MEMBERS, at_most
 from worldmodel.model import LatentModel
+from worldmodel.precision import PRECISIONS, Precision, products_in
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, State
 
@@ -59,7 +60,7 @@ class PlannerConfig:
     refine_rate: float = 0.05  # what such a step moves a control at most
     proposals: int = 0  # plans that an actor trained beside it proposes (TD-MPC2: 24)
     terminal_value: bool = False  # whether a critic trained beside it says what follows the horizon (TD-MPC2)
-    precision: Literal["float32", "bfloat16"] = "float32"  # of the products in imagination: the half may be faster
+    precision: Precision = "float32"  # of the products in imagination: the half may be faster
     compile: bool = False  # torch.compile of the imagined return: twice half a minute, for the first and another batch
     cem: CEMConfig = field(default_factory=CEMConfig)
     icem: ICEMConfig = field(default_factory=ICEMConfig)
@@ -67,7 +68,7 @@ class PlannerConfig:
     random: RandomShootingConfig = field(default_factory=RandomShootingConfig)
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS or self.precision not in ("float32", "bfloat16"):
+        if self.optimiser not in OPTIMISERS or self.precision not in PRECISIONS:
             raise ValueError(f"unknown optimiser '{self.optimiser}' or precision '{self.precision}'")
         if self.horizon < 1 or self.particles < 0:
             raise ValueError(f"horizon must be at least 1, particles at least 0: {self.horizon}, {self.particles}")
@@ -159,9 +160,7 @@ class Planner(nn.Module):
 
     def precision(self) -> AbstractContextManager[object]:
         """In which products are formed while imagining."""
-        if self.config.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.place.device.type, torch.bfloat16)
+        return products_in(self.config.precision, self.place.device.type)
 
     def imagined_return(self, model: LatentModel, state: State, controls: Tensor, sample: bool) -> Tensor:
         """s_0, each field (M, ...), and (M, H, A) -> (M,)."""

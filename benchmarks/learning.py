@@ -179,6 +179,13 @@ def _windows() -> list[Curve]:
     ]
 
 
+def _precision() -> list[Curve]:
+    """With products in half the precision: the first of `windows` otherwise."""
+    often = ("--training.steps", "2500", "--evaluation.every", "250", "--logger.wandb", "disabled")
+    half = ("--learner.precision", "bfloat16", "--behaviour.actor_critic.learner.precision", "bfloat16")
+    return [Curve("Pendulum-v1", "bfloat16", "configs/pendulum.yaml", (*half, *often), -200, (2000, -200))]
+
+
 SUITES = {
     "classic": _classic(),
     "family": _family(),
@@ -191,6 +198,7 @@ SUITES = {
     "pixels": _pixels(),
     "minigrid": _minigrid(),
     "windows": _windows(),
+    "precision": _precision(),
 }
 
 

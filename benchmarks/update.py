@@ -4,15 +4,17 @@
     python benchmarks/update.py --sizes S M --threads 1 2 --peers peers/bin/python --out results/update_peers.csv
     python benchmarks/update.py --sizes S --pixels --peers peers/bin/python --out results/update_pixels.csv
     python benchmarks/update.py --sizes S --busy --out results/update_busy.csv
-    python benchmarks/update.py --device cuda --sizes V3-12m --compile off step update --out results/update_cuda.csv
+    python benchmarks/update.py --device cuda --sizes V3-12m --compile off step update --precision bfloat16 \
+        --out results/update_cuda_bfloat16.csv
 
 An update is all of one: batch 16 x 64, model, 15 steps imagined from each of the 1,024 states, actor and critic, their
 gradients, clipping, optimiser (see benchmarks/update_ours.py; the others: benchmarks/update_peers.py, which says how
 their environment is made). Beside others the critic learns from imagined states alone, as theirs do. Everyone has a
 process of their own and takes turns, ours one for each value of `--compile`, so that a machine that becomes slower
-becomes so for all; `ratio` to the row of ours above is that of the medians of one turn, in the median. `share` is the
-part of the machine's own matrix products, measured in between on as many threads, that ours reaches. `parts` go to
-NAME_parts.csv. With `--busy` another process multiplies matrices on one thread all the time.
+becomes so for all; `ratio` to the row of ours above is that of the medians of one turn, in the median. With
+`--precision` the others stay in float32. `share` is the part of the machine's own matrix products, measured in between
+on as many threads and in float32, that ours reaches. `parts` go to NAME_parts.csv. With `--busy` another process
+multiplies matrices on one thread all the time.
 """
 
 import argparse
@@ -37,6 +39,7 @@ COLUMNS = [
     "device",
     "threads",
     "compile",
+    "precision",
     "busy",
     "who",
     "parameters",
@@ -91,7 +94,7 @@ def workers(options: argparse.Namespace, size: str, threads: int) -> tuple[dict[
     asked = ["--size", size, "--threads", str(threads), "--device", options.device]
     asked += ["--gradient", options.gradient, *(["--pixels"] if options.pixels else [])]
     command = [sys.executable, str(HERE / "update_ours.py"), *asked]
-    command += ["--replay-value", "0"] if options.peers else []
+    command += ["--precision", options.precision, *(["--replay-value", "0"] if options.peers else [])]
     ours = {mode: Worker(OURS, [*command, "--compile", mode], threads) for mode in options.compile}
     if not options.peers:
         return ours, []
@@ -108,7 +111,12 @@ def measured(options: argparse.Namespace, size: str, threads: int) -> list[dict[
             worker.turn(options.updates)
         peaks.append(first_of_ours.ask("peak")["gflops"])
     common = {"size": size, "input": "pixels" if options.pixels else "vector", "gradient": options.gradient}
-    common |= {"device": device_name(options.device), "threads": threads, "busy": int(options.busy)}
+    common |= {
+        "precision": options.precision,
+        "device": device_name(options.device),
+        "threads": threads,
+        "busy": int(options.busy),
+    }
     rows, peak = [], statistics.median(peaks)
     for mode, worker in ours.items():
         first = {**common, "compile": mode, **row(worker, worker), "peak_gflops": peak}
@@ -117,7 +125,8 @@ def measured(options: argparse.Namespace, size: str, threads: int) -> list[dict[
             first["share"] = first["gflop"] / first["seconds"] / peak
         if mode == "off" and options.gradient == "score":
             first["parts"] = worker.ask(f"parts {options.updates}")
-        rows += [first, *({**common, "compile": mode, **row(other, worker)} for other in others)]
+        plain = {**common, "compile": mode, "precision": "float32"}
+        rows += [first, *({**plain, **row(other, worker)} for other in others)]
     for worker in (*ours.values(), *others):
         worker.close()
     return rows
@@ -155,6 +164,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of torch; default: 1")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", nargs="+", default=["off"], help="values of learner.compile; default: off")
+    parser.add_argument("--precision", default="float32", help="value of learner.precision; default: float32")
     parser.add_argument("--peers", metavar="PYTHON", help="the interpreter of an environment that has the others")
     parser.add_argument("--gradient", default="score", help="of the actor: score, or pathwise; default: score")
     parser.add_argument("--busy", action="store_true", help="with one other process that computes all the time")

@@ -29,6 +29,7 @@ from worldmodel.learner import Learner
 from worldmodel.memory import keep_memory
 from worldmodel.model import WorldModel
 from worldmodel.objective import annealed
+from worldmodel.precision import PRECISIONS
 from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.types import Batch, State
 
@@ -91,7 +92,7 @@ class Subject:
         image = ObservationSpec((64, 64, 3), image=True)
         specs = {"observation": image if options.pixels else ObservationSpec((3,))}
         action = ActionSpec((1,), low=(-1.0,), high=(1.0,))
-        config.learner.compile = options.compile
+        config.learner.compile, config.learner.precision = options.compile, options.precision
         config.behaviour.actor_critic.learner = config.learner
         self.config, self.device = config, options.device
         self.model = WorldModel.build(config.model, specs, action).to(options.device)
@@ -208,6 +209,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--compile", default="off", help="learner.compile")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="learner.precision")
     return parser.parse_args()
 
 

@@ -22,6 +22,7 @@ from training.run import ROWS_THEN, TRAINING
 from training.trainer import Trainer, Update
 from training.tree import load_tree
 from training.weights import save_tensors, write_text_atomic
+from worldmodel.precision import products_in
 
 FAULTS = "faults"  # the folder of the reports
 REPORTS = 3  # that a run writes at most: the first are those that tell something
@@ -170,7 +171,8 @@ def _repeated(trainer: Trainer, update: Update) -> tuple[list[str], list[str]]:
     with torch.random.fork_rng(devices=[run.agent.device] if run.agent.device.type == "cuda" else []):
         torch.set_rng_state(update.random)
         try:
-            with _watched({"world_model": run.model}, outputs):
+            products = products_in(run.config.learner.precision, run.agent.device.type)
+            with _watched({"world_model": run.model}, outputs), products:
                 _, (states, metrics) = trainer.loss(update.batch, update.now, update.start)
             if not isinstance(run.behaviour, SB3Behaviour):  # whose copy would be another environment
                 other = copy.deepcopy(run.behaviour)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldmodel.precision import exact
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -201,6 +203,7 @@ class FullGaussian(LatentFamily):
         mean, factor = params.split([self.size, self.size**2], -1)
         return mean, factor.unflatten(-1, (self.size, self.size))
 
+    @exact
     def sample(self, params: Tensor) -> Tensor:
         mean, factor = self.moments(params)
         return mean + (factor @ torch.randn_like(mean).unsqueeze(-1)).squeeze(-1)

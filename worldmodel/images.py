@@ -89,12 +89,13 @@ def stages(shape: tuple[int, ...]) -> int:
 
 
 class ChannelNorm(nn.GroupNorm):
-    """Over channels and pixels of one image, with a scale and an offset per channel."""
+    """Over channels and pixels of one image, with a scale and an offset per channel, in their precision."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.weight.dtype)
         if torch.compiler.is_compiling() and x.device.type == "cpu":
             return _Normed.apply(x, self.weight, self.bias, self.eps)
         return super().forward(x)
@@ -200,7 +201,8 @@ class ImageDecoder(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         x = self.first(feature).view(-1, *self.small, self.first.out_features // (self.small[0] * self.small[1]))
-        return self.rest(x.movedim(-1, 1)).movedim(1, -1).reshape(*feature.shape[:-1], -1)
+        image = self.rest(x.movedim(-1, 1)).movedim(1, -1).reshape(*feature.shape[:-1], -1)
+        return image.to(self.first.weight.dtype)
 
 
 class Pixels(Output):

@@ -88,7 +88,7 @@ class MLP(nn.Sequential):
     The biases stand before the norms because a norm forgets the length of its input: without them an observation and
     its double would look the same. With `outputs=None` the last hidden layer is the result. `output_scale` shrinks
     the initial last layer; 0 makes the first prediction of every input the same (DreamerV3 starts reward and value
-    there). `kind`: the class of that layer.
+    there). `kind`: the class of that layer. The result has the precision of the weights, whatever autocast's products.
     """
 
     def __init__(
@@ -113,13 +113,11 @@ class MLP(nn.Sequential):
         super().__init__(*modules)
 
     def forward(self, x: Features) -> Tensor:
-        if not isinstance(x, Coded):
-            return cast(Tensor, super().forward(x))
         first, *others = self
         y = applied(first, x)
         for module in others:
             y = module(y)
-        return y
+        return y.to(cast(nn.Linear, first).weight.dtype)
 
 
 class PosteriorNet(nn.Module):
@@ -141,4 +139,4 @@ class PosteriorNet(nn.Module):
         return self.of_evidence(evidence)
 
     def forward(self, context: Tensor, share: Tensor) -> Tensor:
-        return self.out(self.of_context(context) + share)
+        return cast(Tensor, self.out(self.of_context(context) + share)).to(self.of_context.weight.dtype)

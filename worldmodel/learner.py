@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worldmodel.compiling import check_compiler, compiled, compiled_regions
 from worldmodel.laprop import LaProp, clip_adaptively
+from worldmodel.precision import PRECISIONS, Precision, products_in
 
 
 @dataclass
@@ -26,9 +27,11 @@ class LearnerConfig:
     adaptive_clip: float | None = None  # instead, of each tensor: gradient norm per norm of the tensor (V3: 0.3)
     weight_decay: float = 0.0  # share of every weight that is taken away per update, in units of lr
     compile: Literal["off", "step", "update", "auto"] = "off"  # by torch: the loss in parts, or whole
+    precision: Precision = "float32"  # of the products of an update: half of it is for GPUs; weights stay float32
 
     def __post_init__(self) -> None:
-        for name, choices in {"optimizer": ("adam", "laprop"), "compile": ("off", "step", "update", "auto")}.items():
+        compile = ("off", "step", "update", "auto")
+        for name, choices in {"optimizer": ("adam", "laprop"), "compile": compile, "precision": PRECISIONS}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is one of {', '.join(choices)}: '{getattr(self, name)}'")
         if not all(0 < value < math.inf for value in (self.lr, self.eps, self.clip)):
@@ -118,7 +121,8 @@ class Learner:
             The second result of the loss, detached by its maker, and {"loss", "grad_norm", "skipped"}, the last being
             1 where the step was skipped, else 0.
         """
-        loss, aux = self.loss(*args)
+        with products_in(self.config.precision, self.parameters[0].device.type):
+            loss, aux = self.loss(*args)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=self.parameters)
         norm = self.clipped()

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from worldmodel.distributions import LOG_2PI, positive, straight_through
 from worldmodel.layers import Logits
+from worldmodel.precision import exact
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -251,6 +252,7 @@ class TwoHot(Output):
         low, high = _LogProbs.apply(params, torch.cat([above - 1, above], -1)).unbind(-1)
         return torch.lerp(low, high, share.squeeze(-1).to(low.dtype))
 
+    @exact
     def mean(self, params: Tensor) -> Tensor:
         # The bins sum to zero, so that the mass of an outer one can be taken from all: where the other outer ones have
         # the same, as from the start, huge bins cancel exactly. No gradient: its sum over the bins is zero as well, but
@@ -262,6 +264,7 @@ class TwoHot(Output):
             return (more * self.bins).sum(-1, keepdim=True)
         return more @ self.bins.unsqueeze(-1)
 
+    @exact
     def sample(self, params: Tensor) -> Tensor:
         return straight_through(params.softmax(-1))[..., : len(self.bins)] @ self.bins.unsqueeze(-1)
 

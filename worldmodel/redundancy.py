@@ -7,6 +7,8 @@ z_t out of x_t. Nothing is said about pixels, so that the size of an object in i
 
 from torch import Tensor
 
+from worldmodel.precision import exact
+
 SMALLEST = 1e-8
 """Added to variances: an entry that is the same in the whole batch agrees with nothing."""
 
@@ -18,6 +20,7 @@ def standardised(x: Tensor, mask: Tensor) -> Tensor:
     return x * (x.square().sum(0) / count + SMALLEST).rsqrt()
 
 
+@exact
 def redundancy(projected: Tensor, seen: Tensor, mask: Tensor, off_diagonal: float) -> Tensor:
     """A scalar without a unit: sum_i (1 - c_ii)^2 + lambda sum_{i != j} c_ij^2 (derivation Eq. 83).
 

@@ -74,7 +74,8 @@ class DKF(SequentialVAE):
 
     def prior(self, context: DKFContext) -> Tensor:
         gate = self.gate(context.hidden).sigmoid()
-        return torch.lerp(self.linear(context.inputs), self.nonlinear(context.hidden), gate)
+        params = torch.lerp(self.linear(context.inputs), self.nonlinear(context.hidden), gate)
+        return params.to(self.gate.weight.dtype)
 
     def posterior(self, context: DKFContext, evidence: Tensor) -> Tensor:
         return self.posterior_net(context.hidden, evidence)

@@ -11,6 +11,7 @@ from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.linear_mixture import LinearMixture
 from worldmodel.dynamics.summary import Recurrence, leaving
 from worldmodel.layers import MLP, PosteriorNet
+from worldmodel.precision import exact
 from worldmodel.types import State
 
 
@@ -87,6 +88,7 @@ class DVBF(SequentialVAE):
     def posterior(self, context: DVBFContext, evidence: Tensor) -> Tensor:
         return self.posterior_net(torch.cat([context.expected, context.begun], -1), evidence)
 
+    @exact
     def with_latent(self, context: DVBFContext, z: Tensor) -> DVBFState:
         later = context.expected + torch.einsum("...m,mij,...j->...i", context.weights, self.C, z)
         return DVBFState(torch.where(context.begun > 0, later, self.first(z)), torch.ones_like(context.begun))

@@ -90,7 +90,7 @@ class KVAE(SequentialVAE):
 
     def advance(self, state: KVAEState, control: Tensor) -> KVAEContext:
         mixing = self.mixing_cell(self.mixing_input(torch.cat([state.latent, control], -1)), state.mixing)
-        weights = self.mixing_out(mixing).softmax(-1)
+        weights = self.mixing_out(mixing).to(mixing.dtype).softmax(-1)
         mean, covariance = self.system.predict(weights, self.moments(state), control)
         return KVAEContext(mean, covariance.flatten(-2), weights, mixing)
 
