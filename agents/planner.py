@@ -160,7 +160,7 @@ class Planner(nn.Module):
 
     def precision(self) -> AbstractContextManager[object]:
         """In which products are formed while imagining."""
-        return products_in(self.config.precision, self.place.device.type)
+        return products_in(self.config.precision, self.place.device.type, keep=True)
 
     def imagined_return(self, model: LatentModel, state: State, controls: Tensor, sample: bool) -> Tensor:
         """s_0, each field (M, ...), and (M, H, A) -> (M,)."""

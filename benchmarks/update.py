@@ -123,7 +123,7 @@ def measured(options: argparse.Namespace, size: str, threads: int) -> list[dict[
         first |= {"peak_mb": worker.ask("memory")["peak_mb"], "first_seconds": worker.told["first"]}
         if mode == "off":
             first["share"] = first["gflop"] / first["seconds"] / peak
-        if mode == "off" and options.gradient == "score":
+        if mode == "off" and options.gradient == "score" and options.precision == "float32":
             first["parts"] = worker.ask(f"parts {options.updates}")
         plain = {**common, "compile": mode, "precision": "float32"}
         rows += [first, *({**plain, **row(other, worker)} for other in others)]

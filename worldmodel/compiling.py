@@ -10,6 +10,7 @@ from types import CodeType, FunctionType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
+from torch._functorch import config as functorch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,7 +53,17 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
         ValueError: if no C++ compiler is found.
     """
     check_compiler(key)
+    _keep_exact_gradients()
     return torch.compile(function, **options)
+
+
+def _keep_exact_gradients() -> None:
+    """A compiled backward pass is not in the autocast around its region, as an eager one is not.
+
+    Torch 2.13 would trace it in that, and round the gradients of what :func:`worldmodel.precision.exact` left alone.
+    """
+    if hasattr(functorch, "backward_pass_autocast"):
+        functorch.backward_pass_autocast = "off"
 
 
 REGIONS: ContextVar[str | None] = ContextVar("REGIONS", default=None)
@@ -91,6 +102,7 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
     """
     key = (function, kind, device)
     if key not in MADE:
+        _keep_exact_gradients()
         options: dict[str, Any] = {}
         if device == "cpu":
             from worldmodel.products import PRODUCTS  # torch's compiler takes a while to import

@@ -19,7 +19,8 @@ def keep_memory() -> None:
     the heap, which is not shortened while less than 2 GiB of it is free. The next GiB of it is in pages of 2 MB, where
     the system has them for who asks (`madvise(2)`): there is less to look up in each pass over a tensor.
 
-    Does nothing where the C library is another, and nothing more when called again.
+    Does nothing where the C library is another, and nothing more when called again. From the main thread, whose heap it
+    is.
     """
     try:
         library = ctypes.CDLL(None)
@@ -28,8 +29,16 @@ def keep_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, MOST)
-    if mmap.PAGESIZE == SMALL_PAGE:
+    if mmap.PAGESIZE == SMALL_PAGE and _unlimited():
         _take_large_pages(library)
+
+
+def _unlimited() -> bool:
+    """Whether addresses are free: the GiB takes them, used or not."""
+    import resource  # there is none on Windows
+
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    return all(resource.getrlimit(limit)[0] == resource.RLIM_INFINITY for limit in limits)
 
 
 def _take_large_pages(library: ctypes.CDLL) -> None:

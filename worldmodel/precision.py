@@ -12,18 +12,21 @@ T = TypeVar("T")
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS = get_args(Precision)
-KINDS = ("cpu", "cuda", "mps")
+KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
-def products_in(precision: Precision, device: str) -> AbstractContextManager[object]:
+def products_in(precision: Precision, device: str, keep: bool = False) -> AbstractContextManager[object]:
     """In here matrix products and convolutions on that type of device have factors of this precision.
 
     Weights stay what they are, and each product casts them anew: of those that autocast keeps, the gradients of all
     steps are added in bfloat16, which over 64 steps of a recurrent layer doubles their error.
+
+    Args:
+        keep: the cast weights all the same, where they have no gradient.
     """
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device, torch.bfloat16, cache_enabled=False)
+    return torch.autocast(device, torch.bfloat16, cache_enabled=keep)
 
 
 def exact(function: Callable[P, T]) -> Callable[P, T]:

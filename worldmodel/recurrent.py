@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from worldmodel.coded import Coded
 from worldmodel.layers import LayerNorm, RMSNorm, applied
+from worldmodel.precision import exact
 
 
 class GRUCell(nn.Module):
@@ -33,6 +34,17 @@ class GRUCell(nn.Module):
         reset, candidate, update = self.norm(gates).chunk(3, -1)
         candidate = 2 * (2 * reset.sigmoid() * candidate).sigmoid() - 1  # tanh, five times as fast on a CPU
         return torch.lerp(h, candidate, (update - 1).sigmoid())
+
+
+class PlainGRUCell(nn.GRUCell):
+    """Torch's own, without a norm (PlaNet, Dreamer V1), in the precision of its weights.
+
+    Autocast on a GPU would round its memory at every step.
+    """
+
+    @exact
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return super().forward(input, hx)
 
 
 class BlockLinear(nn.Module):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldmodel import compiling
 from worldmodel.distributions import FullGaussian
 from worldmodel.dynamics.linear_mixture import KalmanMixture
 from worldmodel.images import ChannelNorm, ImageDecoder, ImageEncoder
@@ -17,7 +18,7 @@ from worldmodel.model import WorldModel
 from worldmodel.objective import ObjectiveConfig, objective
 from worldmodel.outputs import TwoHot
 from worldmodel.precision import Precision, exact, products_in
-from worldmodel.recurrent import GRUCell
+from worldmodel.recurrent import GRUCell, PlainGRUCell
 from worldmodel.redundancy import redundancy
 from worldmodel.types import Batch
 
@@ -88,14 +89,22 @@ def test_closed_forms_are_not_rounded(build: Build) -> None:
     begun = dvbf.Context(torch.randn(5, 4), torch.rand(5, 2).softmax(-1), torch.ones(5, 1))
     params, rows = latent.pack(torch.randn(5, 3), torch.eye(3).expand(5, 3, 3) + 0.3), torch.randn(3, 5, 4)
 
+    never = torch.zeros(5, 1, dtype=torch.bool)
+
+    def twice(moments: Moments) -> Moments:
+        return Moments(*(torch.stack([each, each], 1) for each in moments))
+
     def everything() -> list[Tensor]:
         torch.manual_seed(1)
         ahead = mixture.predict(weights, state, control)
         seen = mixture.update(weights, ahead, torch.ones(5, 2))
         expected = mixture.emit(weights, seen)
         drawn = [latent.sample(params), twohot.mean(logits), twohot.sample(logits)]
+        after = mixture.smooth(
+            weights[:, None].expand(5, 2, 3), twice(seen), Moments(*(x[:, None] for x in ahead)), never
+        )
         moved = [mixture(weights, state.mean, control), dvbf.with_latent(begun, torch.ones(5, 4)).latent]
-        return [*ahead, *seen, *expected, *moved, *drawn, redundancy(rows, rows.flip(0), torch.ones(3, 5), 0.1)]
+        return [*ahead, *seen, *after, *expected, *moved, *drawn, redundancy(rows, rows.flip(0), torch.ones(3, 5), 0.1)]
 
     plain = everything()
     with half():
@@ -109,6 +118,28 @@ def test_exact_ends_where_the_function_does() -> None:
         assert exact(torch.mm)(left, right).dtype == torch.float32
         assert torch.mm(left, right).dtype == torch.bfloat16
     assert torch.equal(exact(torch.mm)(left, right), left @ right)
+
+
+def test_nor_are_their_gradients_where_they_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiler(function, backend="aot_eager"))
+    monkeypatch.setattr(compiling, "MADE", {})
+    torch.compiler.reset()
+    function = compiling.by_itself(exact(torch.mm), "cpu")
+    left, right = torch.randn(2, 8, 8)
+    weight, other = left.clone().requires_grad_(), left.clone().requires_grad_()
+    with half():
+        y = function(weight, right)
+    (y * right).sum().backward()
+    (torch.mm(other, right) * right).sum().backward()
+    torch.testing.assert_close(weight.grad, other.grad)
+
+
+def test_the_memory_of_a_plain_cell_is_not_rounded() -> None:
+    cell, x, h = PlainGRUCell(4, 4), torch.randn(3, 4), torch.randn(3, 4)
+    expected = cell(x, h)
+    with half():
+        assert torch.equal(cell(x, h), expected)
 
 
 def test_gradients_of_many_steps_are_not_added_in_bfloat16() -> None:

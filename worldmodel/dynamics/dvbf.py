@@ -88,10 +88,14 @@ class DVBF(SequentialVAE):
     def posterior(self, context: DVBFContext, evidence: Tensor) -> Tensor:
         return self.posterior_net(torch.cat([context.expected, context.begun], -1), evidence)
 
-    @exact
     def with_latent(self, context: DVBFContext, z: Tensor) -> DVBFState:
-        later = context.expected + torch.einsum("...m,mij,...j->...i", context.weights, self.C, z)
+        later = context.expected + self.noise(context.weights, z)
         return DVBFState(torch.where(context.begun > 0, later, self.first(z)), torch.ones_like(context.begun))
+
+    @exact
+    def noise(self, weights: Tensor, w: Tensor) -> Tensor:
+        """C w (..., size), of the mixed C."""
+        return torch.einsum("...m,mij,...j->...i", weights, self.C, w)
 
     def feature(self, state: DVBFState) -> Tensor:
         return state.latent

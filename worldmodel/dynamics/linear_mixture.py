@@ -26,7 +26,6 @@ class LinearMixture(nn.Module):
         self.A = nn.Parameter(0.9 * torch.eye(size) + 0.05 * torch.randn(count, size, size) / size**0.5)
         self.B = nn.Parameter(torch.randn(count, size, control_size) / max(control_size, 1) ** 0.5)
 
-    @exact
     def drive(self, weights: Tensor, control: Tensor) -> Tensor:
         """(..., M), (..., A) -> B u (..., Z)."""
         return torch.einsum("...m,mij,...j->...i", weights, self.B, control)

@@ -11,7 +11,7 @@ from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.layers import MLP, LayerConfig, PosteriorNet
 from worldmodel.limits import LAYERS, at_most
-from worldmodel.recurrent import BlockGRU, GRUCell
+from worldmodel.recurrent import BlockGRU, GRUCell, PlainGRUCell
 from worldmodel.types import State
 
 
@@ -51,7 +51,7 @@ class Core(nn.Module):
     def __init__(self, latent: int, control: int, config: RSSMConfig) -> None:
         super().__init__()
         self.input = MLP(latent + control, config.hidden, layers=1, layer=config.layer)
-        cell = GRUCell if config.cell == "norm" else nn.GRUCell
+        cell = GRUCell if config.cell == "norm" else PlainGRUCell
         self.cell = cell(config.hidden, config.deter)
 
     def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
