@@ -8,6 +8,7 @@ from torch import Tensor
 
 from agents.ensemble import Disagreement, EnsembleConfig
 from worldmodel.learner import LearnerConfig
+from worldmodel.precision import products_in
 from worldmodel.spaces import OBSERVATION, ActionSpec
 from worldmodel.types import Batch
 
@@ -76,3 +77,12 @@ def test_a_member_is_one_network_of_its_own() -> None:
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         EnsembleConfig(**wrong)
+
+
+def test_disagreement_is_measured_in_float32() -> None:
+    ensemble = Disagreement(EnsembleConfig(hidden=8), 4, TORQUE)
+    feature, control = torch.randn(5, 4), torch.rand(5, 1)
+    with products_in("bfloat16", "cpu"):
+        spread = ensemble.spread(feature, control)
+    assert spread.dtype == torch.float32
+    torch.testing.assert_close(spread, ensemble.spread(feature, control), rtol=0.05, atol=0)

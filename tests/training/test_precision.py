@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from agents.ensemble import Disagreement, EnsembleConfig
 from training import Run, train
 from training.compilation import learners
 from training.config import Config, load_config
 from training.trainer import Trainer
 from worldmodel.compiling import has_compiler
-from worldmodel.precision import Precision, products_in
-from worldmodel.spaces import ActionSpec
+from worldmodel.precision import Precision
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 10},
@@ -77,15 +75,6 @@ def test_gradients_are_nearly_the_same(changes: dict[str, str], tmp_path: Path) 
     for place, gradient in full.items():
         assert not torch.equal(gradient, half[place])
         assert F.cosine_similarity(gradient, half[place], 0) > 0.97
-
-
-def test_disagreement_is_measured_in_float32() -> None:
-    ensemble = Disagreement(EnsembleConfig(hidden=8), 4, ActionSpec((1,), low=(-1.0,), high=(1.0,)))
-    feature, control = torch.randn(5, 4), torch.rand(5, 1)
-    with products_in("bfloat16", "cpu"):
-        spread = ensemble.spread(feature, control)
-    assert spread.dtype == torch.float32
-    torch.testing.assert_close(spread, ensemble.spread(feature, control), rtol=0.05, atol=0)
 
 
 def test_a_run_in_bfloat16_has_weights_in_float32_and_goes_on(tmp_path: Path) -> None:
