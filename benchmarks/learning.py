@@ -1,268 +1,330 @@
-"""Learning curves of a suite of tasks over several seeds, as a CSV that anyone can make again.
+"""Learning curves of a suite of tasks over several seeds, as CSV files that anyone can make again.
 
     python benchmarks/learning.py classic --seeds 11-15 --jobs 2 --out results/classic.csv
+    python benchmarks/learning.py control18 --seeds 1 --out results/control18.csv --runs ~/runs --at 1a2b3c4
+    python benchmarks/learning.py control18 --seeds 1 --out results/control18.csv --runs ~/runs --at 1a2b3c4 --status
 
-Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run is resumed from its
-last checkpoint, and not made again unless its config has changed: the command goes on where it was stopped. From the
-repository's root; the table at the end lists every seed. Final evaluations, on seeds used nowhere else, go to
-NAME_final.csv.
+Every curve is one ordinary `worldmodel train` with a fixed config; only the seed differs. A run belongs to the commit
+and the config it was begun with: its folder is named after them, and its rows say both. The rows of a finished run are
+merged into the CSV at once, those of its final evaluation and of milestones into NAME_final.csv; rows of other runs
+stay as they are (learning_rows.py). A run whose rows are there is not made again.
+
+The same command goes on where it was stopped. Ctrl-C and SIGTERM let every run save itself first. `--at COMMIT` runs
+from a checkout of that commit under --runs, so that work in this folder changes nothing; `--status` shows what is done,
+running and missing, and starts nothing.
 """
 
 import argparse
-import csv
+import hashlib
 import json
-import shutil
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from types import FrameType
 
-from training.config import load_config
+import learning_rows
+from learning_rows import Key, Row
+from learning_suites import SUITES, Curve
 
-COLUMNS = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds"]
+import training
+from training.config import Config, load_config
+from training.folder import CONFIG, METRICS
+from training.schema import dump_yaml, to_mapping
+from worldmodel.disk import LOCK, locked
 
-
-class Curve(NamedTuple):
-    """One cell of a suite: a config and what is changed in it."""
-
-    task: str
-    variant: str
-    config: str
-    overrides: tuple[str, ...]
-    solved: float  # mean return at which the task counts as solved
-    stays: tuple[int, float]  # environment steps from which on every evaluation should reach this mean return
-
-    def folder(self, root: Path, seed: int) -> Path:
-        return root / f"{self.task}-{self.variant}-{seed}"
-
-
-def _classic() -> list[Curve]:
-    often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    pendulum = ("configs/pendulum.yaml", ("--evaluation.every", "200", *often))
-    cartpole = ("configs/cartpole.yaml", ("--evaluation.every", "500", "--training.steps", "10000", *often))
-    dkf, onehot = ("--model.dynamics.name", "dkf"), ("--model.latent.family", "onehot")
-    return [
-        Curve("Pendulum-v1", "rssm-gaussian", pendulum[0], pendulum[1], -200, (2000, -200)),
-        Curve("Pendulum-v1", "dkf-gaussian", pendulum[0], (*pendulum[1], *dkf), -200, (2000, -200)),
-        Curve("CartPole-v1", "rssm-gaussian", cartpole[0], cartpole[1], 500, (6000, 475)),
-        Curve("CartPole-v1", "rssm-onehot", cartpole[0], (*cartpole[1], *onehot), 500, (6000, 475)),
-    ]
+ROOT = Path(__file__).resolve().parent.parent
+CODE = ("worldmodel", "envs", "agents", "training", "configs", "benchmarks/learning*.py")
+"""What decides the rows of a run."""
+JOURNAL = "journal.jsonl"  # in the folder of the runs: which were begun, went on, ended
+DEVELOPMENT = range(1, 4)  # seeds of control18 that may be looked at while its config is chosen
+REPORTED = 101  # its first seed of the published table
 
 
-def _family() -> list[Curve]:
-    """The other members that can act, on one task, with the config of rssm and dkf in `classic` but for the name."""
-    often = ("--evaluation.every", "200", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    slow = {"srnn", "kvae"}  # these two need more steps
-    return [
-        Curve(
-            "Pendulum-v1",
-            f"{name}-gaussian",
-            "configs/pendulum.yaml",
-            ("--model.dynamics.name", name, *(("--training.steps", "5000") if name in slow else ()), *often),
-            -250,
-            (4500 if name in slow else 2000, -250),
-        )
-        for name in ("dvbf", "storn", "vrnn", "rvae", "srnn", "kvae")
-    ]
+def digest(config: Config) -> str:
+    """Twelve hexadecimal digits that tell configs apart; the seed and what is logged do not count."""
+    mapping = {name: part for name, part in to_mapping(config).items() if name not in ("seed", "logger")}
+    return hashlib.sha256(dump_yaml(mapping).encode()).hexdigest()[:12]
 
 
-def _planning() -> list[Curve]:
-    """By planning: alone, with a critic beyond the horizon, and with the proposals of an actor as well."""
-    often = ("--evaluation.every", "500", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    seldom = ("--evaluation.every", "1000", *often[2:])
-    return [
-        Curve("Pendulum-v1", "rssm-icem", "configs/planet_pendulum.yaml", often, -200, (2000, -200)),
-        Curve("CartPole-v1", "rssm-icem-value", "configs/planet_cartpole.yaml", seldom, 475, (3000, 475)),
-        Curve("Pendulum-v1", "rssm-mppi-guided", "configs/guided_pendulum.yaml", often, -200, (2000, -200)),
-    ]
+@dataclass(frozen=True)
+class Cell:
+    """One run of a suite: a curve with a seed, by the code of one commit."""
 
+    curve: Curve
+    seed: int
+    commit: str
+    root: Path  # of the folders of runs
+    config: Config = field(repr=False, compare=False)
 
-def _dream() -> list[Curve]:
-    """The preset for state on Gymnasium's classics."""
-    often = ("--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    config = "configs/dream.yaml"
-    pendulum = ("--training.steps", "2500", "--evaluation.every", "250", *often)
-    cartpole = ("--env.id", "CartPole-v1", "--training.steps", "6000", "--evaluation.every", "500", *often)
-    return [
-        Curve("Pendulum-v1", "dream", config, pendulum, -200, (1500, -200)),
-        Curve("CartPole-v1", "dream", config, cartpole, 500, (4000, 500)),
-    ]
+    @property
+    def key(self) -> Key:
+        return Key(self.curve.task, self.curve.variant, self.seed, self.commit, digest(self.config))
 
+    @property
+    def name(self) -> str:
+        key = self.key
+        return f"{key.task}-{key.variant}-{key.seed}-{key.commit[:8]}-{key.config}"
 
-def _papers() -> list[Curve]:
-    """The three Dreamers in small, on Gymnasium's classics."""
-    often = ("--logger.wandb", "disabled")
-    tasks = (("Pendulum-v1", -200, (6000, -250)), ("CartPole-v1", 500, (6000, 475)))
-    longer = {("Pendulum-v1", "dreamer_v2"): ("--training.steps", "16000")}  # 8,000 are not enough for its REINFORCE
-    return [
-        Curve(
-            task,
-            preset,
-            f"configs/laptop/{preset}.yaml",
-            ("--env.id", task, *longer.get((task, preset), ()), *often),
-            solved,
-            stays,
-        )
-        for task, solved, stays in tasks
-        for preset in ("dreamer_v1", "dreamer_v2", "dreamer_v3")
-    ]
+    @property
+    def folder(self) -> Path:
+        return self.root / self.name
 
+    @property
+    def begun(self) -> bool:
+        return (self.folder / CONFIG).is_file()
 
-def _control() -> list[Curve]:
-    """The same preset on the DeepMind Control Suite, from state, two frames to a step."""
-    tasks = {"cartpole_swingup": 800, "pendulum_swingup": 800, "reacher_easy": 940}
-    often = ("--env.action_repeat", "2", "--evaluation.episodes", "10", "--logger.wandb", "disabled")
-    return [
-        Curve(
-            f"dmc_{task}", "dream", "configs/dream.yaml", ("--env.id", f"dmc:{task}", *often), solved, (25000, solved)
-        )
-        for task, solved in tasks.items()
-    ]
-
-
-def _sparse() -> list[Curve]:
-    """A reward that random actions do not find, and a price on every action: with curiosity, and without."""
-    often = ("--env.id", "MountainCarContinuous-v0", "--training.steps", "6000", "--logger.wandb", "disabled")
-    often = (*often, "--evaluation.every", "500", "--evaluation.episodes", "20")
-    return [
-        Curve("MountainCarContinuous-v0", "dream", "configs/dream.yaml", often, 90, (4000, 90)),
-        Curve(
-            "MountainCarContinuous-v0",
-            "without-curiosity",
-            "configs/dream.yaml",
-            ("--behaviour.name", "actor_critic", *often),
-            90,
-            (4000, 90),
-        ),
-    ]
-
-
-def _sb3() -> list[Curve]:
-    """Algorithms of Stable-Baselines3 that learn in the dream alone."""
-    often = ("--evaluation.every", "250", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    return [
-        Curve("Pendulum-v1", f"{name.upper()}-dreaming", f"configs/sb3_{name}_pendulum.yaml", often, -250, (4000, -250))
-        for name in ("sac", "ppo")
-    ]
-
-
-def _pixels() -> list[Curve]:
-    """From pictures alone, one at a time."""
-    often = ("--evaluation.every", "1000", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    often = (*often, "--env.record_state", "true")  # for `worldmodel diagnose`
-    configs = {"rssm": "configs/pendulum_pixels.yaml", "redundancy": "configs/pendulum_pixels_redundancy.yaml"}
-    return [Curve("Pendulum-v1-pixels", name, file, often, -250, (15000, -250)) for name, file in configs.items()]
-
-
-def _minigrid() -> list[Curve]:
-    """A key, a door, and a goal whose arrival alone is rewarded; random actions get there once in ten episodes."""
-    often = ("--training.steps", "20000", "--evaluation.episodes", "20", "--logger.wandb", "disabled")
-    return [Curve("MiniGrid-DoorKey-5x5-v0", "actor_critic", "configs/suites/minigrid.yaml", often, 0.9, (15000, 0.9))]
-
-
-def _windows() -> list[Curve]:
-    """As many replayed steps an update in long windows and in short ones, which begin from nothing or from memory."""
-    often = ("--training.steps", "2500", "--evaluation.every", "250", "--logger.wandb", "disabled")
-    variants = {"64x16": (64, 16, "false"), "64x16-context": (64, 16, "true"), "16x64": (16, 64, "false")}
-    return [
-        Curve(
-            "Pendulum-v1",
-            name,
-            "configs/pendulum.yaml",
-            ("--replay.batch_size", str(count), "--replay.window", str(window), "--replay.context", context, *often),
-            -200,
-            (1500, -200),
-        )
-        for name, (count, window, context) in variants.items()
-    ]
-
-
-def _precision() -> list[Curve]:
-    """With products in half the precision: the first of `windows` otherwise."""
-    often = ("--training.steps", "2500", "--evaluation.every", "250", "--logger.wandb", "disabled")
-    half = ("--learner.precision", "bfloat16", "--behaviour.actor_critic.learner.precision", "bfloat16")
-    return [Curve("Pendulum-v1", "bfloat16", "configs/pendulum.yaml", (*half, *often), -200, (2000, -200))]
-
-
-SUITES = {
-    "classic": _classic(),
-    "family": _family(),
-    "planning": _planning(),
-    "dream": _dream(),
-    "papers": _papers(),
-    "control": _control(),
-    "sparse": _sparse(),
-    "sb3": _sb3(),
-    "pixels": _pixels(),
-    "minigrid": _minigrid(),
-    "windows": _windows(),
-    "precision": _precision(),
-}
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    """The lines of a run's metrics, none if it has not begun."""
-    file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-def begun(curve: Curve, seed: int, root: Path) -> bool:
-    """Whether there is a run of this very curve, with the config of today."""
-    file = curve.folder(root, seed) / "config.yaml"
-    return file.is_file() and load_config(file) == load_config(curve.config, curve.overrides, seed=seed)
-
-
-def make(curve: Curve, seed: int, root: Path) -> bool:
-    """Train one curve, from where it stands; whether it is there then."""
-    folder = curve.folder(root, seed)
-    command = [sys.executable, "-m", "worldmodel", "train"]
-    if begun(curve, seed, root):
-        if any("final/mean_reward" in row for row in rows(folder)):
+    @property
+    def running(self) -> bool:
+        """Whether a process trains it now."""
+        if not self.begun:
+            return False
+        try:
+            os.close(locked(self.folder / LOCK, ""))
+        except ValueError:
             return True
-        command += ["--resume", str(folder)]
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        command += [curve.config, "--seed", str(seed), "--run", str(folder), *curve.overrides]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".log").open("a") as log:
-        result = subprocess.run(command, stdout=log, stderr=log)
-    print(f"{folder.name}: {'done' if result.returncode == 0 else f'FAILED, see {log.name}'}", flush=True)
-    return result.returncode == 0
+        return False
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The whole lines of the run's metrics."""
+        file = self.folder / METRICS
+        lines = file.read_text().splitlines() if file.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    @property
+    def finished(self) -> bool:
+        return any("final/mean_reward" in line for line in self.metrics())
+
+    def rows(self, kinds: Sequence[str]) -> list[Row]:
+        """The evaluations of these kinds ("eval", "milestone", "final"), as rows of a CSV."""
+        return [
+            dict(
+                zip(
+                    learning_rows.COLUMNS,
+                    map(str, [*self.key[:3], *_evaluation(line, kind), *self.key[3:], self.config.training.threads]),
+                    strict=True,
+                )
+            )
+            for line in self.metrics()
+            for kind in kinds
+            if f"{kind}/mean_reward" in line
+        ]
 
 
-def write(out: Path, kind: str, curves: Iterable[Curve], seeds: range, root: Path) -> None:
-    """Evaluations of a kind, "eval" or "final", of every curve, failed and unfinished ones too, as a CSV."""
-    with out.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        for curve in curves:
-            for seed in seeds:
-                frames = 0.0
-                for row in rows(curve.folder(root, seed)):
-                    frames = row.get("time/frames", frames)
-                    if f"{kind}/mean_reward" in row:
-                        values = (row["global_step"], frames, row[f"{kind}/mean_reward"], row["seconds"])
-                        table.writerow([curve.task, curve.variant, seed, *values])
+def _evaluation(line: dict[str, float], kind: str) -> tuple[int, int, float, float]:
+    """(env_steps, frames, return, seconds of training without evaluation) of a line of metrics."""
+    found = line[f"{kind}/mean_reward"]
+    seconds = round(line["seconds"] - line["time/evaluation_seconds"], 3)
+    return int(line["global_step"]), int(line["time/frames"]), float("nan") if found is None else found, seconds
 
 
-def summarise(curves: Iterable[Curve], seeds: range, root: Path) -> None:
-    """Print one line per seed: when it was first solved, the worst evaluation after it should stay, how it ended."""
-    for curve in curves:
-        since, bar = curve.stays
-        print(f"\n{curve.task} {curve.variant}: solved at {curve.solved:g}, stays at {bar:g} from step {since}")
-        print("seed  first solved  worst since  final return  seconds")
-        for seed in seeds:
-            history = rows(curve.folder(root, seed))
-            points = [(row["global_step"], row["eval/mean_reward"]) for row in history if "eval/mean_reward" in row]
-            final = next((row["final/mean_reward"] for row in history if "final/mean_reward" in row), None)
-            if final is None:
-                print(f"{seed:>4}  unfinished")
-                continue
-            first = next((str(int(step)) for step, value in points if value >= curve.solved), "never")
-            worst = min((value for step, value in points if step >= since), default=float("nan"))
-            print(f"{seed:>4}  {first:>12}  {worst:>11.4g}  {final:>12.4g}  {history[-1]['seconds']:>7.0f}")
+def final_file(out: Path) -> Path:
+    """Where final evaluations and milestones go, beside the curves."""
+    return out.with_name(f"{out.stem}_final.csv")
+
+
+def commit_of_code() -> str:
+    """The commit of the checkout that this file lies in.
+
+    Raises:
+        ValueError: if it is no checkout, or other code than its own is imported, or the code is not what was
+            committed: rows could not say what made them.
+    """
+    imported = Path(training.__file__).resolve().parent.parent
+    if imported != ROOT:
+        raise ValueError(
+            f"the code of {imported} would run instead of that of {ROOT}: install that one (pip install -e .)"
+        )
+    try:
+        changed = _git(ROOT, "status", "--porcelain", "--", *CODE)
+        commit = _git(ROOT, "rev-parse", "HEAD")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ValueError(f"{ROOT} is no git checkout, and rows name the commit that made them: clone it") from error
+    if changed:
+        files = ", ".join(line.split(maxsplit=1)[1] for line in changed.splitlines())
+        raise ValueError(f"not committed: {files}. Rows name the commit that made them: commit first, or use --at HEAD")
+    return commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def checkout(commit: str, root: Path) -> Path:
+    """A clone of this repository at a commit, under the folder of the runs; made once.
+
+    Raises:
+        ValueError: if there is no such commit.
+    """
+    try:
+        whole = _git(ROOT, "rev-parse", "--verify", f"{commit}^{{commit}}")
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"--at {commit}: {error.stderr.strip()}") from error
+    folder = root / "checkouts" / whole
+    if not folder.is_dir():
+        partial = folder.with_suffix(f".{os.getpid()}")
+        _git(ROOT, "clone", "--quiet", "--no-checkout", str(ROOT), str(partial))
+        _git(partial, "checkout", "--quiet", "--detach", whole)
+        partial.rename(folder)
+    return folder
+
+
+class Runner:
+    """Trains cells, several side by side, until it is asked to stop; merges what has finished.
+
+    Args:
+        out: the CSV of the curves.
+    """
+
+    def __init__(self, out: Path, root: Path) -> None:
+        self.out, self.root = out, root
+        self.children: set[subprocess.Popen[bytes]] = set()
+        self.stopped = False
+
+    def stop(self, number: int, frame: FrameType | None) -> None:
+        """Let every run save itself, and begin no other."""
+        self.stopped = True
+        print(f"{signal.Signals(number).name}: every run saves itself; the same command goes on", flush=True)
+        for child in self.children:
+            child.send_signal(signal.SIGTERM)
+
+    def make(self, cell: Cell) -> bool:
+        """Train a run from where it stands, and merge its rows; whether they are there then."""
+        if self.stopped:
+            return False
+        if cell.running:
+            print(f"{cell.name}: another process trains it", flush=True)
+            return False
+        if not cell.finished:
+            ended = self.train(cell)
+            if not cell.finished:
+                if not self.stopped:
+                    print(f"{cell.name}: FAILED with exit status {ended}, see {_log(cell)}", flush=True)
+                return False
+        self.merge(cell)
+        return True
+
+    def train(self, cell: Cell) -> int:
+        """The exit status of `worldmodel train` for what is left of a run."""
+        command = [sys.executable, "-m", "worldmodel", "train"]
+        if cell.begun:
+            self.tell(cell, "goes on")
+            command += ["--resume", str(cell.folder)]
+        else:
+            lost = any(entry["run"] == cell.name for entry in journal(self.root))
+            self.tell(cell, "begins again: its folder is lost" if lost else "begins")
+            command += [cell.curve.config, "--seed", str(cell.seed), "--run", str(cell.folder), *cell.curve.overrides]
+        with _log(cell).open("a") as log:
+            # In a session of its own: Ctrl-C reaches it once, by `stop`.
+            child = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
+            self.children.add(child)
+            if self.stopped:  # while it was begun
+                child.send_signal(signal.SIGTERM)
+            status = child.wait()
+        self.children.discard(child)
+        self.tell(cell, "is trained" if cell.finished else "was stopped" if self.stopped else f"failed ({status})")
+        return status
+
+    def merge(self, cell: Cell) -> None:
+        """The final rows last, since they say that a run is done."""
+        learning_rows.merge(self.out, cell.rows(("eval",)))
+        learning_rows.merge(final_file(self.out), cell.rows(("milestone", "final")))
+        print(f"{cell.name}: done, and its rows are in {self.out}", flush=True)
+
+    def tell(self, cell: Cell, event: str) -> None:
+        """A line for the person, and one for the journal."""
+        print(f"{cell.name}: {event}", flush=True)
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "run": cell.name, "event": event})
+        with (self.root / JOURNAL).open("a") as file:
+            file.write(line + "\n")
+
+
+def _log(cell: Cell) -> Path:
+    return cell.root / f"{cell.name}.log"
+
+
+def journal(root: Path) -> list[dict[str, str]]:
+    """What happened to the runs under a folder, the oldest first; a line that was cut off is left out."""
+    file = root / JOURNAL
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def status(cells: Sequence[Cell], out: Path, root: Path) -> Iterator[str]:
+    """One line per run: done, running, stopped, failed, lost, or missing."""
+    done = learning_rows.runs(learning_rows.read(final_file(out)))
+    last = {entry["run"]: entry["event"] for entry in journal(root)}
+    counts = {"done": 0, "running": 0, "missing": 0}
+    for cell in cells:
+        seen = cell.metrics()[-1:] if cell.begun else []
+        at = f" at step {int(seen[0]['global_step']):,} of {cell.config.training.steps:,}" if seen else ""
+        if cell.key in done:
+            kind, text = "done", "done: " + ", ".join(_score(row) for row in done[cell.key])
+        elif cell.running:
+            kind, text = "running", f"running{at}"
+        elif cell.begun:
+            kind, text = "missing", f"stopped{at}; last: {last.get(cell.name, 'unknown')}"
+        else:
+            kind, text = "missing", "lost: begun, and its folder is gone" if cell.name in last else "missing"
+        counts[kind] += 1
+        yield f"{cell.curve.task} {cell.curve.variant} {cell.seed}: {text}"
+    others = len(done.keys() - {cell.key for cell in cells})
+    yield f"{', '.join(f'{count} {kind}' for kind, count in counts.items())}; {others} other run(s) in {out}"
+
+
+def _score(row: Row) -> str:
+    return f"{float(row['return']):.0f} at {int(float(row['frames'])):,} frames ({float(row['seconds']):,.0f} s)"
+
+
+def summarise(cells: Iterable[Cell], out: Path) -> Iterator[str]:
+    """One line per seed: when it was first solved, the worst evaluation after it should stay, how it ended."""
+    curves = learning_rows.runs(learning_rows.read(out))
+    finals = learning_rows.runs(learning_rows.read(final_file(out)))
+    head = None
+    for cell in cells:
+        curve = cell.curve
+        if curve.solved is None:
+            continue
+        if curve != head:
+            head, (since, bar) = curve, curve.stays
+            yield f"\n{curve.task} {curve.variant}: solved at {curve.solved:g}, stays at {bar:g} from step {since}"
+            yield "seed  first solved  worst since  final return  seconds"
+        if cell.key not in finals:
+            yield f"{cell.seed:>4}  unfinished"
+            continue
+        points = [(int(row["env_steps"]), float(row["return"])) for row in curves[cell.key]]
+        first = next((str(step) for step, value in points if value >= curve.solved), "never")
+        worst = min((value for step, value in points if step >= since), default=float("nan"))
+        end = finals[cell.key][-1]
+        ended = f"{float(end['return']):>12.4g}  {float(end['seconds']):>7.0f}"
+        yield f"{cell.seed:>4}  {first:>12}  {worst:>11.4g}  {ended}"
+
+
+def check_seeds(suite: str, seeds: range, frozen: str, commit: str) -> None:
+    """Keep the reported seeds of control18 from being seen before its config is frozen.
+
+    Raises:
+        ValueError: for seeds that are neither for development nor for the table, and for those of the table without
+            the commit at which the config was frozen.
+    """
+    if suite != "control18" or all(seed in DEVELOPMENT for seed in seeds):
+        return
+    if min(seeds) < REPORTED:
+        raise ValueError(
+            f"control18 is developed on seeds {DEVELOPMENT[0]}-{DEVELOPMENT[-1]} and reported on seeds from {REPORTED} "
+            f"on: {seeds[0]}-{seeds[-1]} are neither"
+        )
+    if len(frozen) < 7 or not commit.startswith(frozen):
+        raise ValueError(
+            f"seeds from {REPORTED} on are looked at once, when the config is frozen: --frozen names that commit, and "
+            f"this is {commit[:8]}"
+        )
 
 
 def seed_range(text: str) -> range:
@@ -271,7 +333,7 @@ def seed_range(text: str) -> range:
     return range(int(first), int(last or first) + 1)
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument(
@@ -280,18 +342,51 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each (default: 1)")
     parser.add_argument("--only", default="", help="curves whose 'task variant' contains this")
     parser.add_argument("--runs", type=Path, default=Path("runs/learning"), help="where the run folders go")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
-    options = parser.parse_args()
-    curves = [curve for curve in SUITES[options.suite] if options.only in f"{curve.task} {curve.variant}"]
-    seeds, root = options.seeds, options.runs.resolve()
+    parser.add_argument("--out", type=Path, required=True, help="the CSV to merge rows into")
+    parser.add_argument("--at", metavar="COMMIT", help="run from a checkout of this commit, made under --runs")
+    parser.add_argument("--frozen", default="", metavar="COMMIT", help="of the config of control18's reported seeds")
+    parser.add_argument("--status", action="store_true", help="show what is done, running and missing, and stop")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    root, out = options.runs.expanduser().resolve(), options.out.expanduser().resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    if options.at:
+        place = checkout(options.at, root)
+        given = [("--seeds", f"{options.seeds[0]}-{options.seeds[-1]}"), ("--jobs", options.jobs)]
+        given += [("--only", options.only), ("--runs", root), ("--out", out), ("--frozen", options.frozen)]
+        flags = [f"{name}={value}" for name, value in given] + ["--status"] * options.status
+        script = str(place / "benchmarks" / Path(__file__).name)
+        os.execve(
+            sys.executable, [sys.executable, script, options.suite, *flags], {**os.environ, "PYTHONPATH": str(place)}
+        )
+    commit = commit_of_code()
+    check_seeds(options.suite, options.seeds, options.frozen, commit)
+    cells = [
+        Cell(curve, seed, commit, root, load_config(ROOT / curve.config, curve.overrides, seed=seed))
+        for curve in SUITES[options.suite]
+        if options.only in f"{curve.task} {curve.variant}"
+        for seed in options.seeds
+    ]
+    if options.status:
+        print("\n".join(status(cells, out, root)))
+        return 0
+    runner = Runner(out, root)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, runner.stop)
+    done = learning_rows.runs(learning_rows.read(final_file(out)))
+    todo = [cell for cell in cells if cell.key not in done]
+    print(f"{len(cells) - len(todo)} of {len(cells)} runs are in {out} already", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(pool.map(lambda cell: make(*cell, root), [(curve, seed) for curve in curves for seed in seeds]))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write(options.out, "eval", curves, seeds, root)
-    write(options.out.with_name(f"{options.out.stem}_final.csv"), "final", curves, seeds, root)
-    summarise(curves, seeds, root)
-    sys.exit(not all(done))
+        made = list(pool.map(runner.make, todo))
+    print("\n".join(summarise(cells, out)))
+    return int(not all(made))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(str(error))

@@ -100,11 +100,14 @@ class EvaluationConfig:
     every: int = 500  # environment steps between two evaluations
     episodes: int = 20  # of each
     final_episodes: int = 20  # of the last one, on seeds used nowhere else
+    milestones: list[int] = field(default_factory=list)  # environment steps; each plays the final episodes as well
     videos: bool = False  # with each, what `worldmodel imagine` makes: in RUN/media/STEPS, and on Weights & Biases
 
     def __post_init__(self) -> None:
         if min(self.every, self.episodes, self.final_episodes) < 1:
             raise ValueError("every, episodes and final_episodes must be at least 1")
+        if min(self.milestones, default=1) < 1:
+            raise ValueError(f"milestones are numbers of environment steps, 1 or more: {self.milestones}")
         at_most(self, episodes=MOST_EPISODES, final_episodes=MOST_EPISODES)
 
 

@@ -15,7 +15,7 @@ from training.imagine import MEDIA, ImagineConfig, imagine
 from training.interrupt import Interrupt
 from training.logger import Averages, Logger
 from training.progress import Progress
-from training.run import Run
+from training.run import FINAL, Run
 from training.trainer import OnStep, Trainer, unbothered
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
@@ -37,7 +37,8 @@ class Loop:
         self.config, self.cuda = trainer.config, trainer.run.agent.device.type == "cuda"
         self.logged: Mapping[str, Any] | None = None  # where the logger of this run stands, if it had one before
         self.finished = False
-        self.evaluation_due = False  # one that has been interrupted
+        self.evaluation_due = self.milestone_due = False  # still True after one that was interrupted
+        self.evaluation_seconds = 0.0  # that evaluations have taken until now
         self.averages = Averages()
         self.faults = LearningFaults(trainer, lambda line: self.progress.note(line))
         self.unread = torch.zeros(())  # updates that were skipped since the last row, on the device
@@ -69,8 +70,7 @@ class Loop:
         if self.begun is None and self.trainer.prefilled:
             self.begun = self.steps
         per_step = self.config.updates_per_step
-        if self.evaluation_due:
-            self.evaluate()
+        self.evaluate()
         few = 1 + per_step * self.trainer.envs.num_envs  # updates, more than a step pays for: not those of the prefill
         while goes_on:
             ahead = config.overlap and self.trainer.pending is None and self.due < few
@@ -152,11 +152,15 @@ class Loop:
         """Log, and evaluate and save, where the last step crossed a multiple of the configured interval."""
         if self.steps // self.log_every > before // self.log_every:
             self.log()
-        if self.steps // self.config.evaluation.every > before // self.config.evaluation.every:
-            if self.evaluates:
-                self.evaluate()
-            else:
+        config = self.config.evaluation
+        crossed = self.steps // config.every > before // config.every
+        if not self.evaluates:
+            if crossed:
                 self.save_or_tell()
+            return
+        self.evaluation_due = crossed
+        self.milestone_due = any(before < milestone <= self.steps for milestone in config.milestones)
+        self.evaluate()
 
     def log(self) -> None:
         metrics = self.averages.pop()
@@ -181,18 +185,42 @@ class Loop:
         self.shown |= {name: metrics[key] for name, key in names.items() if key in metrics}
 
     def evaluate(self) -> None:
-        config = self.config.evaluation
-        self.evaluation_due = self.interrupt.at_once = True  # it may take long, and disturbs nothing
-        run, say = self.trainer.run, self.progress.note
-        result = evaluate(run.agent, self.config.env, config.episodes, PERIODIC, say=say)
-        self.evaluation_due = self.interrupt.at_once = False
-        self.logger.log(
-            {**evaluation_metrics(result), "time/frames": self.trainer.envs.frames}, self.trainer.run.env_steps
-        )
-        self.progress.note(f"{self.steps:>7} steps: evaluation {describe(result)}")
-        self.save_or_tell(result.mean if np.isfinite(result.mean) else None)
-        if config.videos:
-            film(self.trainer.run, self.logger, self.progress, self.steps)
+        """Play the evaluations that are due, the final episodes of a milestone first; later, if asked to stop now."""
+        if self.interrupt.asked:
+            return
+        config, run, say = self.config.evaluation, self.trainer.run, self.progress.note
+        if self.milestone_due:
+            result = self.play("milestone", lambda: evaluate(run.agent, self.config.env, config.final_episodes, FINAL))
+            self.milestone_due = False
+            say(f"{self.steps:>7} steps: milestone, on the seeds of the final evaluation: {describe(result)}")
+        if self.evaluation_due:
+            result = self.play("eval", lambda: evaluate(run.agent, self.config.env, config.episodes, PERIODIC, say=say))
+            self.evaluation_due = False
+            say(f"{self.steps:>7} steps: evaluation {describe(result)}")
+            self.save_or_tell(result.mean if np.isfinite(result.mean) else None)
+            if config.videos:
+                film(run, self.logger, self.progress, self.steps)
+
+    def play(self, kind: str, episodes: Callable[[], Evaluation]) -> Evaluation:
+        """Play episodes, and log what came of them under the name of their kind: "eval", "milestone" or "final".
+
+        They may take long and disturb nothing, so that the first interrupt ends them at once.
+
+        Raises:
+            KeyboardInterrupt: if it was asked for while they were played.
+        """
+        began, self.interrupt.at_once = time.monotonic(), True
+        try:
+            result = episodes()
+        finally:
+            self.evaluation_seconds += time.monotonic() - began
+        if self.interrupt.asked:  # in code that swallowed the error
+            raise KeyboardInterrupt
+        self.interrupt.at_once = False
+        metrics = {name.replace("eval/", f"{kind}/"): value for name, value in evaluation_metrics(result).items()}
+        metrics |= {"time/frames": self.trainer.envs.frames, "time/evaluation_seconds": self.evaluation_seconds}
+        self.logger.log(metrics, self.trainer.run.env_steps)
+        return result
 
     def save_or_tell(self, mean_return: float | None = None) -> None:
         """:meth:`save`; a full disk is no reason to stop."""
@@ -230,6 +258,8 @@ class Loop:
                 "logged": self.logger.position(),
                 "finished": self.finished,
                 "evaluation_due": self.evaluation_due,
+                "milestone_due": self.milestone_due,
+                "evaluation_seconds": self.evaluation_seconds,
                 "faults": self.faults.state(),
             },
             "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
@@ -242,6 +272,8 @@ class Loop:
         self.recent.extend((total, length) for total, length in state["recent"])
         self.begun = state.get("begun")  # format 1 has none
         self.finished, self.evaluation_due = state["finished"], state["evaluation_due"]
+        self.milestone_due = state.get("milestone_due", False)  # both are newer than format 2
+        self.evaluation_seconds = state.get("evaluation_seconds", 0.0)
         self.faults.load_state(state["faults"])
 
 

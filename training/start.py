@@ -29,7 +29,7 @@ from training.imagine import MEDIA
 from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
-from training.loop import Loop, describe, evaluation_metrics, film, promise
+from training.loop import Loop, describe, film, promise
 from training.progress import Progress
 from training.run import TRAINING, Run
 from training.schema import dump_yaml
@@ -166,12 +166,8 @@ def finish(loop: "Loop") -> Run:
             progress.note(f"goes on at {loop.steps} environment steps{lost}{full}")
         if not loop.run(steps) and interrupt.asked:
             raise KeyboardInterrupt
+        result = loop.play("final", lambda: run.evaluate(say=progress.note))
         interrupt.at_once = True
-        result = run.evaluate(say=progress.note)
-        if interrupt.asked:
-            raise KeyboardInterrupt
-        final = {name.replace("eval/", "final/"): value for name, value in evaluation_metrics(result).items()}
-        loop.logger.log(final, run.env_steps)
         loop.finished = True
         progress.note(f"final evaluation on unseen seeds: {describe(result)}")
         if line := promise(result):

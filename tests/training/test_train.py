@@ -55,7 +55,7 @@ NAMES = [
     "imagination/return",
     "final/mean_reward",
 ]
-CLOCKS = ("seconds", "time/fps")  # what may differ between two equal runs
+CLOCKS = ("seconds", "time/fps", "time/evaluation_seconds")  # what may differ between two equal runs
 
 
 class Rooms(gym.Env[Any, Any]):
