@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,7 +172,10 @@ def checkout(commit: str, root: Path) -> Path:
         partial = folder.with_suffix(f".{os.getpid()}")
         _git(ROOT, "clone", "--quiet", "--no-checkout", str(ROOT), str(partial))
         _git(partial, "checkout", "--quiet", "--detach", whole)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:  # another command made it in the meantime
+            shutil.rmtree(partial)
     return folder
 
 

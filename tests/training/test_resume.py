@@ -336,6 +336,49 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
     assert_same_run(whole, folder)
 
 
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_milestone_that_is_interrupted_is_made_again(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    """And the evaluation that comes with it, whichever of the two is interrupted."""
+    config = {**TINY, "evaluation": {**TINY["evaluation"], "milestones": [40]}}
+    whole = train(config, run=tmp_path / "whole", seed=5).folder
+    evaluate, calls = loops.evaluate, []
+
+    def asks(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops, "evaluate", asks)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run=tmp_path / "stopped", seed=5)
+    resume(tmp_path / "stopped")
+    assert_same_run(whole, tmp_path / "stopped")
+    assert len([row for row in rows(whole) if "milestone/mean_reward" in row]) == 1
+
+
+def test_a_call_to_stop_just_before_an_evaluation_does_not_wait_for_it(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
+) -> None:
+    log = loops.Loop.log
+
+    def asks(loop: Any) -> None:
+        log(loop)
+        if loop.steps == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loops.Loop, "log", asks)
+        patch.setattr(loops, "evaluate", lambda *_, **__: pytest.fail("it waited for an evaluation"))
+        with pytest.raises(KeyboardInterrupt):
+            train(TINY, run=tmp_path / "stopped", seed=5)
+    resume(tmp_path / "stopped")
+    assert_same_run(whole, tmp_path / "stopped")
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_once_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:

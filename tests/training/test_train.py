@@ -206,6 +206,21 @@ def test_watching_more_closely_changes_nothing(trained: Run, tmp_path: Path) -> 
     assert equal(weights(trained.folder), weights(often.folder))
 
 
+def test_a_milestone_plays_the_final_episodes_and_changes_nothing_else(trained: Run, tmp_path: Path) -> None:
+    made = run(tmp_path / "milestones", evaluation={"milestones": [25, 30]}, training={"keep": 5})
+    found = [row for row in rows(made.folder) if "milestone/mean_reward" in row]
+    assert [row["global_step"] for row in found] == [25, 30]
+    then = Run.load(made.folder, checkpoint="1")
+    assert then.env_steps == 30 and found[1]["milestone/mean_reward"] == then.evaluate().mean
+    others = [row for row in rows(made.folder) if row not in found]
+    assert others == rows(trained.folder)
+
+
+def test_milestones_are_numbers_of_steps() -> None:
+    with pytest.raises(ValueError, match=r"milestones are numbers of environment steps, 1 or more: \[100, 0\]"):
+        load_config({"evaluation": {"milestones": [100, 0]}})
+
+
 # ---------------------------------------------------------------------------------------------- reading back
 
 

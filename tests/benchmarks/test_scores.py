@@ -1,24 +1,18 @@
 """The statistics of the results' tables, against definitions."""
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
-def scores() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scores", ROOT / "benchmarks" / "scores.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def scores(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("scores")
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 10])
