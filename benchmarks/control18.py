@@ -1,0 +1,186 @@
+"""The eighteen tasks of the DeepMind Control Suite beside published learners: the table, and the curves.
+
+    python benchmarks/control18.py results/control18.csv --picture results/control18.png
+
+The returns are those of 50 episodes at 50,000 and 100,000 frames, from NAME_final.csv; the curves are those of
+NAME.csv. Published returns, and how each was scored, are in results/published/. A published column is summarised twice:
+over all its tasks, and over the tasks that are done here as well.
+
+Mean and median are those of the tasks' means over seeds; the IQM is the mean of the middle half of all runs. Intervals
+of 95 % come from 10,000 bootstrap samples that draw the seeds of each task anew (Agarwal et al. 2021, "Deep RL at the
+Edge of the Statistical Precipice"); where tasks have a single seed there is none.
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import learning_rows
+import numpy as np
+from learning import final_file
+from learning_rows import Row
+from learning_suites import CONTROL18
+from scores import iqm
+
+FRAMES = (50_000, 100_000)
+PUBLISHED = Path(__file__).resolve().parent.parent / "results" / "published" / "control18.csv"
+SHOWN = {
+    50_000: ["DreamerV3", "MR.Q", "SimBa u2", "BRO u10"],
+    100_000: ["DreamerV3", "TD-MPC2", "BMPC", "MR.Q", "SimbaV2 u8", "SimBa u8", "BRO u10"],
+}
+"""The columns beside ours; `--all` shows every one."""
+TASKS = [f"dmc_{task}" for task in CONTROL18]
+
+Scores = Mapping[str, np.ndarray]  # {task: (..., seeds) returns}
+Summary = Callable[[Scores], np.ndarray]  # -> (...)
+
+
+def mean(scores: Scores) -> np.ndarray:
+    """Over tasks, of the mean over seeds."""
+    return np.mean([values.mean(-1) for values in scores.values()], 0)
+
+
+def median(scores: Scores) -> np.ndarray:
+    """Over tasks, of the mean over seeds."""
+    return np.median([values.mean(-1) for values in scores.values()], 0)
+
+
+def middle(scores: Scores) -> np.ndarray:
+    """The interquartile mean of all runs."""
+    return iqm(np.concatenate(list(scores.values()), -1))
+
+
+def interval(scores: Scores, summary: Summary, draws: int = 10_000) -> tuple[float, float] | None:
+    """The 95 % percentile bootstrap of a summary: seeds are drawn anew within each task.
+
+    Returns:
+        Its two ends; None where every task has a single seed, so that nothing can be drawn.
+    """
+    if all(len(values) < 2 for values in scores.values()):
+        return None
+    rng = np.random.default_rng(0)
+    drawn = {task: rng.choice(values, (draws, len(values))) for task, values in scores.items()}
+    low, high = np.quantile(summary(drawn), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def published(file: Path = PUBLISHED) -> dict[int, dict[str, dict[str, float]]]:
+    """{frames: {method: {task: return}}}."""
+    table: dict[int, dict[str, dict[str, float]]] = {}
+    with file.open(newline="") as lines:
+        for row in csv.DictReader(lines):
+            methods = table.setdefault(int(row["frames"]), {})
+            methods.setdefault(row["method"], {})[row["task"]] = float(row["return"])
+    return table
+
+
+def chosen(rows: Sequence[Row], commit: str, seeds: range | None) -> list[Row]:
+    """The rows of one commit and some seeds.
+
+    Raises:
+        ValueError: if none fits, or rows of several commits do.
+    """
+    found = [row for row in rows if row["commit"].startswith(commit) and (not seeds or int(row["seed"]) in seeds)]
+    commits = sorted({row["commit"] for row in found})
+    if not found:
+        there = ", ".join(sorted({row["commit"][:8] for row in rows})) or "none"
+        raise ValueError(f"no rows of commit '{commit}' and these seeds; the commits there: {there}")
+    if len(commits) > 1:
+        raise ValueError(f"rows of {len(commits)} commits: choose one with --commit: {', '.join(commits)}")
+    return found
+
+
+def by_task(rows: Sequence[Row], frames: int, column: str = "return") -> dict[str, np.ndarray]:
+    """A column at a number of frames, a seed each, in the order of the suite."""
+    there = [row for row in rows if float(row["frames"]) == frames]
+    found = {task: np.array([float(row[column]) for row in there if row["task"] == task]) for task in TASKS}
+    return {task: values for task, values in found.items() if len(values)}
+
+
+def table(scores: Scores, seconds: Scores, frames: int, others: Mapping[str, Mapping[str, float]]) -> str:
+    """Markdown: a line per task, then the summaries."""
+    lines = [f"### {frames:,} frames", "", "| task | ours | by seed | hours | " + " | ".join(others) + " |"]
+    lines.append("|---|" + "--:|" * (3 + len(others)))
+    for task in TASKS:
+        cells = ["", "", ""]
+        if task in scores:
+            each = ", ".join(f"{value:.0f}" for value in scores[task])
+            cells = [f"**{scores[task].mean():.0f}**", each, f"{seconds[task].mean() / 3600:.2f}"]
+        cells += [f"{found[task]:.0f}" if task in found else "-" for found in others.values()]
+        lines.append(f"| {task.removeprefix('dmc_')} | " + " | ".join(cells) + " |")
+    for name, summary in (("mean", mean), ("median", median), ("IQM", middle)):
+        lines += _summaries(name, summary, scores, others)
+    return "\n".join(lines)
+
+
+def _summaries(name: str, summary: Summary, scores: Scores, others: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Ours, beside those of the others over the same tasks; then those of the others over all of theirs."""
+    columns = [{task: np.array([value]) for task, value in found.items()} for found in others.values()]
+    here = [{task: values for task, values in column.items() if task in scores} for column in columns]
+    bounds = interval(scores, summary)
+    between = f"{bounds[0]:.0f} to {bounds[1]:.0f}" if bounds else "one seed a task"
+    cells = [f"**{summary(scores):.0f}**", between, "", *(_summary(summary, column, len(scores)) for column in here)]
+    lines = [f"| {name} of the {len(scores)} task(s) done here | " + " | ".join(cells) + " |"]
+    if len(scores) < len(TASKS):
+        whole = [_summary(summary, column, len(TASKS)) for column in columns]
+        lines.append(f"| {name} of all {len(TASKS)} | | | | " + " | ".join(whole) + " |")
+    return lines
+
+
+def _summary(summary: Summary, column: Scores, expected: int) -> str:
+    """A number, and of how many tasks it is where that is less than expected."""
+    return f"{summary(column):.0f}" + (f" ({len(column)})" if len(column) < expected else "") if column else "-"
+
+
+def draw(rows: Sequence[Row], others: Mapping[int, Mapping[str, Mapping[str, float]]], picture: Path) -> None:
+    """A panel per task: every seed, their mean, and the published returns of the best learner and of DreamerV3."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(3, 6, figsize=(16, 7.5), sharex=True, sharey=True, layout="constrained")
+    for panel, task in zip(panels.flat, TASKS, strict=True):
+        frames = sorted({float(row["frames"]) for row in rows if row["task"] == task})
+        for seed in sorted({row["seed"] for row in rows if row["task"] == task}):
+            curve = [(float(r["frames"]), float(r["return"])) for r in rows if (r["task"], r["seed"]) == (task, seed)]
+            panel.plot(*zip(*sorted(curve), strict=True), color="C0", alpha=0.4, linewidth=1)
+        panel.plot(frames, [by_task(rows, at)[task].mean() for at in frames], color="C0", linewidth=2, label="ours")
+        for method, marker, colour in (("BRO u10", "*", "C1"), ("TD-MPC2", "s", "C2"), ("DreamerV3", "o", "C7")):
+            found = [(f, others[f][method][task]) for f in FRAMES if task in others[f].get(method, {})]
+            panel.plot(*zip(*found, strict=True), marker, color=colour, label=method, markersize=6)
+        panel.set(title=task.removeprefix("dmc_"), xlim=(0, 104_000), ylim=(0, 1020))
+        panel.grid(alpha=0.3)
+    panels[0, 0].legend(fontsize=8)
+    figure.supxlabel("frames (two to an environment step)")
+    figure.supylabel("evaluation return, mean of 10 episodes")
+    figure.savefig(picture, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="the CSV of the curves, made by learning.py control18")
+    parser.add_argument("--commit", default="", help="that made the rows, or how it begins")
+    parser.add_argument("--seeds", help="FIRST-LAST, or one (default: all)")
+    parser.add_argument("--all", action="store_true", help="every published column")
+    parser.add_argument("--picture", type=Path, help="where the curves are drawn")
+    options = parser.parse_args()
+    first, _, last = (options.seeds or "").partition("-")
+    seeds = range(int(first), int(last or first) + 1) if first else None
+    finals = chosen(learning_rows.read(final_file(options.file)), options.commit, seeds)
+    others = published()
+    print(f"Commit {finals[0]['commit'][:8]}. Returns of 50 episodes, on seeds used nowhere else.\n")
+    for frames in FRAMES:
+        shown = {name: found for name, found in others[frames].items() if options.all or name in SHOWN[frames]}
+        print(table(by_task(finals, frames), by_task(finals, frames, "seconds"), frames, shown), end="\n\n")
+    if options.picture:
+        draw(chosen(learning_rows.read(options.file), finals[0]["commit"], seeds), others, options.picture)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(str(error))
