@@ -45,7 +45,7 @@ def test_every_published_method_says_how_it_was_scored(control18: ModuleType) ->
 def test_a_bootstrap_draws_the_seeds_of_each_task(control18: ModuleType) -> None:
     """Two tasks of two seeds each: the mean of a draw is a sum of two independent binomial halves, known in full."""
     scores = {"a": np.array([0.0, 4.0]), "b": np.array([100.0, 140.0])}
-    # a: 0, 2, 4 with 1/4, 1/2, 1/4; b: 100, 120, 140 likewise. The lowest and highest means have 1/16 each, above 2.5 %.
+    # a: 0, 2, 4 with 1/4, 1/2, 1/4; b: 100, 120, 140 likewise. Lowest and highest mean: 1/16 each, above 2.5 %.
     assert control18.interval(scores, control18.mean) == (50.0, 72.0)
     assert control18.interval({"a": np.array([3.0])}, control18.mean) is None
     many = {"a": np.random.default_rng(0).normal(5, 2, 400)}
