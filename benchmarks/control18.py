@@ -6,20 +6,19 @@ The returns are those of 50 episodes at 50,000 and 100,000 frames, from NAME_fin
 NAME.csv. Published returns, and how each was scored, are in results/published/. A published column is summarised twice:
 over all its tasks, and over the tasks that are done here as well.
 
-Mean and median are those of the tasks' means over seeds; the IQM is the mean of the middle half of all runs. Intervals
-of 95 % come from 10,000 bootstrap samples that draw the seeds of each task anew (Agarwal et al. 2021, "Deep RL at the
-Edge of the Statistical Precipice"); where tasks have a single seed there is none.
+Mean, median and interquartile mean (IQM) are those of the tasks' means over seeds, ours as well as published ones.
+Intervals of 95 % come from 10,000 bootstrap samples that draw the seeds of each task anew (Agarwal et al. 2021, "Deep
+RL at the Edge of the Statistical Precipice"); where a task has a single seed there is none.
 """
 
 import argparse
 import csv
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 
 import learning_rows
 import numpy as np
-from learning import final_file
 from learning_rows import Row
 from learning_suites import CONTROL18
 from scores import iqm
@@ -31,6 +30,7 @@ SHOWN = {
     100_000: ["DreamerV3", "TD-MPC2", "BMPC", "MR.Q", "SimbaV2 u8", "SimBa u8", "BRO u10"],
 }
 """The columns beside ours; `--all` shows every one."""
+NAMES = {"DreamerV3": "DreamerV3 (training)"}  # in the picture
 TASKS = [f"dmc_{task}" for task in CONTROL18]
 
 Scores = Mapping[str, np.ndarray]  # {task: (..., seeds) returns}
@@ -48,17 +48,17 @@ def median(scores: Scores) -> np.ndarray:
 
 
 def middle(scores: Scores) -> np.ndarray:
-    """The interquartile mean of all runs."""
-    return iqm(np.concatenate(list(scores.values()), -1))
+    """Over the middle half of the tasks, of the mean over seeds."""
+    return iqm(np.stack([values.mean(-1) for values in scores.values()], -1))
 
 
 def interval(scores: Scores, summary: Summary, draws: int = 10_000) -> tuple[float, float] | None:
     """The 95 % percentile bootstrap of a summary: seeds are drawn anew within each task.
 
     Returns:
-        Its two ends; None where every task has a single seed, so that nothing can be drawn.
+        Its two ends; None where a task has a single seed, of which nothing can be drawn.
     """
-    if all(len(values) < 2 for values in scores.values()):
+    if any(len(values) < 2 for values in scores.values()):
         return None
     rng = np.random.default_rng(0)
     drawn = {task: rng.choice(values, (draws, len(values))) for task, values in scores.items()}
@@ -76,25 +76,38 @@ def published(file: Path = PUBLISHED) -> dict[int, dict[str, dict[str, float]]]:
     return table
 
 
-def chosen(rows: Sequence[Row], commit: str, seeds: range | None) -> list[Row]:
+def scored(names: Set[str]) -> str:
+    """How published methods were scored, a line each."""
+    lines = ["How the others were scored (frames to a decision; updates per frame):", ""]
+    with PUBLISHED.with_name("control18_methods.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["method"] in names:
+                numbers = f"{row['action_repeat'] or '?'}; {row['updates_per_frame'] or '?'}"
+                episodes = f"{row['episodes'] or '?'} episodes, {row['seeds'] or '?'} seeds"
+                lines.append(f"- {row['method']} ({numbers}): {row['scored']}, {episodes}. {row['source']}.")
+    return "\n".join(lines)
+
+
+def chosen(file: Path, commit: str, seeds: range | None) -> list[Row]:
     """The rows of one commit and some seeds.
 
     Raises:
         ValueError: if none fits, or rows of several commits do.
     """
+    rows = learning_rows.read(file)
     found = [row for row in rows if row["commit"].startswith(commit) and (not seeds or int(row["seed"]) in seeds)]
     commits = sorted({row["commit"] for row in found})
     if not found:
         there = ", ".join(sorted({row["commit"][:8] for row in rows})) or "none"
-        raise ValueError(f"no rows of commit '{commit}' and these seeds; the commits there: {there}")
+        raise ValueError(f"{file} has no rows of commit '{commit}' and these seeds; the commits there: {there}")
     if len(commits) > 1:
-        raise ValueError(f"rows of {len(commits)} commits: choose one with --commit: {', '.join(commits)}")
-    return found
+        raise ValueError(f"{file} has rows of {len(commits)} commits: choose one with --commit: {', '.join(commits)}")
+    return learning_rows.one_each(found)
 
 
 def by_task(rows: Sequence[Row], frames: int, column: str = "return") -> dict[str, np.ndarray]:
     """A column at a number of frames, a seed each, in the order of the suite."""
-    there = [row for row in rows if float(row["frames"]) == frames]
+    there = [row for row in rows if round(float(row["frames"])) == frames]
     found = {task: np.array([float(row[column]) for row in there if row["task"] == task]) for task in TASKS}
     return {task: values for task, values in found.items() if len(values)}
 
@@ -150,7 +163,7 @@ def draw(rows: Sequence[Row], others: Mapping[int, Mapping[str, Mapping[str, flo
         panel.plot(frames, [by_task(rows, at)[task].mean() for at in frames], color="C0", linewidth=2, label="ours")
         for method, marker, colour in (("BRO u10", "*", "C1"), ("TD-MPC2", "s", "C2"), ("DreamerV3", "o", "C7")):
             found = [(f, others[f][method][task]) for f in FRAMES if task in others[f].get(method, {})]
-            panel.plot(*zip(*found, strict=True), marker, color=colour, label=method, markersize=6)
+            panel.plot(*zip(*found, strict=True), marker, color=colour, label=NAMES.get(method, method), markersize=6)
         panel.set(title=task.removeprefix("dmc_"), xlim=(0, 104_000), ylim=(0, 1020))
         panel.grid(alpha=0.3)
     panels[0, 0].legend(fontsize=8)
@@ -169,14 +182,19 @@ def main() -> None:
     options = parser.parse_args()
     first, _, last = (options.seeds or "").partition("-")
     seeds = range(int(first), int(last or first) + 1) if first else None
-    finals = chosen(learning_rows.read(final_file(options.file)), options.commit, seeds)
+    finals = chosen(learning_rows.final_file(options.file), options.commit, seeds)
     others = published()
-    print(f"Commit {finals[0]['commit'][:8]}. Returns of 50 episodes, on seeds used nowhere else.\n")
+    print(f"Commit {finals[0]['commit'][:8]}. Returns of 50 deterministic episodes, the same seeds at both numbers of")
+    print("frames and never in training; hours of training by the clock, whatever else ran.\n")
     for frames in FRAMES:
+        scores = by_task(finals, frames)
+        if not scores:
+            raise ValueError(f"{options.file} has no rows at {frames:,} frames")
         shown = {name: found for name, found in others[frames].items() if options.all or name in SHOWN[frames]}
-        print(table(by_task(finals, frames), by_task(finals, frames, "seconds"), frames, shown), end="\n\n")
+        print(table(scores, by_task(finals, frames, "seconds"), frames, shown), end="\n\n")
+    print(scored({name for frames in FRAMES for name in others[frames] if options.all or name in SHOWN[frames]}))
     if options.picture:
-        draw(chosen(learning_rows.read(options.file), finals[0]["commit"], seeds), others, options.picture)
+        draw(chosen(options.file, finals[0]["commit"], seeds), others, options.picture)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Where the time of a training run goes, phase by phase.
 
-    python benchmarks/hour.py configs/suites/dmc.yaml --steps 5000 --out results/control18_hour.csv \\
+    python benchmarks/hour.py configs/suites/dmc.yaml --steps 6000 --out results/control18_hour.csv \\
         --env.id dmc:walker_walk --evaluation.final_episodes 10
 
 One ordinary run in one process. A phase's seconds are its own: those of a phase inside it count there alone. Both the

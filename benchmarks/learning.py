@@ -9,174 +9,36 @@ and the config it was begun with: its folder is named after them, and its rows s
 merged into the CSV at once, those of its final evaluation and of milestones into NAME_final.csv; rows of other runs
 stay as they are (learning_rows.py). A run whose rows are there is not made again.
 
-The same command goes on where it was stopped. Ctrl-C and SIGTERM let every run save itself first. `--at COMMIT` runs
-from a checkout of that commit under --runs, so that work in this folder changes nothing; `--status` shows what is done,
-running and missing, and starts nothing.
+The same command goes on where it was stopped. Ctrl-C, SIGTERM and SIGHUP let every run save itself first. `--at COMMIT`
+runs from a checkout of that commit under --runs, so that work in this folder changes nothing; `--status` shows what is
+done, running and missing, and starts nothing.
 """
 
 import argparse
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import learning_rows
-from learning_rows import Key, Row
-from learning_suites import SUITES, Curve
+from learning_rows import Row
+from learning_runs import JOURNAL, ROOT, Cell, checkout, commit_of_code, journal
+from learning_suites import SUITES
 
-import training
-from training.config import Config, load_config
-from training.folder import CONFIG, METRICS
-from training.schema import dump_yaml, to_mapping
-from worldmodel.disk import LOCK, locked
+from training.config import load_config
+from training.folder import check_writable
 
-ROOT = Path(__file__).resolve().parent.parent
-CODE = ("worldmodel", "envs", "agents", "training", "configs", "benchmarks/learning*.py")
-"""What decides the rows of a run."""
-JOURNAL = "journal.jsonl"  # in the folder of the runs: which were begun, went on, ended
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 DEVELOPMENT = range(1, 4)  # seeds of control18 that may be looked at while its config is chosen
 REPORTED = 101  # its first seed of the published table
-
-
-def digest(config: Config) -> str:
-    """Twelve hexadecimal digits that tell configs apart; the seed and what is logged do not count."""
-    mapping = {name: part for name, part in to_mapping(config).items() if name not in ("seed", "logger")}
-    return hashlib.sha256(dump_yaml(mapping).encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a suite: a curve with a seed, by the code of one commit."""
-
-    curve: Curve
-    seed: int
-    commit: str
-    root: Path  # of the folders of runs
-    config: Config = field(repr=False, compare=False)
-
-    @property
-    def key(self) -> Key:
-        return Key(self.curve.task, self.curve.variant, self.seed, self.commit, digest(self.config))
-
-    @property
-    def name(self) -> str:
-        key = self.key
-        return f"{key.task}-{key.variant}-{key.seed}-{key.commit[:8]}-{key.config}"
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.name
-
-    @property
-    def begun(self) -> bool:
-        return (self.folder / CONFIG).is_file()
-
-    @property
-    def running(self) -> bool:
-        """Whether a process trains it now."""
-        if not self.begun:
-            return False
-        try:
-            os.close(locked(self.folder / LOCK, ""))
-        except ValueError:
-            return True
-        return False
-
-    def metrics(self) -> list[dict[str, float]]:
-        """The whole lines of the run's metrics."""
-        file = self.folder / METRICS
-        lines = file.read_text().splitlines() if file.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
-
-    @property
-    def finished(self) -> bool:
-        return any("final/mean_reward" in line for line in self.metrics())
-
-    def rows(self, kinds: Sequence[str]) -> list[Row]:
-        """The evaluations of these kinds ("eval", "milestone", "final"), as rows of a CSV."""
-        return [
-            dict(
-                zip(
-                    learning_rows.COLUMNS,
-                    map(str, [*self.key[:3], *_evaluation(line, kind), *self.key[3:], self.config.training.threads]),
-                    strict=True,
-                )
-            )
-            for line in self.metrics()
-            for kind in kinds
-            if f"{kind}/mean_reward" in line
-        ]
-
-
-def _evaluation(line: dict[str, float], kind: str) -> tuple[int, int, float, float]:
-    """(env_steps, frames, return, seconds of training without evaluation) of a line of metrics."""
-    found = line[f"{kind}/mean_reward"]
-    seconds = round(line["seconds"] - line["time/evaluation_seconds"], 3)
-    return int(line["global_step"]), int(line["time/frames"]), float("nan") if found is None else found, seconds
-
-
-def final_file(out: Path) -> Path:
-    """Where final evaluations and milestones go, beside the curves."""
-    return out.with_name(f"{out.stem}_final.csv")
-
-
-def commit_of_code() -> str:
-    """The commit of the checkout that this file lies in.
-
-    Raises:
-        ValueError: if it is no checkout, or other code than its own is imported, or the code is not what was
-            committed: rows could not say what made them.
-    """
-    imported = Path(training.__file__).resolve().parent.parent
-    if imported != ROOT:
-        raise ValueError(
-            f"the code of {imported} would run instead of that of {ROOT}: install that one (pip install -e .)"
-        )
-    try:
-        changed = _git(ROOT, "status", "--porcelain", "--", *CODE)
-        commit = _git(ROOT, "rev-parse", "HEAD")
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise ValueError(f"{ROOT} is no git checkout, and rows name the commit that made them: clone it") from error
-    if changed:
-        files = ", ".join(line.split(maxsplit=1)[1] for line in changed.splitlines())
-        raise ValueError(f"not committed: {files}. Rows name the commit that made them: commit first, or use --at HEAD")
-    return commit
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def checkout(commit: str, root: Path) -> Path:
-    """A clone of this repository at a commit, under the folder of the runs; made once.
-
-    Raises:
-        ValueError: if there is no such commit.
-    """
-    try:
-        whole = _git(ROOT, "rev-parse", "--verify", f"{commit}^{{commit}}")
-    except subprocess.CalledProcessError as error:
-        raise ValueError(f"--at {commit}: {error.stderr.strip()}") from error
-    folder = root / "checkouts" / whole
-    if not folder.is_dir():
-        partial = folder.with_suffix(f".{os.getpid()}")
-        _git(ROOT, "clone", "--quiet", "--no-checkout", str(ROOT), str(partial))
-        _git(partial, "checkout", "--quiet", "--detach", whole)
-        try:
-            partial.rename(folder)
-        except OSError:  # another command made it in the meantime
-            shutil.rmtree(partial)
-    return folder
 
 
 class Runner:
@@ -194,75 +56,100 @@ class Runner:
     def stop(self, number: int, frame: FrameType | None) -> None:
         """Let every run save itself, and begin no other."""
         self.stopped = True
-        print(f"{signal.Signals(number).name}: every run saves itself; the same command goes on", flush=True)
-        for child in self.children:
+        for child in list(self.children):
             child.send_signal(signal.SIGTERM)
+        say(f"{signal.Signals(number).name}: every run saves itself; the same command goes on")
 
     def make(self, cell: Cell) -> bool:
-        """Train a run from where it stands, and merge its rows; whether they are there then."""
+        """Train a run from where it stands, and merge its rows; whether they are there then.
+
+        What goes wrong with one run is told, and does not keep others from being made.
+        """
+        try:
+            return self._make(cell)
+        except (OSError, ValueError) as error:
+            say(f"{cell.name}: {error}; the same command goes on from here")
+            return False
+
+    def _make(self, cell: Cell) -> bool:
         if self.stopped:
             return False
         if cell.running:
-            print(f"{cell.name}: another process trains it", flush=True)
+            pid = next((entry["pid"] for entry in reversed(journal(self.root)) if entry["run"] == cell.name), "unknown")
+            say(f"{cell.name}: another process trains it (its number was {pid}): wait for it, or end it by SIGTERM")
             return False
         if not cell.finished:
             ended = self.train(cell)
             if not cell.finished:
                 if not self.stopped:
-                    print(f"{cell.name}: FAILED with exit status {ended}, see {_log(cell)}", flush=True)
+                    say(f"{cell.name}: FAILED with exit status {ended}, see {_log(cell)}")
                 return False
         self.merge(cell)
         return True
 
     def train(self, cell: Cell) -> int:
-        """The exit status of `worldmodel train` for what is left of a run."""
+        """The exit status of `worldmodel train` for what is left of a run.
+
+        Raises:
+            ValueError: if the code has changed since the command was given.
+        """
+        if (commit := commit_of_code()) != cell.commit:
+            raise ValueError(f"the code is at commit {commit[:8]} now, and this run is of {cell.commit[:8]}")
         command = [sys.executable, "-m", "worldmodel", "train"]
         if cell.begun:
-            self.tell(cell, "goes on")
+            event = "goes on"
             command += ["--resume", str(cell.folder)]
         else:
             lost = any(entry["run"] == cell.name for entry in journal(self.root))
-            self.tell(cell, "begins again: its folder is lost" if lost else "begins")
+            event = "begins again: its folder is lost" if lost else "begins"
             command += [cell.curve.config, "--seed", str(cell.seed), "--run", str(cell.folder), *cell.curve.overrides]
         with _log(cell).open("a") as log:
             # In a session of its own: Ctrl-C reaches it once, by `stop`.
             child = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, start_new_session=True)
-            self.children.add(child)
-            if self.stopped:  # while it was begun
-                child.send_signal(signal.SIGTERM)
-            status = child.wait()
+        self.children.add(child)
+        if self.stopped:  # while it was begun
+            child.send_signal(signal.SIGTERM)
+        while not cell.begun and child.poll() is None:
+            time.sleep(0.1)
+        if cell.begun:  # a run without a folder cannot be lost
+            self.tell(cell, event, child.pid)
+        status = child.wait()
         self.children.discard(child)
-        self.tell(cell, "is trained" if cell.finished else "was stopped" if self.stopped else f"failed ({status})")
+        if cell.begun:
+            end = "is trained" if cell.finished else "was stopped" if self.stopped else f"failed ({status})"
+            self.tell(cell, end, child.pid)
         return status
 
     def merge(self, cell: Cell) -> None:
         """The final rows last, since they say that a run is done."""
         learning_rows.merge(self.out, cell.rows(("eval",)))
-        learning_rows.merge(final_file(self.out), cell.rows(("milestone", "final")))
-        print(f"{cell.name}: done, and its rows are in {self.out}", flush=True)
+        learning_rows.merge(learning_rows.final_file(self.out), cell.rows(("milestone", "final")))
+        say(f"{cell.name}: done, and its rows are in {self.out}")
 
-    def tell(self, cell: Cell, event: str) -> None:
-        """A line for the person, and one for the journal."""
-        print(f"{cell.name}: {event}", flush=True)
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "run": cell.name, "event": event})
-        with (self.root / JOURNAL).open("a") as file:
-            file.write(line + "\n")
+    def tell(self, cell: Cell, event: str, pid: int) -> None:
+        """A line for the journal, and one for the person."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        line = json.dumps({"time": now, "run": cell.name, "event": event, "pid": pid})
+        with (self.root / JOURNAL).open("a+b") as file:
+            file.seek(max(file.tell() - 1, 0))
+            cut_off = file.read(1) not in (b"", b"\n")  # the last line, when the disk was full
+            file.write(b"\n" * cut_off + line.encode() + b"\n")
+        say(f"{cell.name}: {event}")
+
+
+def say(line: str) -> None:
+    """Tell the person, where anybody still reads."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def _log(cell: Cell) -> Path:
     return cell.root / f"{cell.name}.log"
 
 
-def journal(root: Path) -> list[dict[str, str]]:
-    """What happened to the runs under a folder, the oldest first; a line that was cut off is left out."""
-    file = root / JOURNAL
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
 def status(cells: Sequence[Cell], out: Path, root: Path) -> Iterator[str]:
     """One line per run: done, running, stopped, failed, lost, or missing."""
-    done = learning_rows.runs(learning_rows.read(final_file(out)))
+    done = learning_rows.runs(learning_rows.read(learning_rows.final_file(out)))
     last = {entry["run"]: entry["event"] for entry in journal(root)}
     counts = {"done": 0, "running": 0, "missing": 0}
     for cell in cells:
@@ -289,7 +176,7 @@ def _score(row: Row) -> str:
 def summarise(cells: Iterable[Cell], out: Path) -> Iterator[str]:
     """One line per seed: when it was first solved, the worst evaluation after it should stay, how it ended."""
     curves = learning_rows.runs(learning_rows.read(out))
-    finals = learning_rows.runs(learning_rows.read(final_file(out)))
+    finals = learning_rows.runs(learning_rows.read(learning_rows.final_file(out)))
     head = None
     for cell in cells:
         curve = cell.curve
@@ -302,7 +189,7 @@ def summarise(cells: Iterable[Cell], out: Path) -> Iterator[str]:
         if cell.key not in finals:
             yield f"{cell.seed:>4}  unfinished"
             continue
-        points = [(int(row["env_steps"]), float(row["return"])) for row in curves[cell.key]]
+        points = [(int(row["env_steps"]), float(row["return"])) for row in curves.get(cell.key, [])]
         first = next((str(step) for step, value in points if value >= curve.solved), "never")
         worst = min((value for step, value in points if step >= since), default=float("nan"))
         end = finals[cell.key][-1]
@@ -334,7 +221,10 @@ def check_seeds(suite: str, seeds: range, frozen: str, commit: str) -> None:
 def seed_range(text: str) -> range:
     """ "FIRST-LAST", both included, or one."""
     first, _, last = text.partition("-")
-    return range(int(first), int(last or first) + 1)
+    seeds = range(int(first), int(last or first) + 1)
+    if not seeds:
+        raise argparse.ArgumentTypeError(f"the first seed is above the last: {text}")
+    return seeds
 
 
 def arguments() -> argparse.Namespace:
@@ -353,39 +243,61 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_place(suite: str, root: Path) -> None:
+    """Keep the runs of control18, which take weeks, from what happens to a working tree.
+
+    Raises:
+        ValueError: if they would lie inside it.
+    """
+    if suite == "control18" and ROOT in (root, *root.parents):
+        raise ValueError(f"control18 runs for weeks: choose a folder outside of {ROOT} with --runs, and --at COMMIT")
+
+
+def again_at(commit: str, options: argparse.Namespace, root: Path, out: Path) -> NoReturn:
+    """The same command, by the code of a commit."""
+    place = checkout(commit, root)
+    given = [("--seeds", f"{options.seeds[0]}-{options.seeds[-1]}"), ("--jobs", options.jobs)]
+    given += [("--only", options.only), ("--runs", root), ("--out", out), ("--frozen", options.frozen)]
+    flags = [f"{name}={value}" for name, value in given] + ["--status"] * options.status
+    script = str(place / "benchmarks" / Path(__file__).name)
+    if not Path(script).is_file():
+        raise ValueError(f"commit {commit} has no {Path(__file__).name} yet: choose a later one")
+    os.execve(sys.executable, [sys.executable, script, options.suite, *flags], {**os.environ, "PYTHONPATH": str(place)})
+
+
 def main() -> int:
     options = arguments()
     root, out = options.runs.expanduser().resolve(), options.out.expanduser().resolve()
+    check_place(options.suite, root)
+    for folder in (root, out.parent):
+        check_writable(folder)
     root.mkdir(parents=True, exist_ok=True)
     if options.at:
-        place = checkout(options.at, root)
-        given = [("--seeds", f"{options.seeds[0]}-{options.seeds[-1]}"), ("--jobs", options.jobs)]
-        given += [("--only", options.only), ("--runs", root), ("--out", out), ("--frozen", options.frozen)]
-        flags = [f"{name}={value}" for name, value in given] + ["--status"] * options.status
-        script = str(place / "benchmarks" / Path(__file__).name)
-        os.execve(
-            sys.executable, [sys.executable, script, options.suite, *flags], {**os.environ, "PYTHONPATH": str(place)}
-        )
+        again_at(options.at, options, root, out)
     commit = commit_of_code()
     check_seeds(options.suite, options.seeds, options.frozen, commit)
+    curves = [curve for curve in SUITES[options.suite] if options.only in f"{curve.task} {curve.variant}"]
+    if not curves:
+        there = ", ".join(f"'{curve.task} {curve.variant}'" for curve in SUITES[options.suite])
+        raise ValueError(f"--only {options.only} chooses nothing of {there}")
     cells = [
         Cell(curve, seed, commit, root, load_config(ROOT / curve.config, curve.overrides, seed=seed))
-        for curve in SUITES[options.suite]
-        if options.only in f"{curve.task} {curve.variant}"
+        for curve in curves
         for seed in options.seeds
     ]
     if options.status:
         print("\n".join(status(cells, out, root)))
         return 0
     runner = Runner(out, root)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, runner.stop)
-    done = learning_rows.runs(learning_rows.read(final_file(out)))
+    learning_rows.read(out)  # what is damaged there is told before anything is trained
+    done = learning_rows.runs(learning_rows.read(learning_rows.final_file(out)))
     todo = [cell for cell in cells if cell.key not in done]
-    print(f"{len(cells) - len(todo)} of {len(cells)} runs are in {out} already", flush=True)
+    say(f"{len(cells) - len(todo)} of {len(cells)} runs are in {out} already")
     with ThreadPoolExecutor(options.jobs) as pool:
         made = list(pool.map(runner.make, todo))
-    print("\n".join(summarise(cells, out)))
+    say("\n".join(summarise(cells, out)))
     return int(not all(made))
 
 

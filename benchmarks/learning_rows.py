@@ -2,9 +2,9 @@
 
     python benchmarks/learning_rows.py results/control18.csv OTHER/control18.csv
 
-merges the rows of the second file into the first. Rows belong to a run: a task, a variant, a seed, a commit and the
-hash of a config. A run whose rows are there already is left as it is; other rows under the name of the same run are
-an error, since one of the two must be wrong.
+merges the rows of the second file into the first, and those of the second control18_final.csv into the first one.
+Rows belong to a run: a task, a variant, a seed, a commit and the hash of a config. A run whose rows are there already
+is left as it is; other rows under the name of the same run are an error, since one of the two must be wrong.
 """
 
 import csv
@@ -48,24 +48,36 @@ def key(row: Mapping[str, str]) -> Key:
     return Key(row["task"], row["variant"], int(row["seed"]), row["commit"], row["config"])
 
 
+def final_file(out: Path) -> Path:
+    """Where final evaluations and milestones go, beside the CSV of the curves."""
+    return out.with_name(f"{out.stem}_final.csv")
+
+
 def read(file: Path) -> list[Row]:
     """Every row of a file, in its order; none where there is no file.
 
     Raises:
-        ValueError: naming the file, if it holds something else.
+        ValueError: naming the file, if it holds something else, or a row that was cut off.
     """
     if not file.is_file():
         return []
     with file.open(newline="") as lines:
-        table = csv.DictReader(lines)
-        missing = [name for name in COLUMNS[:7] if name not in (table.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{file} holds no learning curves: its first line lacks {', '.join(missing)}")
-        rows = [{name: row.get(name) or "" for name in COLUMNS} for row in table]
-    broken = next((number for number, row in enumerate(rows, 2) if not row["return"] or not row["seed"].isdecimal()), 0)
-    if broken:
-        raise ValueError(f"{file}, line {broken} was cut off or is no row of a learning curve: mend or remove it")
-    return rows
+        first, *rest = csv.reader(lines) if file.stat().st_size else [[]]
+    if first not in (COLUMNS, COLUMNS[:7]):
+        raise ValueError(f"{file} holds no learning curves: its first line is '{','.join(first)}'")
+    for number, cells in enumerate(rest, 2):
+        needed = cells[2:7] if len(first) > 7 else cells[2:6]  # some old rows do not say their seconds
+        if len(cells) != len(first) or not all(map(_is_number, needed)):
+            raise ValueError(f"{file}, line {number} was cut off or is no row of a learning curve: mend or remove it")
+    return [dict(zip(COLUMNS, [*cells, "", "", ""], strict=False)) for cells in rest]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def runs(rows: Iterable[Row]) -> dict[Key, list[Row]]:
@@ -73,6 +85,22 @@ def runs(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     found: dict[Key, list[Row]] = {}
     for row in rows:
         found.setdefault(key(row), []).append(row)
+    return found
+
+
+def one_each(rows: Iterable[Row], commit: str = "") -> list[Row]:
+    """The rows of a commit, or how it begins: at most one run of each task, variant and seed.
+
+    Raises:
+        ValueError: if there are several, as of two commits, or none.
+    """
+    found = [row for row in rows if row["commit"].startswith(commit)]
+    seen: dict[tuple[str, str, int], Key] = {}
+    for run in runs(found):
+        if (other := seen.setdefault(run[:3], run)) != run:
+            raise ValueError(f"several runs of one seed, {other} and {run}: choose a commit with --commit")
+    if not found:
+        raise ValueError(f"no rows of commit '{commit}'")
     return found
 
 
@@ -126,10 +154,13 @@ def main() -> None:
     try:
         if not other.is_file():
             raise ValueError(f"there is no file {other}")
-        added = merge(into, read(other))
+        for target, source in ((into, other), (final_file(into), final_file(other))):
+            added = merge(target, read(source))
+            print(
+                "\n".join(f"{target}: added {run}" for run in added) or f"{target} holds every run of {source} already"
+            )
     except ValueError as error:
         sys.exit(str(error))
-    print("\n".join(f"added: {run}" for run in added) or f"{into} holds every run of {other} already")
 
 
 if __name__ == "__main__":

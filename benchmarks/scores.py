@@ -9,23 +9,23 @@ frames, for overlays with other people's curves.
 """
 
 import argparse
-import csv
 import json
 from collections import defaultdict
 from pathlib import Path
 
+import learning_rows
 import numpy as np
 
 Curves = dict[tuple[str, str], dict[int, list[tuple[float, float]]]]
 """{(task, method): {seed: [(frames, return), ...]}}"""
 
 
-def read(file: Path) -> Curves:
+def read(file: Path, commit: str = "") -> Curves:
+    """The curves of a file, by the code of one commit."""
     curves: Curves = defaultdict(lambda: defaultdict(list))
-    with file.open() as lines:
-        for row in csv.DictReader(lines):
-            point = (float(row["frames"]), float(row["return"]))
-            curves[row["task"], row["variant"]][int(row["seed"])].append(point)
+    for row in learning_rows.one_each(learning_rows.read(file), commit):
+        point = (float(row["frames"]), float(row["return"]))
+        curves[row["task"], row["variant"]][int(row["seed"])].append(point)
     return curves
 
 
@@ -54,9 +54,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, help="CSV of benchmarks/learning.py")
     parser.add_argument("--at", type=float, nargs="+", required=True, help="frames")
+    parser.add_argument("--commit", default="", help="that made the rows, or how it begins, where there are several")
     parser.add_argument("--json", type=Path, help="where to write the curves")
     options = parser.parse_args()
-    curves = read(options.file)
+    curves = read(options.file, options.commit)
     print("| task | method | frames | seeds | mean | IQM | 95 % interval | by seed |")
     print("|---|---|---|---|---|---|---|---|")
     for (task, method), seeds in curves.items():

@@ -166,6 +166,12 @@ def too_short(config: Config) -> list[str]:
             f"training.prefill {training.prefill} takes all of training.steps {training.steps}: every recorded action "
             f"is random, and all that is learned comes from the {training.pretrain} update(s) of training.pretrain"
         )
+    unplayed = [step for step in config.evaluation.milestones if not training.prefill < step <= training.steps]
+    if unplayed:
+        lines.append(
+            f"evaluation.milestones {unplayed} are never played: they lie in training.prefill {training.prefill} or "
+            f"beyond training.steps {training.steps}"
+        )
     if behaviour.name == "plan2explore" and explored is not None and explored <= training.prefill:
         lines.append(
             f"behaviour.exploration.steps {explored} end with training.prefill {training.prefill}: nothing is explored "

@@ -47,7 +47,7 @@ def test_a_bootstrap_draws_the_seeds_of_each_task(control18: ModuleType) -> None
     scores = {"a": np.array([0.0, 4.0]), "b": np.array([100.0, 140.0])}
     # a: 0, 2, 4 with 1/4, 1/2, 1/4; b: 100, 120, 140 likewise. Lowest and highest mean: 1/16 each, above 2.5 %.
     assert control18.interval(scores, control18.mean) == (50.0, 72.0)
-    assert control18.interval({"a": np.array([3.0])}, control18.mean) is None
+    assert control18.interval({**scores, "c": np.array([3.0])}, control18.mean) is None
     many = {"a": np.random.default_rng(0).normal(5, 2, 400)}
     half = 1.96 * many["a"].std() / 20
     assert control18.interval(many, control18.mean) == pytest.approx(

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+ALL = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds", "commit", "config", "threads"]
 OLD = "task,variant,seed,env_steps,frames,return,seconds\r\nT,m,1,10,20,1.5,3.25\r\nT,m,1,20,40,2.5,6.5\r\n"
 
 
@@ -34,14 +35,17 @@ def test_rows_from_before_commits_were_recorded_stay(rows: ModuleType, tmp_path:
 def test_two_machines_merge_in_either_order_and_twice(
     rows: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each with its curves and its final evaluations."""
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
-    rows.merge(one, a_run(rows, 1) + a_run(rows, 2))
-    rows.merge(two, a_run(rows, 2) + a_run(rows, 3))
+    for place in (lambda file: file, rows.final_file):
+        rows.merge(place(one), a_run(rows, 1) + a_run(rows, 2))
+        rows.merge(place(two), a_run(rows, 2) + a_run(rows, 3))
     for into, other in ((one, two), (two, one), (one, two)):
         monkeypatch.setattr(sys, "argv", ["learning_rows.py", str(into), str(other)])
         rows.main()
     assert rows.runs(rows.read(one)) == rows.runs(rows.read(two))
     assert sorted(run.seed for run in rows.runs(rows.read(one))) == [1, 2, 3]
+    assert rows.runs(rows.read(rows.final_file(one))) == rows.runs(rows.read(rows.final_file(two)))
     assert "seed 3" in (printed := capsys.readouterr().out) and "holds every run" in printed
 
 
@@ -74,7 +78,14 @@ def test_processes_that_merge_at_once_lose_nothing(rows: ModuleType, tmp_path: P
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("a,b\n1,2\n", "lacks task"), (OLD + "T,m,1,30,6", "line 4 was cut off"), (OLD + "T,m,one,1,2,3,4\n", "line 4")],
+    [
+        ("a,b\n1,2\n", "its first line is 'a,b'"),
+        (OLD.replace("seconds", "seconds,machine"), "its first line is"),
+        (OLD + "T,m,1,30,6", "line 4 was cut off"),
+        (OLD + "T,m,one,1,2,3,4\n", "line 4"),
+        (OLD + "T,m,1,1,2,nonsense,4\n", "line 4"),
+        (",".join(ALL) + "\nT,m,1,1,2,3,4,aaaa", "line 2"),
+    ],
 )
 def test_a_file_that_is_damaged_is_left_alone(rows: ModuleType, tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "r.csv"
@@ -82,3 +93,12 @@ def test_a_file_that_is_damaged_is_left_alone(rows: ModuleType, tmp_path: Path, 
     with pytest.raises(ValueError, match=says):
         rows.merge(file, a_run(rows))
     assert file.read_text() == text.replace("\r\n", "\n")
+
+
+def test_curves_of_two_commits_are_not_drawn_as_one(rows: ModuleType) -> None:
+    both = a_run(rows) + a_run(rows, commit="b" * 40)
+    with pytest.raises(ValueError, match=r"several runs of one seed, .* choose a commit with --commit"):
+        rows.one_each(both)
+    assert rows.one_each(both, "bb") == a_run(rows, commit="b" * 40)
+    with pytest.raises(ValueError, match="no rows of commit 'c'"):
+        rows.one_each(both, "c")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -358,6 +359,30 @@ def test_a_milestone_that_is_interrupted_is_made_again(
     resume(tmp_path / "stopped")
     assert_same_run(whole, tmp_path / "stopped")
     assert len([row for row in rows(whole) if "milestone/mean_reward" in row]) == 1
+
+
+def test_seconds_of_evaluations_are_counted_on_and_apart_from_those_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes half a second longer here; training takes what it takes, in both parts of the run."""
+    evaluate, calls = loops.evaluate, []
+
+    def slow(*given: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)
+        return evaluate(*given, **named)
+
+    monkeypatch.setattr(loops, "evaluate", slow)
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, run=tmp_path / "run", seed=5)
+    resume(tmp_path / "run")
+    spent = [row["time/evaluation_seconds"] for row in rows(tmp_path / "run") if "time/evaluation_seconds" in row]
+    assert spent == sorted(spent) and spent[0] >= 0.5
+    assert spent[-1] >= 0.5 * (len(calls) - 1)  # the second was left at once
+    last = rows(tmp_path / "run")[-1]
+    assert 0 < last["seconds"] - spent[-1] < last["seconds"] - 0.5 * (len(calls) - 1)
 
 
 def test_a_call_to_stop_just_before_an_evaluation_does_not_wait_for_it(

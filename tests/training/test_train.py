@@ -216,7 +216,12 @@ def test_a_milestone_plays_the_final_episodes_and_changes_nothing_else(trained: 
     assert others == rows(trained.folder)
 
 
-def test_milestones_are_numbers_of_steps() -> None:
+def test_milestones_are_numbers_of_steps_that_a_run_takes() -> None:
+    config = load_config({"evaluation": {"milestones": [200, 201, 5000, 5001]}})
+    assert too_short(config) == [
+        "warning: evaluation.milestones [200, 5001] are never played: they lie in training.prefill 200 or beyond "
+        "training.steps 5000"
+    ]
     with pytest.raises(ValueError, match=r"milestones are numbers of environment steps, 1 or more: \[100, 0\]"):
         load_config({"evaluation": {"milestones": [100, 0]}})
 
