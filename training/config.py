@@ -151,8 +151,8 @@ class Config:
             )
         if self.replay.context and self.objective.bound != "elbo":
             raise ValueError(f"replay.context is for objective.bound elbo, not {self.objective.bound}")
-        if not 0 <= self.seed < 2**31 - self.env.num_envs:
-            raise ValueError(f"seed must lie in [0, 2^31 - num_envs), below the seeds of evaluations: {self.seed}")
+        if not 0 <= self.seed <= (most := self.env.evaluation_seeds[0] - self.env.num_envs):
+            raise ValueError(f"seed must lie from 0 to {most}, below env.evaluation_seeds: {self.seed}")
 
 
 def too_short(config: Config) -> list[str]:

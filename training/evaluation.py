@@ -9,6 +9,7 @@ import torch
 
 from agents import Agent, AgentState
 from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
+from envs.episodes import evaluation_seeds
 from envs.faults import reported
 from envs.process import begin
 from training.folder import whisper
@@ -56,12 +57,6 @@ class Evaluation(NamedTuple):
         return None if self.promise is None or size < TINY else abs(self.promise - self.mean) / size
 
 
-def evaluation_seeds(episodes: int, stream: int) -> list[int]:
-    """Reset seeds from 2^31 up, where no training seed lies; another `stream` shares none but by chance."""
-    seeds = np.random.SeedSequence(stream).generate_state(episodes)
-    return [int(seed) | 2**31 for seed in seeds]
-
-
 def evaluate(
     agent: Agent,
     env: EnvConfig,
@@ -92,7 +87,7 @@ def evaluate(
     with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
         torch.manual_seed(stream)
         while left:
-            seeds = evaluation_seeds(drawn + min(left, VECTOR), stream)[drawn:]
+            seeds = evaluation_seeds(drawn + min(left, VECTOR), stream, env.evaluation_seeds)[drawn:]
             results.append(_side_by_side(agent, env, seeds, deterministic, imagine, say))
             drawn, left = drawn + len(seeds), left - len(results[-1].returns)
             faults += results[-1].faults

@@ -310,7 +310,8 @@ class Trainer:
             self.run.replay.cut(np.flatnonzero(~found))
             self.start = ~found if not whole else self.start | ~found
             if not whole:  # in seeds that no episode before had
-                self.observation, _ = self.envs.reset(seed=episode_seed(self.config.seed, 1 + self.envs.steps))
+                below = self.config.env.evaluation_seeds[0] - self.envs.num_envs + 1  # each has the next seed
+                self.observation, _ = self.envs.reset(seed=episode_seed(self.config.seed, 1 + self.envs.steps, below))
             else:
                 self.envs.recorder.reset(self.observation, ~found)
 

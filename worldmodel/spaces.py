@@ -121,7 +121,7 @@ class ActionSpec:
             if not known.all():
                 raise ValueError(f"{flat[~known][0]} is no action: {self}")
             codes = np.zeros((len(index), self.width), np.float32)
-            first = np.cumsum(self.classes) - self.classes  # where the code of each variable begins
+            first = np.cumsum(np.asarray((0, *self.classes[:-1]), np.int64))  # where the code of each variable begins
             np.put_along_axis(codes, index + first, 1.0, -1)
             return codes
         low, high = self._bounds
