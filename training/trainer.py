@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
@@ -163,9 +164,16 @@ class Trainer:
             actions, decided = self.pending
             self.pending = actions, self.agent.initial(self.envs.num_envs)._replace(control=decided.control)
 
+    @property
+    def lent(self) -> list[gym.Env[Any, Any]]:
+        """The environments, for an evaluation to play in: nothing of that is recorded, counted or played again."""
+        envs = cast(SyncVectorEnv, self.envs.unwrapped).envs
+        return [env.env if isinstance(env, RepeatableEpisodes) else env for env in envs]
+
     def begin_episodes(self) -> None:
-        """Let every environment begin a new episode: someone else has stepped it."""
+        """Let every environment begin a new episode, the running one being truncated: someone else has stepped it."""
         self.pending = None
+        self.run.replay.cut(np.arange(self.envs.num_envs))
         self.observation, _ = self.envs.reset()
         self.start, self.acting = np.ones(self.envs.num_envs, bool), None
 
