@@ -46,6 +46,7 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         self.seed = unforeseen_seed(evaluation[0])  # the last that was given
         self.tries = 0  # failures since then
         self.observation: Any = None  # the last sound one
+        self.said: dict[str, Any] = {}  # the info of the last step, whatever reset has followed it
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
@@ -69,8 +70,9 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         try:
             result = self.env.step(action)
         except Exception as error:
-            return self.observation, 0.0, False, True, {FAULT: (self._failure(error),)}
-        self.observation = result[0]
+            self.said = {FAULT: (self._failure(error),)}
+            return self.observation, 0.0, False, True, self.said
+        self.observation, self.said = result[0], result[4]
         return result
 
     def _failure(self, error: Exception) -> str:

@@ -5,11 +5,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 
 from agents import Behaviour
+from envs import Restart
 from training.evaluation import Evaluation, evaluate
 from training.faults import LearningFaults
 from training.imagine import MEDIA, ImagineConfig, imagine
@@ -220,7 +220,7 @@ class Loop:
         return evaluate(run.agent, self.config.env, count, stream, say=say, num_envs=beside, lent=self.lent, look=look)
 
     @property
-    def lent(self) -> list[gym.Env[Any, Any]]:
+    def lent(self) -> list[Restart]:
         """The environments of training, where evaluations are to play in them."""
         return self.trainer.lent if self.config.evaluation.reuse_envs else []
 
