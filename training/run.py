@@ -248,7 +248,7 @@ class Run:
             ValueError: if no number of episodes is given, and the config has none.
         """
         count = self.config.evaluation.final_episodes if episodes is None else episodes
-        if not count:
+        if episodes is None and not count:
             raise ValueError("evaluation.final_episodes is 0: say how many episodes, as with --episodes 20")
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
         beside = self.config.side_by_side
