@@ -20,9 +20,9 @@ import torch
 from agents import RandomBehaviour
 from agents.agent import Agent
 from envs import EnvConfig, RecordTrajectories, action_spec, make_vector, observation_specs
+from envs.episodes import evaluation_seeds
 from envs.images import Images, Rendered
 from training.config import load_config
-from training.evaluation import evaluation_seeds
 from training.fit_run import FitRun, is_fit
 from training.imagine import OpenLoop, open_loop
 from training.run import FINAL, Run

@@ -19,7 +19,7 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
 from envs import EnvConfig, make_vector
-from training.evaluation import evaluation_seeds
+from envs.episodes import evaluation_seeds
 from training.loop import PERIODIC
 
 COLUMNS = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds"]

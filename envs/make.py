@@ -9,7 +9,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
-from envs.episodes import RepeatableEpisodes
+from envs.episodes import EVALUATION_SEEDS, RepeatableEpisodes
 from envs.faults import named
 from envs.ids import by_id
 from envs.images import Images, Rendered
@@ -49,6 +49,8 @@ class EnvConfig:
     grey: bool = False  # whether images lose their colour: a third of the memory
     life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
     restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
+    evaluation_seeds: list[int] = field(default_factory=lambda: list(EVALUATION_SEEDS))  # resets of evaluations begin
+    # from seeds between these two, those of training from seeds below both; docs/own.md, Seeds
     timeout: float | None = None  # seconds for one step or reset; if given, each environment, of evaluations too, lives
     # in a process of its own, whose hang or death costs an episode, not the run
 
@@ -57,6 +59,11 @@ class EnvConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
+        if len(self.evaluation_seeds) != 2 or not 1 <= self.evaluation_seeds[0] < self.evaluation_seeds[1] <= 2**32:
+            raise ValueError(
+                "env.evaluation_seeds are two numbers, the first seed of evaluations and the one after the last, from "
+                f"1 to 2^32: {self.evaluation_seeds}"
+            )
         if self.restarts < 0:
             raise ValueError(f"env.restarts must be at least 0, got {self.restarts}")
         if self.timeout is not None and not 0 < self.timeout <= DAY:
@@ -92,7 +99,7 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
         return CheckContract(_built(config, draw), index)
     env = _replaced(config, index, training)
     # Games that a lost life interrupts go on without a reset: they have no seed of their own.
-    return RepeatableEpisodes(env) if config.life_loss != "end" else env
+    return RepeatableEpisodes(env, config.evaluation_seeds[0]) if config.life_loss != "end" else env
 
 
 def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
@@ -102,7 +109,7 @@ def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
     def fresh() -> gym.Env[Any, Any]:
         return CheckContract(build() if config.timeout is None else ProcessEnv(build, config.timeout), index)
 
-    return Restart(fresh, index, config.restarts, proven=not training)
+    return Restart(fresh, index, config.restarts, not training, config.evaluation_seeds)
 
 
 def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym.Env[Any, Any]:

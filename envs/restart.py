@@ -1,13 +1,12 @@
 """An environment that fails costs an episode, not the run: another one takes its place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
-from envs.episodes import SEED, another_seed
+from envs.episodes import EVALUATION_SEEDS, SEED, another_seed, unforeseen_seed
 from envs.faults import FAULT, EnvironmentFault, described
 
 
@@ -26,26 +25,34 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         limit: failures that are made up for.
         proven: whether it has worked before. If not, an error of the first reset, a mistake in what was given, is
             raised at once.
+        evaluation: the range of seeds of evaluations, which the others stay out of.
     Raises:
         EnvironmentFault: at one failure more than `limit`, or in the first reset.
     """
 
     def __init__(
-        self, factory: Callable[[], gym.Env[Any, Any]], index: int = 0, limit: int = 10, proven: bool = False
+        self,
+        factory: Callable[[], gym.Env[Any, Any]],
+        index: int = 0,
+        limit: int = 10,
+        proven: bool = False,
+        evaluation: Sequence[int] = EVALUATION_SEEDS,
     ) -> None:
         super().__init__(factory())
         self.factory, self.index, self.limit, self.proven = factory, index, limit, proven
+        self.evaluation = evaluation
         self.faults = 0
         self.failed = False  # the environment has been closed, and the next reset makes a new one
-        self.seed = int(np.random.SeedSequence().generate_state(1)[0])  # the last that was given
+        self.seed = unforeseen_seed(evaluation[0])  # the last that was given
         self.tries = 0  # failures since then
         self.observation: Any = None  # the last sound one
+        self.said: dict[str, Any] = {}  # the info of the last step, whatever reset has followed it
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self.seed, self.tries = seed, 0
         elif self.failed:
-            seed = another_seed(self.seed, self.tries)
+            seed = another_seed(self.seed, self.tries, self.evaluation)
         found: list[str] = []
         while True:
             try:
@@ -54,7 +61,7 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
                 self.observation, info = self.env.reset(seed=seed, options=options)
             except Exception as error:
                 found.append(self._failure(error))
-                seed = another_seed(self.seed, self.tries)
+                seed = another_seed(self.seed, self.tries, self.evaluation)
             else:
                 self.proven = True
                 return self.observation, {**info, FAULT: tuple(found), SEED: seed} if found else info
@@ -63,8 +70,9 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         try:
             result = self.env.step(action)
         except Exception as error:
-            return self.observation, 0.0, False, True, {FAULT: (self._failure(error),)}
-        self.observation = result[0]
+            self.said = {FAULT: (self._failure(error),)}
+            return self.observation, 0.0, False, True, self.said
+        self.observation, self.said = result[0], result[4]
         return result
 
     def _failure(self, error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import tempfile
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +25,10 @@ from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.checkpoint import MANIFEST, PARTIAL
 from training.config import load_config
 from training.dream import imagined_steps
+from training.evaluation import SUCCESS
 from training.folder import CHECKPOINT, CONFIG, free_folder, short
 from training.lock import alone
-from training.loop import Loop
+from training.loop import RECENT, Loop
 from training.progress import Progress
 from training.run import BEHAVIOUR, MODEL, TRAINING, Run
 from training.start import opened
@@ -81,6 +84,9 @@ class WorldModelAgent:
         self.num_timesteps = run.env_steps
         self.logger = SB3Logger(None, [])
         self.learning = self.closed = False
+        self.born = time.monotonic()
+        self.ep_info_buffer: deque[dict[str, float]] = deque(maxlen=RECENT)  # of the episodes that ended last
+        self.ep_success_buffer: deque[Any] = deque(maxlen=RECENT)  # what they said of their success
         self.trainer: Trainer | None = None
         self.learned: dict[str, Any] | None = None  # what an earlier trainer gave as such
         self.loop: Loop | None = None
@@ -173,7 +179,10 @@ class WorldModelAgent:
         The run's folder gets a checkpoint at every `evaluation.every` steps, as one of `worldmodel train` does.
 
         Args:
-            callback: called after every step of the environments, at which it may end the training.
+            callback: called after every step of the environments, at which it may end the training. The whole call is
+                one rollout. Its `locals` are those of an algorithm of theirs as far as they are of the environments:
+                actions, rewards, dones, new_obs and infos. An info is what the environment said, and beside it
+                `episode` as of a `Monitor`, `terminal_observation` and `TimeLimit.truncated`.
             log_interval: environment steps between two rows of metrics, instead of the config's.
             tb_log_name: of no use here; accepted because Stable-Baselines3's algorithms do.
             reset_num_timesteps: whether `num_timesteps` counts from 0 again, and learning rates that fall begin anew.
@@ -190,9 +199,9 @@ class WorldModelAgent:
         self._claim()
         if reset_num_timesteps:
             self.num_timesteps, self.steps_before = 0, self.run.env_steps
-        if isinstance(self.env, Lent) and self.env.used:
-            trainer.begin_episodes()
-            self.env.used = False
+            self.ep_info_buffer.clear()
+            self.ep_success_buffer.clear()
+        self._begin_what_was_used()
         if isinstance(self.run.behaviour, SB3Behaviour):
             steps = imagined_steps(self.run.config, total_timesteps, trainer.prefilled)
             self.run.behaviour.live(steps, reset_num_timesteps)
@@ -238,12 +247,31 @@ class WorldModelAgent:
     def _on_step(self, callback: BaseCallback) -> bool:
         trainer = self._started()
         self.num_timesteps = self.run.env_steps - self.steps_before  # a failed step is none
-        infos: list[dict[str, Any]] = [{} for _ in trainer.start]
+        infos, dones = self._infos(trainer), trainer.start.copy()
+        self.ep_info_buffer.extend(info["episode"] for info in infos if "episode" in info)
+        ended = (info for info, done in zip(infos, dones, strict=True) if done)
+        self.ep_success_buffer.extend(info[SUCCESS] for info in ended if info.get(SUCCESS) is not None)
+        now = {"actions": trainer.actions, "rewards": trainer.reward, "dones": dones, "new_obs": trainer.observation}
+        callback.update_locals({"self": self, "infos": infos, **now})
+        goes_on = callback.on_step()
+        self._begin_what_was_used()
+        return goes_on
+
+    def _infos(self, trainer: Trainer) -> list[dict[str, Any]]:
+        """What each environment said in the last step, with what Stable-Baselines3 puts beside it."""
+        infos = [{**env.said, "TimeLimit.truncated": bool(trainer.limited[i])} for i, env in enumerate(trainer.lent)]
+        for env in np.flatnonzero(trainer.start):
+            infos[env]["terminal_observation"] = trainer.finals[env]
         for episode in trainer.ended:
-            infos[episode.env]["episode"] = {"r": episode.total_reward, "l": episode.length}
-        now = {"rewards": trainer.reward, "dones": trainer.start, "new_obs": trainer.observation, "infos": infos}
-        callback.update_locals({"self": self, **now})
-        return callback.on_step()
+            seconds = round(time.monotonic() - self.born, 6)
+            infos[episode.env]["episode"] = {"r": round(episode.total_reward, 6), "l": episode.length, "t": seconds}
+        return infos
+
+    def _begin_what_was_used(self) -> None:
+        """Let episodes begin anew where somebody else has stepped the environments, as in an evaluation in them."""
+        if isinstance(self.env, Lent) and self.env.used:
+            self._started().begin_episodes()
+            self.env.used = False
 
     # On disk.
 

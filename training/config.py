@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from agents import BehaviourConfig
 from envs import EnvConfig
+from envs.make import MOST_ENVS
 from training.logger import LoggerConfig
 from training.schema import ConfigError, build, load_yaml, merge, parse_overrides, to_mapping
 from worldmodel.learner import LearnerConfig
@@ -95,20 +96,30 @@ class TrainingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Deterministic evaluation on environments and seeds of its own."""
+    """Deterministic evaluation on seeds of its own and, unless told otherwise, in environments of its own."""
 
     every: int = 500  # environment steps between two evaluations
-    episodes: int = 20  # of each
-    final_episodes: int = 20  # of the last one, on seeds used nowhere else
+    episodes: int = 20  # of each; 0: there is none, and a checkpoint in its place
+    final_episodes: int = 20  # of the last one, on seeds used nowhere else; 0: there is none
+    num_envs: int = 32  # environments side by side at most, beside those of training
+    reuse_envs: bool = False  # play in those of training instead, as where a simulator can live only once: each
+    # evaluation ends their running episodes, truncated, so that `every` should be several episodes
     milestones: list[int] = field(default_factory=list)  # environment steps; each plays the final episodes as well
     videos: bool = False  # with each, what `worldmodel imagine` makes: in RUN/media/STEPS, and on Weights & Biases
 
     def __post_init__(self) -> None:
-        if min(self.every, self.episodes, self.final_episodes) < 1:
-            raise ValueError("every, episodes and final_episodes must be at least 1")
+        if min(self.every, self.num_envs) < 1 or min(self.episodes, self.final_episodes) < 0:
+            raise ValueError("every and num_envs must be at least 1, episodes and final_episodes at least 0")
+        if self.milestones and not self.final_episodes:
+            raise ValueError("milestones play final_episodes, which are 0: give their number, or no milestones")
+        if self.videos and self.reuse_envs:
+            raise ValueError(
+                "videos are filmed in an environment of their own, and reuse_envs leaves none: switch one of them off; "
+                "worldmodel imagine films a run when it has ended"
+            )
         if min(self.milestones, default=1) < 1:
             raise ValueError(f"milestones are numbers of environment steps, 1 or more: {self.milestones}")
-        at_most(self, episodes=MOST_EPISODES, final_episodes=MOST_EPISODES)
+        at_most(self, episodes=MOST_EPISODES, final_episodes=MOST_EPISODES, num_envs=MOST_ENVS)
 
 
 @dataclass
@@ -125,6 +136,11 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+    @property
+    def side_by_side(self) -> int:
+        """Environments that an evaluation may play in at once: as many as there were, where it would reuse them."""
+        return self.env.num_envs if self.evaluation.reuse_envs else self.evaluation.num_envs
 
     @property
     def updates_per_step(self) -> float:
@@ -151,8 +167,13 @@ class Config:
             )
         if self.replay.context and self.objective.bound != "elbo":
             raise ValueError(f"replay.context is for objective.bound elbo, not {self.objective.bound}")
-        if not 0 <= self.seed < 2**31 - self.env.num_envs:
-            raise ValueError(f"seed must lie in [0, 2^31 - num_envs), below the seeds of evaluations: {self.seed}")
+        if self.evaluation.reuse_envs and self.env.life_loss == "end":
+            raise ValueError(
+                "evaluation.reuse_envs would end evaluations with a lost life, as env.life_loss: end ends the episodes "
+                "of training: set one of them otherwise"
+            )
+        if not 0 <= self.seed <= (most := self.env.evaluation_seeds[0] - self.env.num_envs):
+            raise ValueError(f"seed must lie from 0 to {most}, below env.evaluation_seeds: {self.seed}")
 
 
 def too_short(config: Config) -> list[str]:

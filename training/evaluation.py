@@ -1,19 +1,24 @@
 """Returns of an agent in environments of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents import Agent, AgentState
 from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
+from envs.episodes import evaluation_seeds
 from envs.faults import reported
 from envs.process import begin
+from envs.sharing import disturbed
 from training.folder import whisper
 
-VECTOR = 32  # episodes run side by side
+VECTOR = 32  # episodes run side by side, by default
 LONG = 10_000  # steps of an episode whose end is told to be waited for, where no limit is known; then 20,000, ...
 SUCCESS = "is_success"  # in the info of an episode's last step, where an environment says so, as for Stable-Baselines3
 TINY = 1e-6  # what counts as a return of 0
@@ -26,6 +31,7 @@ class Evaluation(NamedTuple):
     imagined: list[float] | None = None  # what the model promises for the same episodes, if it was asked
     faults: Sequence[str] = ()  # what went wrong in environments, in episodes that do not count
     successes: Sequence[bool] = ()  # of the episodes of which their environment says whether they were one
+    disturbed: bool = False  # whether its environments were seen to disturb each other
 
     @property
     def mean(self) -> float:
@@ -56,12 +62,6 @@ class Evaluation(NamedTuple):
         return None if self.promise is None or size < TINY else abs(self.promise - self.mean) / size
 
 
-def evaluation_seeds(episodes: int, stream: int) -> list[int]:
-    """Reset seeds from 2^31 up, where no training seed lies; another `stream` shares none but by chance."""
-    seeds = np.random.SeedSequence(stream).generate_state(episodes)
-    return [int(seed) | 2**31 for seed in seeds]
-
-
 def evaluate(
     agent: Agent,
     env: EnvConfig,
@@ -70,6 +70,9 @@ def evaluate(
     deterministic: bool = True,
     imagine: bool = False,
     say: Callable[[str], None] = whisper,
+    num_envs: int = VECTOR,
+    lent: Sequence[gym.Env[Any, Any]] = (),
+    look: bool = False,
 ) -> Evaluation:
     """Run `episodes` whole episodes, each from a reset with its own seed.
 
@@ -80,20 +83,28 @@ def evaluate(
         imagine: also imagine each episode from its first observation on, up to the environment's time limit; as far as
             the longest real one where it has none.
         say: is given a line for the person where an episode goes on and on, and its environment has no time limit.
+        num_envs: episodes run side by side at most.
+        lent: environments to play in, which stay open; by default new ones.
+        look: also whether new environments disturb each other, see :func:`envs.sharing.disturbed`.
     Raises:
-        ValueError: if `episodes` is below 1.
+        ValueError: if `episodes` or `num_envs` is below 1.
         EnvironmentFault: if environments fail more often than `env.restarts` allows.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1: {episodes}")
+    if min(episodes, num_envs) < 1:
+        raise ValueError(f"episodes and num_envs must be at least 1: {episodes}, {num_envs}")
+    most = len(lent) or num_envs
     results: list[Evaluation] = []
     faults: list[str] = []
     drawn, left = 0, episodes
     with torch.random.fork_rng(devices=[agent.device] if agent.device.type == "cuda" else []):
         torch.manual_seed(stream)
         while left:
-            seeds = evaluation_seeds(drawn + min(left, VECTOR), stream)[drawn:]
-            results.append(_side_by_side(agent, env, seeds, deterministic, imagine, say))
+            seeds = evaluation_seeds(drawn + min(left, most), stream, env.evaluation_seeds)[drawn:]
+            with stage(env, len(seeds), lent) as envs:
+                results.append(_side_by_side(agent, env, envs, seeds, deterministic, imagine, say))
+                if look and not drawn and len(seeds) > 1 and not lent and env.timeout is None:
+                    found = disturbed(envs.envs[0], envs.envs[1], (seeds[0], seeds[1]))
+                    results[-1] = results[-1]._replace(disturbed=found)
             drawn, left = drawn + len(seeds), left - len(results[-1].returns)
             faults += results[-1].faults
             if len(faults) > env.restarts:
@@ -105,46 +116,63 @@ def evaluate(
         [r for each in results for r in each.imagined or []] if imagine else None,
         faults,
         [success for each in results for success in each.successes],
+        results[0].disturbed,
     )
 
 
+@contextmanager
+def stage(config: EnvConfig, count: int, lent: Sequence[gym.Env[Any, Any]] = ()) -> Iterator[SyncVectorEnv]:
+    """So many environments side by side: new ones for as long as they are played in, or some of those that are lent."""
+    if lent:
+        given = [lambda env=env: env for env in lent[:count]]  # type: ignore[misc]
+        yield SyncVectorEnv(given, autoreset_mode=AutoresetMode.SAME_STEP)
+        return
+    envs = make_vector(config, count)
+    try:
+        yield envs
+    finally:
+        envs.close()
+
+
 def _side_by_side(
-    agent: Agent, config: EnvConfig, seeds: list[int], deterministic: bool, imagine: bool, say: Callable[[str], None]
+    agent: Agent,
+    config: EnvConfig,
+    envs: SyncVectorEnv,
+    seeds: list[int],
+    deterministic: bool,
+    imagine: bool,
+    say: Callable[[str], None],
 ) -> Evaluation:
     """One episode per environment, without those in which it failed. What comes after it does not count."""
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
     whole, unsound, success = np.ones(count, bool), None, np.full(count, np.nan)
-    envs = make_vector(config, count)
-    try:
-        limit, told = time_limit(config, envs.envs[0]), LONG
-        observation, infos = envs.reset(seed=list(seeds))
-        faults = _faults(infos, count)
-        state, start, first = None, np.ones(count, bool), None
-        while running.any():
-            actions, state = agent.predict(observation, state, start, deterministic)
-            first = first or state
-            if unsound is None and (running & ~state.sound.cpu().numpy()).any():
-                unsound = int(length.max()) + 1
-            begin(envs, actions)  # side by side, those that have processes of their own
-            observation, reward, terminated, truncated, infos = envs.step(actions)
-            final = infos.get("final_info", {})
-            found = _faults(final, count)
-            faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
-            whole &= ~(running & np.array([bool(texts) for texts in found]))
-            total += np.where(running, reward, 0)
-            length += running
-            start = terminated | truncated
-            success = np.where(running & start, _successes(final, count), success)
-            running &= ~start
-            if limit is None and running.any() and length.max() >= told:
-                say(
-                    f"an evaluation waits for episodes of {config.id} to end, after {length.max()} steps: where they "
-                    "may not, set env.time_limit"
-                )
-                told *= 2
-    finally:
-        envs.close()
+    limit, told = time_limit(config, envs.envs[0]), LONG
+    observation, infos = envs.reset(seed=list(seeds))
+    faults = _faults(infos, count)
+    state, start, first = None, np.ones(count, bool), None
+    while running.any():
+        actions, state = agent.predict(observation, state, start, deterministic)
+        first = first or state
+        if unsound is None and (running & ~state.sound.cpu().numpy()).any():
+            unsound = int(length.max()) + 1
+        begin(envs, actions)  # side by side, those that have processes of their own
+        observation, reward, terminated, truncated, infos = envs.step(actions)
+        final = infos.get("final_info", {})
+        found = _faults(final, count)
+        faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
+        whole &= ~(running & np.array([bool(texts) for texts in found]))
+        total += np.where(running, reward, 0)
+        length += running
+        start = terminated | truncated
+        success = np.where(running & start, _successes(final, count), success)
+        running &= ~start
+        if limit is None and running.any() and length.max() >= told:
+            say(
+                f"an evaluation waits for episodes of {config.id} to end, after {length.max()} steps: where they "
+                "may not, set env.time_limit"
+            )
+            told *= 2
     imagined = None
     if imagine and first:
         imagined = imagined_returns(agent, first, limit or int(length.max()), deterministic)

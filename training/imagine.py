@@ -14,10 +14,10 @@ from torch import Tensor
 
 from envs import make
 from envs.charts import chart
+from envs.episodes import evaluation_seeds
 from envs.faults import described
 from envs.images import drawn
 from envs.screen import SIDE, picture
-from training.evaluation import evaluation_seeds
 from training.fit_run import FitRun
 from training.run import Run
 from training.subject import replay_of
@@ -257,7 +257,7 @@ def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -
 
 def _film_world(run: Run, config: ImagineConfig, media: Path, note: Callable[[str], None]) -> list[Path]:
     try:
-        episodes = lived(run, evaluation_seeds(config.count, FILMED), config.dreamt)
+        episodes = lived(run, evaluation_seeds(config.count, FILMED, run.config.env.evaluation_seeds), config.dreamt)
     except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
         note(f"{WORLD} left out: {run.config.env.id} cannot be filmed here ({described(error)})")
         return []

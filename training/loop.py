@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from agents import Behaviour
+from envs import Restart
 from training.evaluation import Evaluation, evaluate
 from training.faults import LearningFaults
 from training.imagine import MEDIA, ImagineConfig, imagine
@@ -20,6 +21,13 @@ from training.trainer import OnStep, Trainer, unbothered
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
+DISTURBED = "its environments disturb each other"
+SHARED = (
+    f"warning: {DISTURBED}: the simulator has one state for the whole process. Returns of evaluations are not to be "
+    "trusted, nor rows of several training environments; the running episode of training is cut off at each "
+    "evaluation, and nothing is filmed before the end, so that no wrong row follows. Set env.timeout, which gives each "
+    "environment a process of its own, or evaluation.reuse_envs with env.num_envs 1"
+)
 AGAIN = "which does not count: other episodes were played instead"
 TRUSTED = 0.1  # of the real return: how far the imagined one may be from it before a run warns
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
@@ -38,6 +46,7 @@ class Loop:
         self.logged: Mapping[str, Any] | None = None  # where the logger of this run stands, if it had one before
         self.finished = False
         self.evaluation_due = self.milestone_due = False  # still True after one that was interrupted
+        self.looked = self.shared = False  # whether environments of one process disturb each other, once that is known
         self.evaluation_seconds = 0.0  # that evaluations have taken until now
         self.averages = Averages()
         self.faults = LearningFaults(trainer, lambda line: self.progress.note(line))
@@ -190,21 +199,36 @@ class Loop:
             return
         config, run, say = self.config.evaluation, self.trainer.run, self.progress.note
         if self.milestone_due:
-            result = self.play("milestone", lambda: evaluate(run.agent, self.config.env, config.final_episodes, FINAL))
+            result = self.play("milestone", lambda: self.episodes(config.final_episodes, FINAL))
             self.milestone_due = False
             say(f"{self.steps:>7} steps: milestone, on the seeds of the final evaluation: {describe(result)}")
         if self.evaluation_due:
-            result = self.play("eval", lambda: evaluate(run.agent, self.config.env, config.episodes, PERIODIC, say=say))
+            mean = None
+            if config.episodes:
+                result = self.play("eval", lambda: self.episodes(config.episodes, PERIODIC))
+                say(f"{self.steps:>7} steps: evaluation {describe(result)}")
+                mean = result.mean if np.isfinite(result.mean) else None
             self.evaluation_due = False
-            say(f"{self.steps:>7} steps: evaluation {describe(result)}")
-            self.save_or_tell(result.mean if np.isfinite(result.mean) else None)
-            if config.videos:
+            self.save_or_tell(mean)
+            if config.videos and not self.shared:
                 film(run, self.logger, self.progress, self.steps)
+
+    def episodes(self, count: int, stream: int) -> Evaluation:
+        """So many of the seeds of a stream, without what is imagined."""
+        run, say, look = self.trainer.run, self.progress.note, not self.looked
+        beside = self.config.side_by_side
+        return evaluate(run.agent, self.config.env, count, stream, say=say, num_envs=beside, lent=self.lent, look=look)
+
+    @property
+    def lent(self) -> list[Restart]:
+        """The environments of training, where evaluations are to play in them."""
+        return self.trainer.lent if self.config.evaluation.reuse_envs else []
 
     def play(self, kind: str, episodes: Callable[[], Evaluation]) -> Evaluation:
         """Play episodes, and log what came of them under the name of their kind: "eval", "milestone" or "final".
 
-        They may take long and disturb nothing, so that the first interrupt ends them at once.
+        They may take long and change nothing that is saved, so that the first interrupt ends them at once. Where they
+        have stepped what training learns from, its episodes begin anew.
 
         Raises:
             KeyboardInterrupt: if it was asked for while they were played.
@@ -217,6 +241,11 @@ class Loop:
         if self.interrupt.asked:  # in code that swallowed the error
             raise KeyboardInterrupt
         self.interrupt.at_once = False
+        if result.disturbed and not self.shared:
+            self.progress.note(SHARED)
+        self.looked, self.shared = True, self.shared or result.disturbed
+        if self.shared or self.config.evaluation.reuse_envs:
+            self.trainer.begin_episodes()
         metrics = {name.replace("eval/", f"{kind}/"): value for name, value in evaluation_metrics(result).items()}
         metrics |= {"time/frames": self.trainer.envs.frames, "time/evaluation_seconds": self.evaluation_seconds}
         self.logger.log(metrics, self.trainer.run.env_steps)
@@ -315,7 +344,8 @@ def describe(result: Evaluation) -> str:
     of = "of them" if told == count else f"of the {told} that tell"
     successes = "" if result.success_rate is None else f", {result.success_rate:.0%} {of} successful"
     episodes = f"{count} episode{'s' * (count > 1)}{successes}"
-    return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}"
+    disturbed = f"; {DISTURBED}" if result.disturbed else ""
+    return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}{disturbed}"
 
 
 def promise(result: Evaluation) -> str:

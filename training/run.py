@@ -4,11 +4,12 @@
 written at every save; with `replay.disk` it is where the replay lives, see :mod:`worldmodel.disk`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import gymnasium as gym
 import torch
 from gymnasium import Space
 
@@ -232,16 +233,26 @@ class Run:
         save_tree(checkpoint / TRAINING, training)
 
     def evaluate(
-        self, episodes: int | None = None, deterministic: bool = True, say: Callable[[str], None] = whisper
+        self,
+        episodes: int | None = None,
+        deterministic: bool = True,
+        say: Callable[[str], None] = whisper,
+        lent: Sequence[gym.Env[Any, Any]] = (),
     ) -> Evaluation:
         """Whole episodes in new environments, on seeds never used in training, and the same ones as imagined.
 
-        Nothing is imagined by a model that has learned that a lost life is the end. `say`: see
+        Nothing is imagined by a model that has learned that a lost life is the end. `say`, `lent`: see
         :func:`training.evaluation.evaluate`.
+
+        Raises:
+            ValueError: if no number of episodes is given, and the config has none.
         """
         count = self.config.evaluation.final_episodes if episodes is None else episodes
+        if episodes is None and not count:
+            raise ValueError("evaluation.final_episodes is 0: say how many episodes, as with --episodes 20")
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
-        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, promises, say)
+        beside = self.config.side_by_side
+        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, promises, say, beside, lent, True)
 
 
 def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:

@@ -166,12 +166,13 @@ def finish(loop: "Loop") -> Run:
             progress.note(f"goes on at {loop.steps} environment steps{lost}{full}")
         if not loop.run(steps) and interrupt.asked:
             raise KeyboardInterrupt
-        result = loop.play("final", lambda: run.evaluate(say=progress.note))
+        if run.config.evaluation.final_episodes:
+            result = loop.play("final", lambda: run.evaluate(say=progress.note, lent=loop.lent))
+            progress.note(f"final evaluation on unseen seeds: {describe(result)}")
+            if line := promise(result):
+                progress.note(line)
         interrupt.at_once = True
         loop.finished = True
-        progress.note(f"final evaluation on unseen seeds: {describe(result)}")
-        if line := promise(result):
-            progress.note(line)
         if loop.config.evaluation.videos and not (run.folder / MEDIA / f"{loop.steps:07d}").exists():
             film(run, loop.logger, progress, loop.steps)
     return run

@@ -11,7 +11,7 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
 
 from agents import ActorCritic, Agent, AgentState, Behaviour, Plan2Explore, RandomBehaviour
-from envs import Episode, RecordTrajectories, RepeatableEpisodes, make_vector
+from envs import Episode, RecordTrajectories, RepeatableEpisodes, Restart, make_vector
 from envs.episodes import episode_seed
 from envs.faults import named
 from envs.process import begin
@@ -110,7 +110,10 @@ class Trainer:
         self.pending: tuple[np.ndarray, AgentState] | None = None  # actions that are being carried out
         self.ended: list[Episode] = []  # episodes that ended in the last step
         self.failures: list[str] = []  # what went wrong in environments in the last step
-        self.reward = np.zeros(self.envs.num_envs)  # of the last step
+        self.actions = np.zeros(0)  # of the last step, and what came of it
+        self.reward = np.zeros(self.envs.num_envs)
+        self.limited = np.zeros(self.envs.num_envs, bool)  # which episodes a limit has ended, and nothing else
+        self.finals: Any = None  # the last observations of those that have ended, by environment
         self.start = np.ones(self.envs.num_envs, bool)  # which observations are those of a reset
         self.lost = 0  # episodes that could not be taken up again
         self.overwritten = False  # whether a replay on the disk, being full, no longer holds what it did then
@@ -144,8 +147,9 @@ class Trainer:
             latent = type(self.acting.latent)(*(field.unsqueeze(1) for field in self.acting.latent))
             self.run.replay.remember(self.run.replay.newest(), pack(latent))
         self.doing = "collecting"
-        self.observation, self.reward, terminated, truncated, _ = self.envs.step(actions)
-        self.start = terminated | truncated
+        self.observation, self.reward, terminated, truncated, infos = self.envs.step(actions)
+        self.start, self.limited = terminated | truncated, truncated & ~terminated
+        self.actions, self.finals = actions, infos.get("final_obs")
         self.ended, self.failures = self.envs.pop_episodes(), self.envs.pop_failures()
         self.run.env_steps = self.before + self.envs.steps
         self.doing = "nothing"
@@ -163,9 +167,16 @@ class Trainer:
             actions, decided = self.pending
             self.pending = actions, self.agent.initial(self.envs.num_envs)._replace(control=decided.control)
 
+    @property
+    def lent(self) -> list[Restart]:
+        """The environments, for an evaluation to play in: nothing of that is recorded, counted or played again."""
+        envs = cast(SyncVectorEnv, self.envs.unwrapped).envs
+        return [cast(Restart, env.env if isinstance(env, RepeatableEpisodes) else env) for env in envs]
+
     def begin_episodes(self) -> None:
-        """Let every environment begin a new episode: someone else has stepped it."""
+        """Let every environment begin a new episode, the running one being truncated: someone else has stepped it."""
         self.pending = None
+        self.run.replay.cut(np.arange(self.envs.num_envs))
         self.observation, _ = self.envs.reset()
         self.start, self.acting = np.ones(self.envs.num_envs, bool), None
 
@@ -310,7 +321,8 @@ class Trainer:
             self.run.replay.cut(np.flatnonzero(~found))
             self.start = ~found if not whole else self.start | ~found
             if not whole:  # in seeds that no episode before had
-                self.observation, _ = self.envs.reset(seed=episode_seed(self.config.seed, 1 + self.envs.steps))
+                below = self.config.env.evaluation_seeds[0] - self.envs.num_envs + 1  # each has the next seed
+                self.observation, _ = self.envs.reset(seed=episode_seed(self.config.seed, 1 + self.envs.steps, below))
             else:
                 self.envs.recorder.reset(self.observation, ~found)
 

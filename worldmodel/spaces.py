@@ -120,7 +120,10 @@ class ActionSpec:
             known = _among(index, self.classes).all(-1)
             if not known.all():
                 raise ValueError(f"{flat[~known][0]} is no action: {self}")
-            return np.concatenate([np.eye(n, dtype=np.float32)[index[:, g]] for g, n in enumerate(self.classes)], -1)
+            codes = np.zeros((len(index), self.width), np.float32)
+            first = np.cumsum(np.asarray((0, *self.classes[:-1]), np.int64))  # where the code of each variable begins
+            np.put_along_axis(codes, index + first, 1.0, -1)
+            return codes
         low, high = self._bounds
         return np.clip(2 * (flat.astype(np.float32) - low) / (high - low) - 1, -1, 1)
 

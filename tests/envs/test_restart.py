@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import EnvironmentFault, RecordEnvTrajectories, RecordTrajectories, RepeatableEpisodes, Restart
-from envs.episodes import SEED, another_seed, episode_seed
+from envs import EnvConfig, EnvironmentFault, RecordEnvTrajectories, RecordTrajectories, RepeatableEpisodes, Restart
+from envs.episodes import EVALUATION_SEEDS, SEED, another_seed, episode_seed, evaluation_seeds, unforeseen_seed
 from envs.faults import FAULT
 from envs.spaces import action_spec, observation_specs
 from envs.wrappers import CheckContract
@@ -297,9 +297,39 @@ def test_an_episode_that_fails_on_the_way_is_not_taken_up(restarting: Any) -> No
     assert RepeatableEpisodes(restarting("exception", seeds=[2])).go_to(env.position()) is None
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1, 2**31, 2**32 - 1])
-def test_other_seeds_stay_on_their_side(seed: int) -> None:
-    """Training and evaluation never share one."""
-    seeds = [another_seed(seed, tries) for tries in range(1, 50)]
-    assert len(set(seeds)) == 49 and {each >= 2**31 for each in seeds} == {seed >= 2**31}
-    assert not set(seeds) & {episode_seed(seed, episode) for episode in range(1, 1000)}
+RANGES = [EVALUATION_SEEDS, (2**31, 2**32), (60_000, 65_536)]
+
+
+@pytest.mark.parametrize("evaluation", RANGES)
+def test_other_seeds_stay_on_their_side(evaluation: tuple[int, int]) -> None:
+    """Training and evaluation never share one, and no simulator is given one that it does not take."""
+    low, high = evaluation
+    for seed in (0, 1, low - 1):
+        seeds = [another_seed(seed, tries, evaluation) for tries in range(1, 50)]
+        seeds += [episode_seed(seed, episode, low) for episode in range(1, 1000)]
+        assert all(0 <= each < low for each in seeds) and len(set(seeds)) > 1000
+    for seed in (low, high - 1):
+        seeds = [another_seed(seed, tries, evaluation) for tries in range(1, 50)]
+        assert all(low <= each < high for each in seeds) and len(set(seeds)) > 45
+
+
+def test_seeds_that_nobody_gave_are_those_of_training(restarting: Any) -> None:
+    """Of 32 bits they would be too large for half of all simulators, every second time."""
+    assert all(0 <= unforeseen_seed(60_000) < 60_000 for _ in range(50))
+    env = restarting("")
+    assert 0 <= env.seed < EVALUATION_SEEDS[0] and 0 <= RepeatableEpisodes(env, 5).seed < 5
+
+
+def test_older_seeds_can_be_asked_for() -> None:
+    """Evaluations from 2^31 on, and trainings whose seeds may be any below."""
+    drawn = np.random.SeedSequence(2).generate_state(20)
+    assert evaluation_seeds(20, 2, (2**31, 2**32)) == [int(seed) | 2**31 for seed in drawn]
+    for episode in range(1, 1000):
+        drawn = np.random.SeedSequence([3, episode]).generate_state(1)
+        assert episode_seed(3, episode, 2**31) == int(drawn[0]) >> 1
+
+
+@pytest.mark.parametrize("given", [[1], [0, 5], [5, 5], [7, 2**32 + 1]])
+def test_a_range_of_seeds_that_is_none(given: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"env.evaluation_seeds are two numbers.*\["):
+        EnvConfig(evaluation_seeds=given)

@@ -1,5 +1,6 @@
 """The dream behind Stable-Baselines3's contract, beside its own `DummyVecEnv`, and under its algorithms."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -8,6 +9,12 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
@@ -68,6 +75,33 @@ def test_algorithms_learn_inside(algorithm: Any) -> None:
     model.learn(200)
     assert any(not torch.equal(p, q) for p, q in zip(before, model.policy.parameters(), strict=True))
     assert len(model.ep_info_buffer) > 0
+
+
+def test_their_callbacks_work_in_the_dream(tmp_path: Path) -> None:
+    """A cart that is pushed at random falls, or is cut off after 20 steps: what they hear is what happened."""
+
+    class Hears(BaseCallback):
+        def _on_training_start(self) -> None:
+            self.dones, self.episodes = 0, list[dict[str, Any]]()
+
+        def _on_step(self) -> bool:
+            infos, dones = self.locals["infos"], self.locals["dones"]
+            self.dones += int(dones.sum())
+            self.episodes += [info["episode"] for info in infos if "episode" in info]
+            assert [done for done in dones] == ["terminal_observation" in info for info in infos]
+            assert all(info["episode"]["l"] == 20 for info in infos if info["TimeLimit.truncated"])
+            return True
+
+    heard, judged = Hears(), VecMonitor(dream(PUSH, 2))
+    judge = EvalCallback(
+        judged, n_eval_episodes=3, eval_freq=16, best_model_save_path=str(tmp_path / "best"), verbose=0
+    )
+    callbacks = [heard, judge, CheckpointCallback(16, str(tmp_path / "saved")), StopTrainingOnMaxEpisodes(6)]
+    model = PPO("MlpPolicy", VecMonitor(dream(PUSH)), seed=0, n_steps=16, device="cpu").learn(2_000, callbacks)
+    assert 24 <= heard.dones == len(heard.episodes) < 30 and model.num_timesteps < 2_000
+    assert all(each["r"] == each["l"] <= 20 for each in heard.episodes)
+    assert 0 < judge.best_mean_reward <= 20 and (tmp_path / "best" / "best_model.zip").is_file()
+    assert (tmp_path / "saved" / "rl_model_64_steps.zip").is_file()
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -1,19 +1,30 @@
 """The whole in the shape of a Stable-Baselines3 algorithm, under its own evaluation and callbacks."""
 
+import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zipfile import ZipFile
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from envs.episodes import episode_seed
 from training import Run, WorldModelAgent
 from training.config import ConfigError
 from training.folder import short
@@ -258,6 +269,116 @@ def test_one_axis_of_steps_and_the_episodes_that_callbacks_read() -> None:
     assert steps == sorted(steps) and agent.n_envs == 1 and agent.action_space.shape == (1,)
     episodes = [each for each in listener.heard if isinstance(each, dict)]
     assert len(episodes) == 2 and all(each["l"] == 20 and each["r"] < 0 for each in episodes)
+
+
+class Telling(gym.Env[Any, Any]):
+    """Counts its steps; ends after 6, or is cut off after 4 where its seed is odd, and tells more than anybody asks."""
+
+    observation_space = gym.spaces.Box(0, 10, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2, start=1)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.time, self.odd = 0, bool((seed or 0) % 2)
+        return np.zeros(1, np.float32), {"begun": True}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        over, cut = self.time == 6, self.odd and self.time == 4
+        info = {"time": self.time, "is_success": over, "what": f"step {self.time}"}
+        return np.full(1, self.time, np.float32), float(action), over, cut, info
+
+
+gym.register("test-algorithm/Telling-v0", entry_point=Telling)
+TELLING = {"env": {"id": "test-algorithm/Telling-v0", "num_envs": 2, "time_limit": None}}
+
+
+class Copying(BaseCallback):
+    """Keeps what it hears of each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        keys = ("actions", "rewards", "dones", "new_obs", "infos")
+        self.heard.append({key: copy.deepcopy(self.locals[key]) for key in keys})
+        return True
+
+
+def test_callbacks_hear_of_each_step_what_an_algorithm_of_theirs_tells_them() -> None:
+    """The same actions in Stable-Baselines3's own vector of monitored environments give the same locals."""
+    agent, listener = WorldModelAgent({**TINY, **TELLING}, run="run"), Copying()
+    agent.learn(60, callback=listener)
+    assert len(listener.heard) == 30
+    theirs = DummyVecEnv([lambda: Monitor(Telling()) for _ in range(2)])
+    seeds = [[episode_seed(env, episode) for episode in range(9)] for env in range(2)]
+    theirs.reset()
+    number = [0, 0]
+    for env in range(2):
+        cast(Any, theirs.envs[env]).unwrapped.odd = bool(seeds[env][0] % 2)
+    successes = 0
+    for heard in listener.heard:
+        observation, rewards, dones, infos = theirs.step(heard["actions"])
+        np.testing.assert_array_equal(heard["new_obs"], observation)
+        np.testing.assert_array_equal(heard["rewards"], rewards)
+        np.testing.assert_array_equal(heard["dones"], dones)
+        for env, (mine, other) in enumerate(zip(heard["infos"], infos, strict=True)):
+            assert mine.keys() == other.keys()
+            for key in ("time", "is_success", "what", "TimeLimit.truncated"):
+                assert mine[key] == other[key]
+            if dones[env]:
+                np.testing.assert_array_equal(mine["terminal_observation"], other["terminal_observation"])
+                assert (mine["episode"]["r"], mine["episode"]["l"]) == (other["episode"]["r"], other["episode"]["l"])
+                assert mine["episode"]["t"] > 0
+                successes += mine["is_success"]
+                number[env] += 1
+                cast(Any, theirs.envs[env]).unwrapped.odd = bool(seeds[env][number[env]] % 2)
+    told = [bool(each) for each in agent.ep_success_buffer]
+    assert sum(number) == len(agent.ep_info_buffer) == len(told) and sum(told) == successes
+    assert 0 < successes < sum(number)
+
+
+def test_callbacks_that_stop_do_so_where_they_would_stop_their_own() -> None:
+    """By episodes, by a reward, by no improvement; and one that is called every so many steps."""
+    count = Copying()
+    agent = WorldModelAgent({**TINY, **TELLING}, run="episodes")
+    agent.learn(60, callback=[count, StopTrainingOnMaxEpisodes(max_episodes=2)])
+    assert sum(int(heard["dones"].sum()) for heard in count.heard) >= 4  # two for each environment
+    assert sum(int(heard["dones"].sum()) for heard in count.heard[:-1]) < 4
+
+    agent, called = WorldModelAgent({**TINY, **TELLING}, run="reward"), Copying()
+    reached = EvalCallback(
+        Monitor(Telling()),
+        eval_freq=5,
+        n_eval_episodes=2,
+        callback_on_new_best=StopTrainingOnRewardThreshold(5.0),
+        verbose=0,
+    )
+    agent.learn(60, callback=[reached, EveryNTimesteps(4, called)])
+    assert agent.num_timesteps == 10 and reached.best_mean_reward >= 6  # each action brings 1 at least
+    assert len(called.heard) == 2
+    assert [row["eval/success_rate"] for row in rows(agent) if "eval/success_rate" in row] == [1.0]
+
+    agent = WorldModelAgent({**TINY, **TELLING}, run="improvement")
+    never = StopTrainingOnNoModelImprovement(max_no_improvement_evals=0, min_evals=1)
+    agent.learn(60, callback=EvalCallback(Monitor(Telling()), eval_freq=5, callback_after_eval=never, verbose=0))
+    assert agent.num_timesteps <= 30
+
+
+def test_a_callback_that_plays_in_the_environments_of_training_spoils_no_row() -> None:
+    class Plays(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls % 7 == 0:
+                evaluate_policy(self.model, self.training_env, 2, warn=False)
+            return True
+
+    agent = WorldModelAgent({**TINY, **TELLING}, run="run")
+    agent.learn(60, callback=Plays())
+    for env in range(2):
+        rows = agent.replay_buffer.stream(env)
+        time, first = rows.obs["observation"][0, :, 0], rows.is_first[0]
+        assert bool((time[1:] == torch.where(first[1:], 0, time[:-1] + 1)).all())
+        assert len(time) > 30
 
 
 def test_the_callback_of_weights_and_biases_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ import pytest
 
 from agents import Agent, RandomBehaviour
 from envs import EnvConfig, EnvironmentFault
-from envs.episodes import another_seed, episode_seed
+from envs.episodes import another_seed, episode_seed, evaluation_seeds
 from training import Run, train
 from training import loop as loops
 from training.cli import main
-from training.evaluation import evaluate, evaluation_seeds
+from training.evaluation import evaluate
 from training.loop import describe
 from training.schema import merge
 from training.start import resume

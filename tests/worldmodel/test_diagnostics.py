@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.diagnostics.actions import EARLY, LATE, RIGHT, SHUFFLED, action_test
-from worldmodel.diagnostics.baselines import Series, fit_arx, fit_baselines, history, repeat_last
+from worldmodel.diagnostics.baselines import Series, fit_arx, fit_baselines, history, least_squares, repeat_last
 from worldmodel.diagnostics.collapse import Collapse, collapse, r2
 from worldmodel.diagnostics.evidence import compare, posterior_gap, sequence_elbo
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
@@ -281,6 +281,31 @@ def test_arx_learns_nothing_across_episode_borders() -> None:
     joined = Series(*(torch.cat(parts, 1) for parts in zip(first, second, strict=True)))
     model = fit_arx(joined, order=2, ridge=1e-12)
     torch.testing.assert_close(model.weight[:, 0], tensor([1.5, -0.7, 0.5, -0.2, 0.3]), atol=1e-5, rtol=0)
+
+
+def ridge_regression(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
+    """Least squares of the standardised columns, with a row of its own for the penalty of each weight."""
+    std = x.std(0)
+    scale = np.where(std > 0, std, 1)
+    penalty = math.sqrt(ridge * len(x)) * np.eye(x.shape[1])
+    rows = np.concatenate([(x - x.mean(0)) / scale, penalty])
+    weight = np.linalg.lstsq(rows, np.concatenate([y - y.mean(0), np.zeros((x.shape[1], y.shape[1]))]))[0]
+    weight = weight / scale[:, None]
+    return np.concatenate([weight, y.mean(0, keepdims=True) - x.mean(0) @ weight])
+
+
+@pytest.mark.parametrize("rows", [30, 300])
+def test_least_squares_solves_the_smaller_system(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of the one-hot codes of many actions, of which most were never taken."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([np.eye(120)[rng.integers(100, size=rows)], 5 + rng.normal(size=(rows, 2))], 1)
+    y = rng.normal(size=(rows, 3))
+    solved, solve = [], torch.linalg.solve
+    monkeypatch.setattr(torch.linalg, "solve", lambda a, b: solved.append(len(a)) or solve(a, b))
+    weight = least_squares(torch.from_numpy(x), torch.from_numpy(y), 1e-2)
+    np.testing.assert_allclose(weight.numpy(), ridge_regression(x, y, 1e-2), atol=1e-9)
+    assert not weight[100:120].any()
+    assert len(solved) == 1 and solved[0] <= min(rows, 102)
 
 
 def test_history_stops_at_the_border_of_the_episode() -> None:

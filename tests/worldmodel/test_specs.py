@@ -1,5 +1,6 @@
 """What specs take and refuse, and what a model says of observations that are not those it was built for."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,21 @@ def test_bounds_that_are_not_given_are_those_of_a_control() -> None:
     values = np.array([[-0.5, 0.25], [3.0, -3.0]], np.float32)
     np.testing.assert_array_equal(spec.encode(values), [[-0.5, 0.25], [1, -1]])
     np.testing.assert_array_equal(spec.decode(spec.encode(values)), [[-0.5, 0.25], [1, -1]])
+
+
+def test_the_code_of_an_action_costs_no_more_than_its_numbers() -> None:
+    """A table of all codes would take n numbers for each of the n that the code of one action has."""
+    many = 20_000
+    spec = ActionSpec((2,), (3, many), (0, -5))
+    actions = np.array([[2, -5], [0, many - 6]])
+    tracemalloc.start()
+    codes = spec.encode(actions)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * codes.nbytes
+    assert codes.dtype == np.float32 and codes.shape == (2, 3 + many)
+    assert [np.flatnonzero(code).tolist() for code in codes] == [[2, 3], [0, 3 + many - 1]] and codes.max() == 1
+    np.testing.assert_array_equal(spec.decode(codes), actions)
 
 
 @pytest.mark.parametrize("action", [-1, 0, 4])

@@ -137,14 +137,27 @@ def fit_arx(train: Series, order: int = 3, ridge: float = 1e-4) -> ARX:
 
 
 def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """(n, I), (n, O) -> (I + 1, O), the last row the intercept, which is not penalised. Solved in double precision."""
-    x, y = inputs.double(), targets.double()
+    """(n, I), (n, O) -> (I + 1, O), the last row the intercept, which is not penalised. Solved in double precision.
+
+        weight = (X^T X + n ridge 1)^-1 X^T Y = X^T (X X^T + n ridge 1)^-1 Y
+
+    Of the two systems the smaller one is solved: one-hot codes of many actions have more columns than there are rows.
+    Where a column does not vary, as that of an action that was never taken, its weight is 0.
+    """
+    vary = (inputs != inputs[:1]).any(0)
+    x, y = inputs[:, vary].double(), targets.double()
     centre, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 1e-6 * (1 + centre.abs()), scale, torch.ones_like(scale))
-    x = (x - centre) / scale
-    gram = x.mT @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    weight = torch.linalg.solve(gram, x.mT @ (y - y.mean(0)) / len(x)) / scale.unsqueeze(1)
-    return torch.cat([weight, y.mean(0, keepdim=True) - centre @ weight]).to(targets.dtype)
+    x, about = (x - centre) / scale, y - y.mean(0)
+    wide = x.shape[1] > len(x)
+    gram = x @ x.mT if wide else x.mT @ x
+    gram.diagonal().add_(ridge * len(x))
+    solved = x.mT @ torch.linalg.solve(gram, about) if wide else torch.linalg.solve(gram, x.mT @ about)
+    found = solved / scale.unsqueeze(1)
+    weight = found.new_zeros(inputs.shape[1] + 1, y.shape[1])
+    weight[:-1][vary] = found
+    weight[-1] = y.mean(0) - centre @ found
+    return weight.to(targets.dtype)
 
 
 def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int, order: int = 3) -> dict[str, Baseline]:
