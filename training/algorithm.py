@@ -4,6 +4,7 @@ import io
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, cast
 from zipfile import ZipFile
@@ -256,7 +257,8 @@ class WorldModelAgent:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             learned = self.learned if self.trainer is None else self.trainer.learned()
-            self.run.write(folder, {"behaviour": self.run.behaviour.training_state(), "trainer": {"learned": learned}})
+            behaviour, returns = self.run.behaviour.training_state(), asdict(self.run.returns)
+            self.run.write(folder, {"behaviour": behaviour, "trainer": {"learned": learned}, "returns": returns})
             target = _zipped(path)
             if not isinstance(target, Path):
                 _pack(folder, target)

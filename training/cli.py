@@ -255,7 +255,8 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from training.lines import json_safe
-    from training.loop import describe, promise
+    from training.loop import describe
+    from training.returns import promise
     from training.run import Run
 
     run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
@@ -269,6 +270,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
             "std_return": result.std,
             "returns": result.returns,
             "imagined_return": result.promise,
+            "imagined_return_weighed": None if result.weighed is None else sum(result.weighed) / len(result.weighed),
             "success_rate": result.success_rate,
             "lengths": result.lengths,
             "env_steps": run.env_steps,

@@ -17,6 +17,7 @@ from worldmodel.diagnostics.collapse import labelled
 from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill
 
 MEDIA = "media"  # in the run folder
+BEHIND = "more updates usually mend that; where they do not, the world is as simple as that baseline"
 NO_DYNAMICS = "it has no dynamics to foresee anything with"
 
 JUDGED = 0.8
@@ -33,6 +34,9 @@ LISTED = 16
 
 SURE = 2.0
 """Standard errors that a difference must exceed before anything is said of it."""
+
+MATERIAL = 0.1
+"""The skill, for better or worse, up to which a model is as good as a baseline, however sure that difference is."""
 
 
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
@@ -70,7 +74,7 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
     """At the last step of the horizon, by emission: the baseline that comes closest."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
-    horizon, lines = diagnosis.config.horizon, []
+    horizon, lines, behind = diagnosis.config.horizon, [], False
     for key, outlook in diagnosis.outlooks.items():
         known = {name: float(each[-1]) for name, each in skills(outlook).items() if not math.isnan(each[-1])}
         if not known:
@@ -80,9 +84,11 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).clearest)) < SURE
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
         what = f"not clearly better or worse than {name}" if unsure else clear
+        what = f"about as good as {name}" if abs(value) <= MATERIAL else what
         told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else "which makes no error"
         lines.append(f"{key} {what} ({told})")
-    return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
+        behind |= what.startswith("worse")
+    return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies") + (f"; {BEHIND}" if behind else "")
 
 
 def calibration_of(outlook: Outlook) -> Calibration:

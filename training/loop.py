@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,13 @@ from training.imagine import MEDIA, ImagineConfig, imagine
 from training.interrupt import Interrupt
 from training.logger import Averages, Logger
 from training.progress import Progress
+from training.returns import rounded
 from training.run import FINAL, Run
 from training.trainer import OnStep, Trainer, unbothered
 
 PERIODIC = 3  # stream of evaluation seeds during training; 1 served while the settings were chosen
 UNSOUND = "the model predicts returns that are not finite; the actions taken are valid all the same"
 AGAIN = "which does not count: other episodes were played instead"
-TRUSTED = 0.1  # of the real return: how far the imagined one may be from it before a run warns
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
 
@@ -143,6 +144,8 @@ class Loop:
 
     def stepped(self, on_step: OnStep) -> bool:
         """After each step of the environments: whether to go on."""
+        at_random = self.trainer.before == 0 and not self.trainer.prefilled
+        self.trainer.run.returns.ended([episode.total_reward for episode in self.trainer.ended], at_random)
         self.recent.extend((episode.total_reward, episode.length) for episode in self.trainer.ended)
         for failure in self.trainer.failures:
             self.progress.note(f"{self.steps:>7} steps: {failure}")
@@ -217,6 +220,7 @@ class Loop:
         if self.interrupt.asked:  # in code that swallowed the error
             raise KeyboardInterrupt
         self.interrupt.at_once = False
+        self.trainer.run.returns.evaluated(result.mean)
         metrics = {name.replace("eval/", f"{kind}/"): value for name, value in evaluation_metrics(result).items()}
         metrics |= {"time/frames": self.trainer.envs.frames, "time/evaluation_seconds": self.evaluation_seconds}
         self.logger.log(metrics, self.trainer.run.env_steps)
@@ -248,6 +252,7 @@ class Loop:
         return {
             "behaviour": self.trainer.run.behaviour.training_state(),
             "trainer": self.trainer.state(),
+            "returns": asdict(self.trainer.run.returns),
             "loop": {
                 "due": self.due,
                 "begun": self.begun,
@@ -302,11 +307,6 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
     return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
-def rounded(number: float) -> str:
-    """To one decimal, or to three digits if it is small: a return may be 3850.2 or 0.957."""
-    return f"{number:.1f}" if abs(number) >= 10 else f"{number + 0.0:.3g}"  # never -0
-
-
 def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
@@ -316,16 +316,3 @@ def describe(result: Evaluation) -> str:
     successes = "" if result.success_rate is None else f", {result.success_rate:.0%} {of} successful"
     episodes = f"{count} episode{'s' * (count > 1)}{successes}"
     return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}"
-
-
-def promise(result: Evaluation) -> str:
-    """One line for a person: whether what the model promised came true."""
-    if result.promise is None:
-        return ""
-    if result.gap is None:
-        return f"the model imagines {rounded(result.promise)} for the same episodes"
-    line = f"the model imagines {rounded(result.promise)} for the same episodes, {result.gap:.0%} from what they are"
-    if result.gap <= TRUSTED:
-        return line
-    what = "overestimates" if result.promise > result.mean else "underestimates"
-    return f"warning: {line}: it {what} them"

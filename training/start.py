@@ -29,8 +29,9 @@ from training.imagine import MEDIA
 from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
-from training.loop import Loop, describe, film, promise
+from training.loop import Loop, describe, film
 from training.progress import Progress
+from training.returns import promise
 from training.run import TRAINING, Run
 from training.schema import dump_yaml
 from training.trainer import Trainer, diverged

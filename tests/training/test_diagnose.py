@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import calibration_word, quantity_table, to_json, verdicts, wilson
+from training.diagnosis_report import calibration_word, open_loop_verdict, quantity_table, to_json, verdicts, wilson
 from training.fit_run import MODEL, SPECS
 from training.run import Run
 from training.subject import open_subject
@@ -260,6 +260,30 @@ def test_a_baseline_without_error_is_not_beaten(finished: Path) -> None:
     outlook = outlook._replace(scores={**outlook.scores, name: perfect}, means={**outlook.means, name: exact})
     line = verdicts(found._replace(outlooks={"observation": outlook}))["open loop"]
     assert "worse than repeat last (which makes no error)" in line
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (1.04, "reward about as good as linear ARX (skill -0.04 over linear ARX)"),
+        (0.96, "reward about as good as linear ARX (skill +0.04 over linear ARX)"),
+        (1.5, "reward worse than linear ARX (skill -0.50 over linear ARX); more updates usually mend that"),
+        (0.5, "reward better than every baseline (skill +0.50 over linear ARX)"),
+    ],
+)
+def test_a_model_is_warned_of_where_a_baseline_is_better_by_a_share_that_matters(
+    finished: Path, ratio: float, said: str
+) -> None:
+    """However sure the difference is: all windows agree in it."""
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    outlook = found.outlooks["reward"]
+    value, scale = outlook.forecast.value, outlook.scale
+    means = {name: value + size * scale for name, size in (("linear ARX", 0.1), ("train mean", 1.0))}
+    scores = {name: outlook.scores[name]._replace(rmse=(means[name] - value)[0]) for name in means}
+    own = value + ratio * 0.1 * scale
+    scores["model"] = outlook.scores["model"]._replace(rmse=(own - value)[0])
+    outlook = outlook._replace(scores=scores, means=means, forecast=outlook.forecast._replace(mean=own))
+    assert said in open_loop_verdict(found._replace(outlooks={"reward": outlook}))
 
 
 def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:
