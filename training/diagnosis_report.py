@@ -42,7 +42,7 @@ MATERIAL = 0.1
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
     """One line on each question."""
     lines = {
-        "latent": diagnosis.collapse.verdict(),
+        "latent": diagnosis.collapse.verdict(diagnosis.probed),
         "actions": diagnosis.actions.verdict(),
         "open loop": open_loop_verdict(diagnosis),
         "calibration": calibration_verdict(diagnosis),
