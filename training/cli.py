@@ -78,7 +78,9 @@ def _that_look(commands: Any) -> None:
     diagnose.add_argument("--horizon", type=int, default=15, help="steps imagined; default: %(default)s")
     diagnose.add_argument("--samples", type=int, default=64, help="imagined paths per forecast; default: %(default)s")
     diagnose.add_argument("--state", default="", metavar="NAME,NAME", help="unobserved columns of a fit's data")
-    diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
+    diagnose.add_argument(
+        "--against", metavar="RUN2", help="another run, to compare the ELBO on data that neither has learned from"
+    )
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
     imagine = commands.add_parser(

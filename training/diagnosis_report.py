@@ -149,7 +149,9 @@ def against_verdict(against: Against) -> str:
     unsure = abs(float(difference.clearest)) < 3
     word = "not clearly better or worse than" if unsure else "better than" if mean > 0 else "worse than"
     what = "ELBO, the smoother-filter gap," if against.gap else "ELBO"
-    return f"{word} {against.folder}: {what} {mean:+.3f} ± {error:.3f} nats per step"
+    left = f" ({against.left_out} more are left out: one of the two has)" if against.left_out else ""
+    on = f"on {against.sequences} sequences that neither has learned from{left}"
+    return f"{word} {against.folder}: {what} {mean:+.3f} ± {error:.3f} nats per step, {on}"
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "open_loop_nats_per_step": {name: plain(value.mean()) for name, value in actions.log_likelihood.items()},
         },
         "posterior_gap_nats_per_step": _paired_json(diagnosis.gap) if diagnosis.gap else None,
-        "against": _paired_json(diagnosis.against.difference) if diagnosis.against else None,
+        "against": _against_json(diagnosis.against) if diagnosis.against else None,
     }
 
 
@@ -198,6 +200,10 @@ def _outlook_json(outlook: Outlook) -> dict[str, Any]:
 
 def _paired_json(difference: Paired) -> dict[str, Any]:
     return {"mean": plain(difference.mean), "standard_error": plain(difference.error)}
+
+
+def _against_json(against: Against) -> dict[str, Any]:
+    return {**_paired_json(against.difference), "sequences": against.sequences, "left_out": against.left_out}
 
 
 def plain(tensor: Tensor) -> Any:

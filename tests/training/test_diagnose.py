@@ -169,6 +169,42 @@ def test_another_run_is_compared_in_its_own_units(system: Path, tmp_path: Path) 
     assert diagnosed(other, "--against", str(folder))["against"]["mean"] == pytest.approx(0, abs=0.05)
 
 
+def test_runs_are_compared_on_what_neither_has_learned_from(
+    config: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each knows its own rows, under whatever name: those of its replay."""
+    other, copy, fresh = tmp_path / "other", tmp_path / "copy.npz", tmp_path / "fresh.npz"
+    assert main(["train", config, "--seed", "1", "--run", str(other)]) == 0
+    shutil.copy(other / "replay/replay.npz", copy)
+    assert main(["collect", config, "--steps", "330", "--seed", "7", "--out", str(fresh)]) == 0
+    capsys.readouterr()
+    for data in ([], [str(other)], [str(copy)]):
+        assert main(["diagnose", str(finished), *data, "--against", str(other), *SMALL]) == 2
+        said = capsys.readouterr().err
+        assert "--against compares on data that neither run has learned from" in said and "worldmodel collect" in said
+    found = diagnose(finished, fresh, DiagnoseConfig(2, 3, 4), against=other)
+    assert found.against is not None and found.against.left_out == 0 < found.against.sequences
+
+
+def test_a_fit_is_compared_without_the_rows_that_the_other_was_fitted_to(system: Path, tmp_path: Path) -> None:
+    """Of 400 rows the first is tested on the last 120, of which the other has learned 40 and 40 in two parts.
+
+    Each of these holds five windows of seven steps; one that lies over a border is of no part.
+    """
+    one = fitted(system, tmp_path / "one")
+    other = fitted(system, tmp_path / "other", data={"split": {"train": 0.8, "validation": 0.1, "test": 0.1}})
+    found = diagnose(one, config=DiagnoseConfig(2, 3, 4), against=other)
+    assert found.against is not None
+    windows = 120 // 7  # end to end
+    assert (found.against.sequences, found.against.left_out) == (windows - 10, 10)
+    assert f"on {windows - 10} sequences that neither has learned from" in verdicts(found)["against"]
+    same = diagnose(one, config=DiagnoseConfig(2, 3, 4), against=one).against
+    assert same is not None and (same.sequences, same.left_out) == (windows, 0)
+    whole = {"split": {"train": 0.9, "validation": 0.1, "test": 0}}
+    with pytest.raises(ValueError, match=r"of the 57 sequences in .*system.csv one of the two knows"):
+        diagnose(one, system, DiagnoseConfig(2, 3, 4), against=fitted(system, tmp_path / "all", data=whole))
+
+
 def test_a_member_without_dynamics_is_diagnosed_without_forecasts(
     system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
