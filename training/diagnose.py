@@ -94,7 +94,9 @@ class Outlook(NamedTuple):
 
     forecast: Forecast
     place: Tensor  # (B, K, W): the probability integral transform of what was recorded
-    scores: dict[str, Scores]  # of the model and of every baseline; NLL of Gaussians where that compares, else NaN
+    scores: dict[
+        str, Scores
+    ]  # of the model and of every baseline; NLL of Gaussians where there is one and it compares, else NaN
     means: dict[str, Tensor]  # of the baselines (B, K, W)
     scale: Tensor  # (W,) standard deviation in the training part: errors in this unit compare
     discrete: bool
@@ -192,6 +194,7 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
     data = series(model, ahead)
     means = {name: by_name(model, ahead, each.predict(data, config.context)) for name, each in baselines.items()}
     stds = {name: by_name(model, ahead, each.std) for name, each in baselines.items()}
+    exact = {name: by_name(model, ahead, each.exact) for name, each in baselines.items()}
     scale = by_name(model, ahead, moments(model, train)[1])
     forecasts = forecast_all(model, ahead, config)
     found = {}
@@ -199,7 +202,7 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
         judged = {MODEL: scores(forecasts[key])}
         for name in baselines:
             gaussian = gaussian_scores(means[name][key], stds[name][key], forecasts[key].value)
-            unlike = not has_density(emission.head)
+            unlike = not has_density(emission.head) or bool(exact[name][key].any())
             judged[name] = gaussian._replace(nll=gaussian.nll * torch.nan) if unlike else gaussian
         own = {name: mean[key] for name, mean in means.items()}
         place = pit(forecasts[key].samples, forecasts[key].value)

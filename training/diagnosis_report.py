@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from training.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
 from training.lines import json_safe
+from training.scores import cell
 from training.weights import write_text_atomic
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
@@ -23,8 +25,13 @@ NO_DYNAMICS = "it has no dynamics to foresee anything with"
 JUDGED = 0.8
 """The central interval whose coverage decides whether a model is called over- or underconfident."""
 
+OUTER = 0.95
+"""The central interval that shows overconfidence best."""
+
 TOLERANCE = 0.07
-"""By how much that coverage may miss."""
+"""By how much either coverage may miss."""
+
+TOO_NARROW = "what it calls unlikely happens: more data, longer training windows and fewer updates widen its intervals"
 
 TELLING = 0.3
 """Width of the interval of that coverage above which nothing is said of it."""
@@ -96,50 +103,60 @@ def calibration_of(outlook: Outlook) -> Calibration:
     return calibration(outlook.forecast.samples, outlook.forecast.value, outlook.place)
 
 
-def covered(diagnosis: Diagnosis) -> Tensor:
-    """(B, K): the share of everything continuous that varies which lies inside its JUDGED interval."""
+def covered(diagnosis: Diagnosis, level: float) -> Tensor:
+    """(B, K): the share of everything continuous that varies which lies inside its interval of this level."""
     parts = []
     for outlook in diagnosis.outlooks.values():
         if not outlook.discrete:
-            parts.append(inside(outlook.place, JUDGED)[..., outlook.scale > 0].float())
+            parts.append(inside(outlook.place, level)[..., outlook.scale > 0].float())
     return torch.cat(parts, -1).mean(-1) if parts else torch.full((1, diagnosis.config.horizon), math.nan)
 
 
 def calibration_verdict(diagnosis: Diagnosis) -> str:
-    """From the 80 % intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
+    """From the intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
-    shares, lines = covered(diagnosis), []
+    found, lines, narrow = {level: covered(diagnosis, level) for level in (JUDGED, OUTER)}, [], False
+    windows = len(found[JUDGED])
     for k in sorted({1, diagnosis.config.horizon}):
-        share = float(shares[:, k - 1].mean())
-        if math.isnan(share):
+        shares = {level: float(inside[:, k - 1].mean()) for level, inside in found.items()}
+        if math.isnan(shares[JUDGED]):
             return "nothing continuous varies"
-        low, high = wilson(share, len(shares) / OVERLAP)
+        low, high = wilson(shares[JUDGED], windows / OVERLAP)
+        word = calibration_word(shares, windows / OVERLAP)
+        narrow |= word.endswith("overconfident")
+        few = f", {windows} windows are too few to tell" if word == "undecided" else ""
         lines.append(
-            f"{calibration_word(low, share, high)} {k} step{'s' * (k > 1)} ahead "
-            f"({JUDGED:.0%} intervals hold {share:.0%}, {low:.0%} to {high:.0%} by sampling error)"
+            f"{word} {k} step{'s' * (k > 1)} ahead{few} ({JUDGED:.0%} intervals hold {shares[JUDGED]:.0%}, "
+            f"{low:.0%} to {high:.0%} by sampling error; {OUTER:.0%} intervals {shares[OUTER]:.0%})"
         )
-    return ", ".join(lines)
+    return ", ".join(lines) + (f"; {TOO_NARROW}" if narrow else "")
 
 
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The interval of SURE standard errors around a share of `count` independent trials (Wilson 1927).
+def wilson(share: float, count: float, sure: float = SURE) -> tuple[float, float]:
+    """The interval of so many standard errors around a share of `count` independent trials (Wilson 1927).
 
     Not empty where all trials agree. Windows that share a step, and the entries of one, are counted as one trial.
     """
-    square = SURE**2 / count
+    square = sure**2 / count
     middle = (share + square / 2) / (1 + square)
-    half = (SURE**2 * (share * (1 - share) + square / 4) / count) ** 0.5 / (1 + square)
+    half = (sure**2 * (share * (1 - share) + square / 4) / count) ** 0.5 / (1 + square)
     return middle - half, middle + half
 
 
-def calibration_word(low: float, share: float, high: float) -> str:
-    """What a coverage of the JUDGED interval is called, given the interval it is known to lie in."""
-    if high < JUDGED - TOLERANCE:
-        return "overconfident"
-    if low > JUDGED + TOLERANCE:
-        return "underconfident"
-    return "calibrated" if abs(share - JUDGED) <= TOLERANCE and high - low < TELLING else "undecided"
+def calibration_word(shares: Mapping[float, float], count: float) -> str:
+    """What the coverage of intervals is called, by their level; `seems` where one standard error says it, and not SURE.
+
+    Too narrow intervals show best in the outer ones, of which so few values should miss; too wide ones in the inner.
+    """
+    inner = shares[JUDGED]
+    for begin, sure in (("", SURE), ("seems ", 1.0)):
+        if any(wilson(share, count, sure)[1] < level - TOLERANCE for level, share in shares.items()):
+            return f"{begin}overconfident"
+        if wilson(inner, count, sure)[0] > JUDGED + TOLERANCE:
+            return f"{begin}underconfident"
+    low, high = wilson(inner, count)
+    return "calibrated" if abs(inner - JUDGED) <= TOLERANCE and high - low < TELLING else "undecided"
 
 
 def against_verdict(against: Against) -> str:
@@ -260,10 +277,8 @@ def forecast_table(diagnosis: Diagnosis) -> Table:
             error = scaled_rmse(outlook, name)
             crps = (result.crps / outlook.scale)[:, outlook.scale > 0].mean()
             row = [*(error[k - 1] for k in steps), crps, result.nll.mean()]
-            told = [
-                "" if math.isnan(float(x)) else f"{float(x):.3f}" for x in row
-            ]  # of classes baselines have no density
-            table.add_row(key if name == MODEL else "", name, *told)
+            # Baselines have no density of classes, nor of what they foretold without an error in the training part.
+            table.add_row(key if name == MODEL else "", name, *(cell(float(x)) for x in row))
         table.add_section()
     return table
 
@@ -279,7 +294,7 @@ def coverage_table(diagnosis: Diagnosis) -> Table:
         for k in sorted({1, diagnosis.config.horizon}):
             shares = [f"{share:.0%}" for share in measured.coverage[:, k - 1, varies].mean(-1).tolist()]
             spread = float(measured.error_std[k - 1, varies].mean())
-            table.add_row(key, str(k), *shares, f"{spread:.2f}")
+            table.add_row(key, str(k), *shares, cell(spread, 2))
     return table
 
 
@@ -294,11 +309,11 @@ def latent_table(diagnosis: Diagnosis) -> Table:
     """What the latent variable carries."""
     found = diagnosis.collapse
     table = Table(title="latent", title_justify="left", show_header=False)
-    table.add_row("KL, nats per step", f"{float(found.kl.sum()):.2f}")
+    table.add_row("KL, nats per step", cell(float(found.kl.sum()), 2))
     table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
     table.add_row("units whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
     if diagnosis.gap:
-        gap = f"{float(diagnosis.gap.mean):.3f} ± {float(diagnosis.gap.error):.3f}"
+        gap = f"{cell(float(diagnosis.gap.mean))} ± {cell(float(diagnosis.gap.error))}"
         table.add_row("log-likelihood less ELBO, nats per step", gap)
     return table
 
@@ -328,7 +343,7 @@ def median(values: Tensor) -> float:
 
 
 def _r2(value: float | None) -> str:
-    return "" if value is None else "constant" if math.isnan(value) else f"{value:.3f}"
+    return "" if value is None else "constant" if math.isnan(value) else cell(value)
 
 
 def action_table(diagnosis: Diagnosis) -> Table:
@@ -338,9 +353,9 @@ def action_table(diagnosis: Diagnosis) -> Table:
     table = Table(title=f"controls: nats per step over {count} sequences", title_justify="left")
     _columns(table, ["controls"], ["ELBO", "lost", "open loop", "lost"])
     for name, value in actions.elbo.items():
-        row = [f"{float(value.mean()):.3f}", _lost(actions.elbo, name)]
+        row = [cell(float(value.mean())), _lost(actions.elbo, name)]
         if actions.log_likelihood:
-            row += [f"{float(actions.log_likelihood[name].mean()):.3f}", _lost(actions.log_likelihood, name)]
+            row += [cell(float(actions.log_likelihood[name].mean())), _lost(actions.log_likelihood, name)]
         table.add_row(name, *row)
     return table
 
@@ -350,4 +365,4 @@ def _lost(values: dict[str, Tensor], name: str) -> str:
     if name == right:
         return ""
     difference = paired(values[right], values[name])
-    return f"{float(difference.mean):.3f} ± {float(difference.error):.3f}"
+    return f"{cell(float(difference.mean))} ± {cell(float(difference.error))}"

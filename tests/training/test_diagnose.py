@@ -18,6 +18,7 @@ from training.diagnose import DiagnoseConfig, diagnose
 from training.diagnosis_report import calibration_word, open_loop_verdict, quantity_table, to_json, verdicts, wilson
 from training.fit_run import MODEL, SPECS
 from training.run import Run
+from training.scores import cell
 from training.subject import open_subject
 
 TINY: dict[str, Any] = {
@@ -222,16 +223,49 @@ def test_validation_data_are_not_called_unseen(system: Path, tmp_path: Path) -> 
 
 
 def test_calibration_is_judged_within_its_sampling_error() -> None:
-    def word(share: float, count: float) -> str:
-        low, high = wilson(share, count)
-        return calibration_word(low, share, high)
+    def word(share: float, count: float, outer: float = 0.95) -> str:
+        return calibration_word({0.8: share, 0.95: outer}, count)
 
     assert [word(share, 400) for share in (0.6, 0.78, 0.95)] == ["overconfident", "calibrated", "underconfident"]
-    assert [word(share, 1) for share in (0.0, 0.8, 1.0)] == ["undecided"] * 3
+    assert [word(share, 1) for share in (0.5, 0.8, 1.0)] == ["undecided"] * 3
+    assert word(0.45, 4, outer=0.58) == "seems overconfident"  # of 16 windows that overlap
+    assert word(0.45, 8, outer=0.58) == "overconfident"  # though 80 % are within two standard errors of what 45 % say
+    assert wilson(0.45, 8)[1] > 0.73 and word(0.45, 8) == "seems overconfident"
     # Wilson's interval solves (share - p)^2 = SURE^2 p (1 - p) / count
     low, high = wilson(0.7, 30)
     for p in (low, high):
         assert (0.7 - p) ** 2 == pytest.approx(4 * p * (1 - p) / 30)
+
+
+def test_intervals_that_are_too_narrow_are_told_of_few_windows(finished: Path) -> None:
+    """Of 17 windows that overlap, 58 % of the values lie in the 95 % intervals of the last step, 45 % in the inner."""
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    outlook = found.outlooks["observation"]
+    calm = torch.linspace(0.001, 0.999, 17).view(17, 1, 1)  # spread evenly, as of a calibrated forecast
+    edge = torch.cat([torch.full((7, 1, 1), 0.999), torch.full((2, 1, 1), 0.05), torch.full((8, 1, 1), 0.5)])
+    place = torch.cat([calm, edge], 1).expand(17, 2, 2)
+    one = found._replace(config=DiagnoseConfig(2, 2, 4), outlooks={"observation": outlook._replace(place=place)})
+    said = verdicts(one)["calibration"]
+    assert said.startswith("undecided 1 step ahead, 17 windows are too few to tell (80% intervals hold")
+    assert "seems overconfident 2 steps ahead (80% intervals hold 47%" in said and "95% intervals 59%)" in said
+    assert said.endswith("widen its intervals")
+
+
+def test_a_baseline_without_error_in_training_has_no_density(tmp_path: Path) -> None:
+    """A column that is 0.1 in the training part, and 1.1 from then on: no Gaussian of no error explains that."""
+    file = tmp_path / "switch.csv"
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal():.3f},{rng.normal():.3f},{0.1 + (i > 300)}" for i in range(400)]
+    file.write_text("y,u,v\n" + "\n".join(rows))
+    folder = fitted(file, tmp_path / "run", data={"observations": ["v"]})
+    found = diagnose(folder, config=DiagnoseConfig(2, 3, 4)).outlooks["observation"]
+    assert found.scale.tolist() == [0.0]
+    assert all(bool(score.nll.isnan().all()) == (name != "model") for name, score in found.scores.items())
+
+
+def test_cells_keep_to_their_columns() -> None:
+    assert [cell(x) for x in (222222188544.0, -1.5, float("nan"), 999999.0)] == ["2.22e+11", "-1.500", "", "999999.000"]
+    assert cell(-123456.789, 4, ",") == "-123,456.7890" and cell(float("inf")) == "inf"
 
 
 def test_where_much_is_observed_fewer_windows_are_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,7 +299,7 @@ def test_baselines_know_their_own_errors_and_lose_to_the_exact_model(exact: tupl
     baselines = fit_baselines(world_model(), train, train, CONTEXT)
     test = Series(batch.obs["x"], batch.prev_action, batch.is_first, batch.mask)
     own = scores(forecast)
-    for name, (predict, std) in baselines.items():
+    for name, (predict, std, _) in baselines.items():
         mean = predict(test, CONTEXT)
         judged = gaussian_scores(mean, std, forecast.value)
         torch.testing.assert_close(judged.rmse, std, rtol=0.2, atol=0)
