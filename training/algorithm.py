@@ -24,7 +24,7 @@ from agents.sb3 import MetricsWriter, SB3Behaviour
 from training.checkpoint import MANIFEST, PARTIAL
 from training.config import load_config
 from training.dream import imagined_steps
-from training.folder import CHECKPOINT, CONFIG, free_folder, short
+from training.folder import CHECKPOINT, CONFIG, begun, free_folder, short
 from training.lock import alone
 from training.loop import Loop
 from training.progress import Progress
@@ -227,7 +227,7 @@ class WorldModelAgent:
         """Make the folder, the first time that there is something to write."""
         if not self.claimed:
             self.run.folder = self.run.folder if self.name is None else free_folder(self.name)
-            self.run.begin()
+            begun(self.run, self.name)
             self.claimed = True
 
     def _callback(self, callback: MaybeCallback) -> BaseCallback:

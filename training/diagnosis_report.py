@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from training.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
+from training.folder import MEDIA
 from training.lines import json_safe
 from training.scores import cell
 from training.weights import write_text_atomic
@@ -18,7 +19,6 @@ from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
 from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill
 
-MEDIA = "media"  # in the run folder
 BEHIND = "more updates usually mend that; where they do not, the world is as simple as that baseline"
 NO_DYNAMICS = "it has no dynamics to foresee anything with"
 

@@ -20,6 +20,7 @@ from envs.images import drawn
 from envs.screen import SIDE, picture
 from training.evaluation import evaluation_seeds
 from training.fit_run import FitRun
+from training.folder import MEDIA
 from training.run import Run
 from training.subject import replay_of
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
@@ -34,7 +35,7 @@ from worldmodel.types import Batch
 STRIP = 10  # moments in a strip
 COLUMNS = 64  # in a film at most: wider ones than 65,535 pixels cannot be written
 HORIZON = 45  # steps that are foretold where nothing else is asked for
-MEDIA, WORLD = "media", "world.webm"
+WORLD = "world.webm"
 FILMED = 4  # stream of evaluation seeds
 
 

@@ -12,7 +12,8 @@ import torch
 from agents import Behaviour
 from training.evaluation import Evaluation, evaluate
 from training.faults import LearningFaults
-from training.imagine import MEDIA, ImagineConfig, imagine
+from training.folder import films_of
+from training.imagine import ImagineConfig, imagine
 from training.interrupt import Interrupt
 from training.logger import Averages, Logger
 from training.progress import Progress
@@ -285,7 +286,7 @@ class Loop:
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
     """What the model foretells now, in moving pictures."""
     try:
-        media = run.folder / MEDIA / f"{steps:07d}"
+        media = films_of(run.folder, steps)
         made = imagine(run, ImagineConfig(), media, note=lambda line: progress.note(f"{steps:>7} steps: {line}"))
     except Exception as error:  # of episodes that are still too short, a codec, a full disk: no reason to stop training
         progress.note(f"{steps:>7} steps: no videos, {error}")
