@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training.overlap import unseen
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
@@ -17,7 +18,6 @@ from worldmodel.diagnostics.collapse import Collapse, collapse
 from worldmodel.diagnostics.emissions import emissions, has_density, is_discrete, without_images
 from worldmodel.diagnostics.evidence import compare, posterior_gap
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
-from worldmodel.diagnostics.overlap import unseen
 from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each

@@ -14,10 +14,10 @@ from training.dataset import Dataset
 from training.dataset_io import REPLAY, ROWS, read_rows, rows_of
 from training.fit_run import FitRun, is_fit
 from training.folder import CHECKPOINT
+from training.overlap import fingerprints
 from training.recordings import OBS, check_recording
 from training.run import Run
 from worldmodel.archive import read_arrays
-from worldmodel.diagnostics.overlap import fingerprints
 from worldmodel.diagnostics.windows import each
 from worldmodel.model import WorldModel
 from worldmodel.outputs import Standardise
@@ -66,7 +66,7 @@ class Subject(NamedTuple):
     threads: int
     env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
-    learned_from: Callable[[int], np.ndarray]  # fingerprints of its windows of so many steps, see `diagnostics.overlap`
+    learned_from: Callable[[int], np.ndarray]  # fingerprints of its windows of so many steps, see training.overlap
 
 
 def load(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Run | FitRun:

@@ -119,6 +119,7 @@ def finish_wandb(run: "wandb.Run", say: Callable[[str], None]) -> None:
         run.finish()
     except TimeoutError:
         say(f"Weights & Biases: not all of it could be uploaded. To do that later: wandb sync {run.settings.sync_dir}")
+        return
     if not run.offline:
         return
     file, until = Path(run.settings.sync_file), time.monotonic() + WRITE_SECONDS

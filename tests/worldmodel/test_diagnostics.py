@@ -15,7 +15,6 @@ from worldmodel.diagnostics.baselines import Series, fit_arx, fit_baselines, his
 from worldmodel.diagnostics.collapse import Collapse, collapse, r2
 from worldmodel.diagnostics.evidence import compare, posterior_gap, sequence_elbo
 from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
-from worldmodel.diagnostics.overlap import fingerprints, unseen
 from worldmodel.diagnostics.probe import linear_probe, probe
 from worldmodel.diagnostics.scores import calibration, crps, gaussian_crps, gaussian_scores, paired, pit, skill
 from worldmodel.diagnostics.windows import cut, unbroken
@@ -558,24 +557,3 @@ def test_r2_of_an_entry_does_not_depend_on_the_units_of_another() -> None:
     value = torch.randn(500, 2) * torch.tensor([5000.0, 0.1]) + torch.tensor([1e5, 0.5])
     torch.testing.assert_close(r2(value, value.mean(0).expand_as(value)), torch.zeros(2), atol=1e-3, rtol=0)
     assert r2(torch.full((9, 1), 7.0), torch.zeros(9, 1)).isnan().all()
-
-
-# ------------------------------------------------------------------------------------------------ overlap
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
-def test_windows_are_known_by_all_of_their_numbers(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    stream = {"a": torch.randint(0, 2, (1, 200, 3)).to(dtype), "b": torch.randint(0, 200, (1, 200, 1)).to(dtype)}
-    known = fingerprints(stream, 5).ravel()
-    assert known.shape == (196,) and len(set(known.tolist())) == 196
-    windows = {key: torch.stack([value[0, i : i + 5] for i in (0, 77, 195)]) for key, value in stream.items()}
-    assert unseen(windows, known).tolist() == [False] * 3
-    windows["a"][1, 4, 2] = 1 - windows["a"][1, 4, 2]
-    windows["b"][2] = windows["b"][2].flip(0)  # the same rows in another order
-    assert unseen(windows, known).tolist() == [False, True, True]
-    assert fingerprints(stream, 201).shape == (1, 0)
-
-
-def test_a_zero_is_one_number_whatever_its_sign() -> None:
-    assert (fingerprints({"a": torch.zeros(1, 3, 2)}, 2) == fingerprints({"a": -torch.zeros(1, 3, 2)}, 2)).all()

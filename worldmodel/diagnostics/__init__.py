@@ -11,6 +11,5 @@ module        question
 `actions`     does it use its actions, at the right time?
 `probe`       what can be read off its latent state?
 `evidence`    what does its posterior cost, and which of two models explains the data better?
-`overlap`     which of the data has it learned from?
 ============= ========================================================================================
 """
