@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, cast
 from zipfile import ZipFile
@@ -26,7 +27,7 @@ from training.checkpoint import MANIFEST, PARTIAL
 from training.config import load_config
 from training.dream import imagined_steps
 from training.evaluation import SUCCESS
-from training.folder import CHECKPOINT, CONFIG, free_folder, short
+from training.folder import CHECKPOINT, CONFIG, begun, free_folder, short
 from training.lock import alone
 from training.loop import RECENT, Loop
 from training.progress import Progress
@@ -235,7 +236,7 @@ class WorldModelAgent:
         """Make the folder, the first time that there is something to write."""
         if not self.claimed:
             self.run.folder = self.run.folder if self.name is None else free_folder(self.name)
-            self.run.begin()
+            begun(self.run, self.name)
             self.claimed = True
 
     def _callback(self, callback: MaybeCallback) -> BaseCallback:
@@ -284,7 +285,8 @@ class WorldModelAgent:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             learned = self.learned if self.trainer is None else self.trainer.learned()
-            self.run.write(folder, {"behaviour": self.run.behaviour.training_state(), "trainer": {"learned": learned}})
+            behaviour, returns = self.run.behaviour.training_state(), asdict(self.run.returns)
+            self.run.write(folder, {"behaviour": behaviour, "trainer": {"learned": learned}, "returns": returns})
             target = _zipped(path)
             if not isinstance(target, Path):
                 _pack(folder, target)

@@ -48,7 +48,8 @@ def _that_learn(commands: Any) -> None:
     train.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with an interrupted run instead; with --training.steps for longer, --training.device elsewhere",
+        help="go on with an interrupted run instead; with --training.steps for longer, --training.device elsewhere, "
+        "--evaluation.videos true to film its evaluations from here on",
     )
     fit = commands.add_parser("fit", help="fit a world model to recorded sequences", epilog=OVERRIDES)
     fit.add_argument("config", help="YAML file, for example configs/tanks.yaml")
@@ -78,7 +79,9 @@ def _that_look(commands: Any) -> None:
     diagnose.add_argument("--horizon", type=int, default=15, help="steps imagined; default: %(default)s")
     diagnose.add_argument("--samples", type=int, default=64, help="imagined paths per forecast; default: %(default)s")
     diagnose.add_argument("--state", default="", metavar="NAME,NAME", help="unobserved columns of a fit's data")
-    diagnose.add_argument("--against", metavar="RUN2", help="another run, to compare the ELBO on the same data")
+    diagnose.add_argument(
+        "--against", metavar="RUN2", help="another run, to compare the ELBO on data that neither has learned from"
+    )
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
     imagine = commands.add_parser(
@@ -214,7 +217,7 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
         if options.config or options.run or options.seed is not None:
             raise ValueError(
                 "--resume goes on with a run as it was begun: it takes no config, --run or --seed; --training.steps "
-                "gives it more steps, --training.device another device"
+                "gives it more steps, --training.device another device, --evaluation.videos films"
             )
         resume(options.resume, *changes(overrides))
         return
@@ -223,17 +226,23 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     train(options.config, overrides, run=options.run, **_seed(options))
 
 
-def changes(overrides: Sequence[str]) -> tuple[int | None, str | None]:
-    """What of a run can be changed on the way: its steps and its device."""
+CHANGES = {"training": ("steps", "device"), "evaluation": ("videos",)}  # of a run that goes on
+
+
+def changes(overrides: Sequence[str]) -> tuple[int | None, str | None, bool | None]:
+    """What of a run can be changed on the way, as nothing of what it has learned depends on it: see CHANGES."""
     from training.schema import parse_overrides
 
     given = parse_overrides(overrides)
-    training = given.pop("training", {})
-    if given or not isinstance(training, dict) or training.keys() - {"steps", "device"}:
-        known = "--training.steps and --training.device"
-        raise ValueError(f"--resume takes no change of the config but {known}: {' '.join(overrides)}")
-    device = training.get("device")
-    return _more_steps(training.get("steps")), None if device is None else str(device)
+    for section, values in given.items():
+        if not isinstance(values, dict) or values.keys() - set(CHANGES.get(section, ())):
+            known = ", ".join(f"--{name}.{key}" for name, keys in CHANGES.items() for key in keys)
+            raise ValueError(f"--resume takes no change of the config but {known}: {' '.join(overrides)}")
+    training = given.get("training", {})
+    device, videos = training.get("device"), given.get("evaluation", {}).get("videos")
+    if not isinstance(videos, bool | None):
+        raise ValueError(f"--evaluation.videos is true or false: {videos}")
+    return _more_steps(training.get("steps")), None if device is None else str(device), videos
 
 
 def _more_steps(steps: Any) -> int | None:
@@ -255,7 +264,8 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from training.lines import json_safe
-    from training.loop import describe, promise
+    from training.loop import describe
+    from training.returns import promise
     from training.run import Run
 
     run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
@@ -269,6 +279,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
             "std_return": result.std,
             "returns": result.returns,
             "imagined_return": result.promise,
+            "imagined_return_weighed": None if result.weighed is None else sum(result.weighed) / len(result.weighed),
             "success_rate": result.success_rate,
             "lengths": result.lengths,
             "env_steps": run.env_steps,

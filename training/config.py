@@ -49,7 +49,8 @@ class ReplayConfig:
     batch_size: int = 64  # windows per update
     window: int = 16  # steps per window
     online: bool = False  # new steps are replayed once before others (DreamerV3's queue)
-    context: bool = False  # windows begin from the state last inferred of the step before (DreamerV3); else from none
+    context: bool = False  # windows begin from the state last inferred of the step before (DreamerV3), else from z_0;
+    # the ELBO in the log then bounds log p of a window given that state, and does not compare with one from z_0
 
     def __post_init__(self) -> None:
         if min(self.capacity, self.batch_size, self.window) < 1:

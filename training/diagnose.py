@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from training.overlap import unseen
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
@@ -92,7 +94,9 @@ class Outlook(NamedTuple):
 
     forecast: Forecast
     place: Tensor  # (B, K, W): the probability integral transform of what was recorded
-    scores: dict[str, Scores]  # of the model and of every baseline; NLL of Gaussians where that compares, else NaN
+    scores: dict[
+        str, Scores
+    ]  # of the model and of every baseline; NLL of Gaussians where there is one and it compares, else NaN
     means: dict[str, Tensor]  # of the baselines (B, K, W)
     scale: Tensor  # (W,) standard deviation in the training part: errors in this unit compare
     discrete: bool
@@ -103,6 +107,8 @@ class Against(NamedTuple):
 
     folder: str
     difference: Paired  # the ELBO of this run less that of the other, nats per step
+    sequences: int  # compared: those that neither has learned from
+    left_out: int  # that one of them has
     gap: bool  # whether one of the two sees the future and the other filters
 
 
@@ -140,15 +146,17 @@ def diagnose(
         run: the folder of a `train` or of a `fit`.
         data: a recording. By default that of the run itself: the replay, which the model has been trained on, or
             the test data of a fit, which it has not.
-        against: another run folder, whose ELBO on the same data is compared.
+        against: another run folder, whose ELBO is compared on what neither of the two has learned from.
         device: by default the one it was trained on.
         states: columns or arrays of the data that a fit does not observe, to be read off its latent state.
         checkpoint: of `run`; see :meth:`training.run.Run.load`.
     Raises:
-        ValueError: if a folder or file cannot be used, or the recording is too short.
+        ValueError: if a folder or file cannot be used, the recording is too short, or one of two runs has learned from
+            all of it.
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device, checkpoint)
+    other = None if against is None else _opponent(subject, against, device)
     torch.set_num_threads(subject.threads)
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
@@ -158,6 +166,7 @@ def diagnose(
     width = sum(each.numbers.shape[-1] for each in emissions(subject.model, crop(recording.held[0], 0, 1)).values())
     most = affordable(max(samples, AT_A_TIME) * config.sequence * width, pictured)
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
+    compared = None if other is None else _unseen(subject, other, recording.source, disjoint)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         most = affordable(config.samples * config.window * width, pictured)
@@ -172,7 +181,7 @@ def diagnose(
             action_test(subject.model, disjoint, config.context, samples),
             None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
-            None if against is None else _compare(subject, against, disjoint, device),
+            None if other is None or compared is None else _compare(subject, other, compared, len(disjoint.reward)),
         )
 
 
@@ -185,6 +194,7 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
     data = series(model, ahead)
     means = {name: by_name(model, ahead, each.predict(data, config.context)) for name, each in baselines.items()}
     stds = {name: by_name(model, ahead, each.std) for name, each in baselines.items()}
+    exact = {name: by_name(model, ahead, each.exact) for name, each in baselines.items()}
     scale = by_name(model, ahead, moments(model, train)[1])
     forecasts = forecast_all(model, ahead, config)
     found = {}
@@ -192,7 +202,7 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
         judged = {MODEL: scores(forecasts[key])}
         for name in baselines:
             gaussian = gaussian_scores(means[name][key], stds[name][key], forecasts[key].value)
-            unlike = not has_density(emission.head)
+            unlike = not has_density(emission.head) or bool(exact[name][key].any())
             judged[name] = gaussian._replace(nll=gaussian.nll * torch.nan) if unlike else gaussian
         own = {name: mean[key] for name, mean in means.items()}
         place = pit(forecasts[key].samples, forecasts[key].value)
@@ -244,11 +254,35 @@ def _begun(is_first: Tensor) -> Tensor:
     return is_first
 
 
-def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Against:
+def _opponent(subject: Subject, against: str | Path, device: str | None) -> Subject:
+    """Another run of the same observations and actions."""
     other = open_subject(against, device)
     if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
+    return other
+
+
+def _unseen(subject: Subject, other: Subject, source: str, batch: Batch) -> Batch:
+    """The sequences that neither run has learned from: on its own data the winner is who has learned them by heart.
+
+    Raises:
+        ValueError: if fewer than two are left.
+    """
+    length, count = batch.reward.shape[1], len(batch.reward)
+    obs = {key: batch.obs[key] for key in subject.obs_specs}
+    new = unseen(obs, np.concatenate([run.learned_from(length) for run in (subject, other)]))
+    if int(new.sum()) < 2:
+        raise ValueError(
+            f"--against compares on data that neither run has learned from, and of the {count} sequences in "
+            f"{source} one of the two knows {count - int(new.sum())}: give another recording as DATA, of a `train` for "
+            f"example worldmodel collect {subject.folder}/config.yaml --steps 5000 --seed 1000 --out unseen.npz"
+        )
+    return each(batch, lambda leaf: leaf[new])
+
+
+def _compare(subject: Subject, other: Subject, batch: Batch, count: int) -> Against:
     control = other.units(subject.units.inverse(batch.prev_action))
     difference = compare(subject.model, other.model, batch, batch._replace(prev_action=control))
     filters = (subject.model.dynamics.can_filter, other.model.dynamics.can_filter)
-    return Against(str(against), difference, filters[0] != filters[1])
+    kept = len(batch.reward)
+    return Against(str(other.folder), difference, kept, count - kept, filters[0] != filters[1])

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,20 +11,27 @@ from rich.table import Table
 from torch import Tensor
 
 from training.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
+from training.folder import MEDIA
 from training.lines import json_safe
+from training.scores import cell
 from training.weights import write_text_atomic
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
 from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill
 
-MEDIA = "media"  # in the run folder
+BEHIND = "more updates usually mend that; where they do not, the world is as simple as that baseline"
 NO_DYNAMICS = "it has no dynamics to foresee anything with"
 
 JUDGED = 0.8
 """The central interval whose coverage decides whether a model is called over- or underconfident."""
 
+OUTER = 0.95
+"""The central interval that shows overconfidence best."""
+
 TOLERANCE = 0.07
-"""By how much that coverage may miss."""
+"""By how much either coverage may miss."""
+
+TOO_NARROW = "what it calls unlikely happens: more data, longer training windows and fewer updates widen its intervals"
 
 TELLING = 0.3
 """Width of the interval of that coverage above which nothing is said of it."""
@@ -34,11 +42,14 @@ LISTED = 16
 SURE = 2.0
 """Standard errors that a difference must exceed before anything is said of it."""
 
+MATERIAL = 0.1
+"""The skill, for better or worse, up to which a model is as good as a baseline, however sure that difference is."""
+
 
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
     """One line on each question."""
     lines = {
-        "latent": diagnosis.collapse.verdict(),
+        "latent": diagnosis.collapse.verdict(diagnosis.probed),
         "actions": diagnosis.actions.verdict(),
         "open loop": open_loop_verdict(diagnosis),
         "calibration": calibration_verdict(diagnosis),
@@ -70,7 +81,7 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
     """At the last step of the horizon, by emission: the baseline that comes closest."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
-    horizon, lines = diagnosis.config.horizon, []
+    horizon, lines, behind = diagnosis.config.horizon, [], False
     for key, outlook in diagnosis.outlooks.items():
         known = {name: float(each[-1]) for name, each in skills(outlook).items() if not math.isnan(each[-1])}
         if not known:
@@ -80,9 +91,11 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         unsure = len(ours) < 2 or abs(float(paired(theirs, ours, OVERLAP).clearest)) < SURE
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
         what = f"not clearly better or worse than {name}" if unsure else clear
+        what = f"about as good as {name}" if abs(value) <= MATERIAL else what
         told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else "which makes no error"
         lines.append(f"{key} {what} ({told})")
-    return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies")
+        behind |= what.startswith("worse")
+    return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies") + (f"; {BEHIND}" if behind else "")
 
 
 def calibration_of(outlook: Outlook) -> Calibration:
@@ -90,50 +103,60 @@ def calibration_of(outlook: Outlook) -> Calibration:
     return calibration(outlook.forecast.samples, outlook.forecast.value, outlook.place)
 
 
-def covered(diagnosis: Diagnosis) -> Tensor:
-    """(B, K): the share of everything continuous that varies which lies inside its JUDGED interval."""
+def covered(diagnosis: Diagnosis, level: float) -> Tensor:
+    """(B, K): the share of everything continuous that varies which lies inside its interval of this level."""
     parts = []
     for outlook in diagnosis.outlooks.values():
         if not outlook.discrete:
-            parts.append(inside(outlook.place, JUDGED)[..., outlook.scale > 0].float())
+            parts.append(inside(outlook.place, level)[..., outlook.scale > 0].float())
     return torch.cat(parts, -1).mean(-1) if parts else torch.full((1, diagnosis.config.horizon), math.nan)
 
 
 def calibration_verdict(diagnosis: Diagnosis) -> str:
-    """From the 80 % intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
+    """From the intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
-    shares, lines = covered(diagnosis), []
+    found, lines, narrow = {level: covered(diagnosis, level) for level in (JUDGED, OUTER)}, [], False
+    windows = len(found[JUDGED])
     for k in sorted({1, diagnosis.config.horizon}):
-        share = float(shares[:, k - 1].mean())
-        if math.isnan(share):
+        shares = {level: float(inside[:, k - 1].mean()) for level, inside in found.items()}
+        if math.isnan(shares[JUDGED]):
             return "nothing continuous varies"
-        low, high = wilson(share, len(shares) / OVERLAP)
+        low, high = wilson(shares[JUDGED], windows / OVERLAP)
+        word = calibration_word(shares, windows / OVERLAP)
+        narrow |= word.endswith("overconfident")
+        few = f", {windows} windows are too few to tell" if word == "undecided" else ""
         lines.append(
-            f"{calibration_word(low, share, high)} {k} step{'s' * (k > 1)} ahead "
-            f"({JUDGED:.0%} intervals hold {share:.0%}, {low:.0%} to {high:.0%} by sampling error)"
+            f"{word} {k} step{'s' * (k > 1)} ahead{few} ({JUDGED:.0%} intervals hold {shares[JUDGED]:.0%}, "
+            f"{low:.0%} to {high:.0%} by sampling error; {OUTER:.0%} intervals {shares[OUTER]:.0%})"
         )
-    return ", ".join(lines)
+    return ", ".join(lines) + (f"; {TOO_NARROW}" if narrow else "")
 
 
-def wilson(share: float, count: float) -> tuple[float, float]:
-    """The interval of SURE standard errors around a share of `count` independent trials (Wilson 1927).
+def wilson(share: float, count: float, sure: float = SURE) -> tuple[float, float]:
+    """The interval of so many standard errors around a share of `count` independent trials (Wilson 1927).
 
     Not empty where all trials agree. Windows that share a step, and the entries of one, are counted as one trial.
     """
-    square = SURE**2 / count
+    square = sure**2 / count
     middle = (share + square / 2) / (1 + square)
-    half = (SURE**2 * (share * (1 - share) + square / 4) / count) ** 0.5 / (1 + square)
+    half = (sure**2 * (share * (1 - share) + square / 4) / count) ** 0.5 / (1 + square)
     return middle - half, middle + half
 
 
-def calibration_word(low: float, share: float, high: float) -> str:
-    """What a coverage of the JUDGED interval is called, given the interval it is known to lie in."""
-    if high < JUDGED - TOLERANCE:
-        return "overconfident"
-    if low > JUDGED + TOLERANCE:
-        return "underconfident"
-    return "calibrated" if abs(share - JUDGED) <= TOLERANCE and high - low < TELLING else "undecided"
+def calibration_word(shares: Mapping[float, float], count: float) -> str:
+    """What the coverage of intervals is called, by their level; `seems` where one standard error says it, and not SURE.
+
+    Too narrow intervals show best in the outer ones, of which so few values should miss; too wide ones in the inner.
+    """
+    inner = shares[JUDGED]
+    for begin, sure in (("", SURE), ("seems ", 1.0)):
+        if any(wilson(share, count, sure)[1] < level - TOLERANCE for level, share in shares.items()):
+            return f"{begin}overconfident"
+        if wilson(inner, count, sure)[0] > JUDGED + TOLERANCE:
+            return f"{begin}underconfident"
+    low, high = wilson(inner, count)
+    return "calibrated" if abs(inner - JUDGED) <= TOLERANCE and high - low < TELLING else "undecided"
 
 
 def against_verdict(against: Against) -> str:
@@ -143,7 +166,9 @@ def against_verdict(against: Against) -> str:
     unsure = abs(float(difference.clearest)) < 3
     word = "not clearly better or worse than" if unsure else "better than" if mean > 0 else "worse than"
     what = "ELBO, the smoother-filter gap," if against.gap else "ELBO"
-    return f"{word} {against.folder}: {what} {mean:+.3f} ± {error:.3f} nats per step"
+    left = f" ({against.left_out} more are left out: one of the two has)" if against.left_out else ""
+    on = f"on {against.sequences} sequences that neither has learned from{left}"
+    return f"{word} {against.folder}: {what} {mean:+.3f} ± {error:.3f} nats per step, {on}"
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -173,7 +198,7 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
             "open_loop_nats_per_step": {name: plain(value.mean()) for name, value in actions.log_likelihood.items()},
         },
         "posterior_gap_nats_per_step": _paired_json(diagnosis.gap) if diagnosis.gap else None,
-        "against": _paired_json(diagnosis.against.difference) if diagnosis.against else None,
+        "against": _against_json(diagnosis.against) if diagnosis.against else None,
     }
 
 
@@ -192,6 +217,10 @@ def _outlook_json(outlook: Outlook) -> dict[str, Any]:
 
 def _paired_json(difference: Paired) -> dict[str, Any]:
     return {"mean": plain(difference.mean), "standard_error": plain(difference.error)}
+
+
+def _against_json(against: Against) -> dict[str, Any]:
+    return {**_paired_json(against.difference), "sequences": against.sequences, "left_out": against.left_out}
 
 
 def plain(tensor: Tensor) -> Any:
@@ -248,10 +277,8 @@ def forecast_table(diagnosis: Diagnosis) -> Table:
             error = scaled_rmse(outlook, name)
             crps = (result.crps / outlook.scale)[:, outlook.scale > 0].mean()
             row = [*(error[k - 1] for k in steps), crps, result.nll.mean()]
-            told = [
-                "" if math.isnan(float(x)) else f"{float(x):.3f}" for x in row
-            ]  # of classes baselines have no density
-            table.add_row(key if name == MODEL else "", name, *told)
+            # Baselines have no density of classes, nor of what they foretold without an error in the training part.
+            table.add_row(key if name == MODEL else "", name, *(cell(float(x)) for x in row))
         table.add_section()
     return table
 
@@ -267,7 +294,7 @@ def coverage_table(diagnosis: Diagnosis) -> Table:
         for k in sorted({1, diagnosis.config.horizon}):
             shares = [f"{share:.0%}" for share in measured.coverage[:, k - 1, varies].mean(-1).tolist()]
             spread = float(measured.error_std[k - 1, varies].mean())
-            table.add_row(key, str(k), *shares, f"{spread:.2f}")
+            table.add_row(key, str(k), *shares, cell(spread, 2))
     return table
 
 
@@ -282,11 +309,11 @@ def latent_table(diagnosis: Diagnosis) -> Table:
     """What the latent variable carries."""
     found = diagnosis.collapse
     table = Table(title="latent", title_justify="left", show_header=False)
-    table.add_row("KL, nats per step", f"{float(found.kl.sum()):.2f}")
+    table.add_row("KL, nats per step", cell(float(found.kl.sum()), 2))
     table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
     table.add_row("units whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
     if diagnosis.gap:
-        gap = f"{float(diagnosis.gap.mean):.3f} ± {float(diagnosis.gap.error):.3f}"
+        gap = f"{cell(float(diagnosis.gap.mean))} ± {cell(float(diagnosis.gap.error))}"
         table.add_row("log-likelihood less ELBO, nats per step", gap)
     return table
 
@@ -316,7 +343,7 @@ def median(values: Tensor) -> float:
 
 
 def _r2(value: float | None) -> str:
-    return "" if value is None else "constant" if math.isnan(value) else f"{value:.3f}"
+    return "" if value is None else "constant" if math.isnan(value) else cell(value)
 
 
 def action_table(diagnosis: Diagnosis) -> Table:
@@ -326,9 +353,9 @@ def action_table(diagnosis: Diagnosis) -> Table:
     table = Table(title=f"controls: nats per step over {count} sequences", title_justify="left")
     _columns(table, ["controls"], ["ELBO", "lost", "open loop", "lost"])
     for name, value in actions.elbo.items():
-        row = [f"{float(value.mean()):.3f}", _lost(actions.elbo, name)]
+        row = [cell(float(value.mean())), _lost(actions.elbo, name)]
         if actions.log_likelihood:
-            row += [f"{float(actions.log_likelihood[name].mean()):.3f}", _lost(actions.log_likelihood, name)]
+            row += [cell(float(actions.log_likelihood[name].mean())), _lost(actions.log_likelihood, name)]
         table.add_row(name, *row)
     return table
 
@@ -338,4 +365,4 @@ def _lost(values: dict[str, Tensor], name: str) -> str:
     if name == right:
         return ""
     difference = paired(values[right], values[name])
-    return f"{float(difference.mean):.3f} ± {float(difference.error):.3f}"
+    return f"{cell(float(difference.mean))} ± {cell(float(difference.error))}"

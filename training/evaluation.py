@@ -28,9 +28,13 @@ class Evaluation(NamedTuple):
     returns: list[float]  # sum of rewards of each episode
     lengths: list[int]  # environment steps of each episode
     unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
-    imagined: list[float] | None = None  # what the model promises for the same episodes, if it was asked
+    imagined: list[float] | None = None  # of the same episodes in the model, if it was asked; see `imagined_returns`
     faults: Sequence[str] = ()  # what went wrong in environments, in episodes that do not count
     successes: Sequence[bool] = ()  # of the episodes of which their environment says whether they were one
+    weighed: list[float] | None = (
+        None  # as `imagined`, each reward times the probability that the episode lasts so long
+    )
+    spread: float | None = None  # of returns in this environment, from random actions to the best; None: not known
     disturbed: bool = False  # whether its environments were seen to disturb each other
 
     @property
@@ -48,18 +52,46 @@ class Evaluation(NamedTuple):
         return float(np.mean(self.successes)) if self.successes else None
 
     @property
+    def differences(self) -> np.ndarray | None:
+        """(episodes,): imagined less real returns, of `imagined` or `weighed`, whichever is closer; 0 between the two.
+
+        A predicted continuation of 0.998 where the truth is 1 says little of a step, and much of a thousand in a row.
+        Where chance ends episodes `weighed` is right, and where a state does that the model has not seen, `imagined`.
+        """
+        if self.imagined is None or self.weighed is None:
+            return None
+        one, other = (np.subtract(each, self.returns) for each in (self.imagined, self.weighed))
+        if one.mean() * other.mean() < 0:
+            return np.zeros(len(one))
+        return one if abs(one.mean()) <= abs(other.mean()) else other
+
+    @property
     def promise(self) -> float | None:
         """Mean of the imagined returns."""
         return None if self.imagined is None else float(np.mean(self.imagined))
 
     @property
-    def gap(self) -> float | None:
-        """How far the imagined mean is from the real one, as a share of the latter's size, or its spread if larger.
+    def scale(self) -> float | None:
+        """What the size of a difference of returns is measured by; None where all are 0, and nothing else is known."""
+        known = abs(self.mean) if self.spread is None else self.spread
+        size = max(known, self.std)
+        return None if size < TINY else size
 
-        None where all real returns are 0.
-        """
-        size = max(abs(self.mean), self.std)
-        return None if self.promise is None or size < TINY else abs(self.promise - self.mean) / size
+    @property
+    def gap(self) -> float | None:
+        """How far the imagined mean is from the real one, as a share of `scale`."""
+        if self.differences is None or self.scale is None:
+            return None
+        return abs(float(self.differences.mean())) / self.scale
+
+    @property
+    def z(self) -> float:
+        """How far it is in standard errors; infinitely far where one episode was played, which tells of none."""
+        if self.differences is None or not self.differences.any():
+            return 0.0
+        count = len(self.differences)
+        error = float(self.differences.std(ddof=1)) / count**0.5 if count > 1 else 0.0
+        return float(self.differences.mean()) / error if error > 0 else np.inf
 
 
 def evaluate(
@@ -116,7 +148,8 @@ def evaluate(
         [r for each in results for r in each.imagined or []] if imagine else None,
         faults,
         [success for each in results for success in each.successes],
-        results[0].disturbed,
+        [r for each in results for r in each.weighed or []] if imagine else None,
+        disturbed=results[0].disturbed,
     )
 
 
@@ -173,9 +206,9 @@ def _side_by_side(
                 "may not, set env.time_limit"
             )
             told *= 2
-    imagined = None
+    imagined = weighed = None
     if imagine and first:
-        imagined = imagined_returns(agent, first, limit or int(length.max()), deterministic)
+        imagined, weighed = imagined_returns(agent, first, limit or int(length.max()), deterministic)
     kept = np.flatnonzero(whole).tolist()
     return Evaluation(
         total[kept].tolist(),
@@ -184,6 +217,7 @@ def _side_by_side(
         None if imagined is None else [imagined[env] for env in kept],
         [text for texts in faults for text in texts],
         [bool(each > 0) for each in success[kept] if not np.isnan(each)],
+        None if weighed is None else [weighed[env] for env in kept],
     )
 
 
@@ -202,22 +236,30 @@ def _successes(infos: Mapping[str, Any], count: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def imagined_returns(agent: Agent, state: AgentState, steps: int, deterministic: bool = True) -> list[float]:
+def imagined_returns(
+    agent: Agent, state: AgentState, steps: int, deterministic: bool = True
+) -> tuple[list[float], list[float]]:
     """Undiscounted returns of the agent's own behaviour in its own model.
 
-        sum_{h=1..steps} (prod_{i<h} c_i) r_h,   c_i being the predicted continuation
+        sum_{h=1..steps} (prod_{i<h} 1[c_i >= 1/2]) r_h  and  sum_{h=1..steps} (prod_{i<h} c_i) r_h
+
+    c_i is the predicted probability that the episode goes on: the first is of episodes that end where that is likelier
+    than not, the second the expectation over all ends, into which the error of every c_i is multiplied.
 
     Args:
         state: after the first decision of each episode.
     """
     model, (latent, control, memory, _) = agent.model, state
-    total = torch.zeros(len(control), device=agent.device)
-    alive = torch.ones_like(total)
+    likeliest, expected = torch.zeros(2, len(control), device=agent.device)
+    runs, alive = torch.ones(2, len(control), device=agent.device)
     for _ in range(steps):
         latent = model.imagine(latent, control)
         feature = model.feature(latent)
         outcome = model.predict(feature, decode=False)
-        total += alive * outcome.reward
-        alive *= outcome.cont / model.discount
+        likeliest, expected = likeliest + runs * outcome.reward, expected + alive * outcome.reward
+        goes_on = (outcome.cont / model.discount).clamp(
+            max=1
+        )  # what it learns may lie above the discount, and compound
+        runs, alive = runs * (goes_on >= 0.5), alive * goes_on
         control, memory, _ = agent.behaviour.act(model, latent, memory, deterministic)
-    return total.tolist()
+    return likeliest.tolist(), expected.tolist()

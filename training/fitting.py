@@ -14,7 +14,7 @@ from training.dataset import Dataset, control_units
 from training.dataset_io import read_parts
 from training.fit_config import load_fit_config
 from training.fit_run import FitRun
-from training.folder import free_folder, unclaimed
+from training.folder import begun, free_folder, unclaimed
 from training.logger import Averages, Logger
 from training.progress import Progress
 from training.trainer import Metrics, diverged, model_loss
@@ -61,7 +61,7 @@ def fit(
     parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
     made = FitRun(folder, resolved, parts["train"].obs_specs, units)
     made.model.fit_units(parts["train"].everything(resolved.fit.device), complete=True)
-    made.begin()
+    begun(made, name if run is None else None)
     made.save_model()  # so that the folder can be loaded from now on, whatever stops it
     with Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)

@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from training.schema import dump_yaml, load_yaml, to_mapping
 from training.weights import write_new_text
@@ -14,11 +14,44 @@ from worldmodel.disk import LOCK
 T = TypeVar("T")
 
 CONFIG = "config.yaml"  # the resolved config; where it is, the folder is taken
-METRICS, CHECKPOINT, ROWS = "metrics.jsonl", "checkpoint", "replay"
-FOLDERS, FILES = (CHECKPOINT, ROWS, "media", "wandb", "faults"), (METRICS, LOCK)
+METRICS, CHECKPOINT, ROWS, MEDIA = "metrics.jsonl", "checkpoint", "replay", "media"
+FOLDERS, FILES = (CHECKPOINT, ROWS, MEDIA, "wandb", "faults"), (METRICS, LOCK)
 SECTIONS = ("env", "model", "objective", "learner", "behaviour", "replay", "training", "evaluation", "logger")
 """Of the config of a run since the first release; each is written whole."""
 ASIDE = "before"  # begins the names of folders with what an earlier beginning of the run had recorded
+
+
+class TakenError(ValueError):
+    """A folder holds a run already."""
+
+
+class Beginning(Protocol):
+    """A run that is to be made."""
+
+    folder: Path
+
+    def begin(self) -> None:
+        """Claim the folder.
+
+        Raises:
+            TakenError: if another run has claimed it.
+        """
+        ...
+
+
+def begun(run: Beginning, name: str | None) -> None:
+    """Let a run claim its folder; where another one was quicker, the next that is free of those with this name.
+
+    Raises:
+        TakenError: if it was quicker, and the folder has no such name: the user has chosen it.
+    """
+    while True:
+        try:
+            return run.begin()
+        except TakenError:
+            if name is None:
+                raise
+            run.folder = free_folder(name)
 
 
 def unclaimed(folder: str | Path) -> Path:
@@ -34,7 +67,7 @@ def unclaimed(folder: str | Path) -> Path:
         if folder.is_file():
             raise ValueError(f"{folder} is a file: choose another --run folder, or remove it")
         if (folder / CONFIG).exists():
-            raise ValueError(f"{folder} already holds a run: choose another --run folder, or remove it")
+            raise TakenError(f"{folder} already holds a run: choose another --run folder, or remove it")
     except OSError as error:  # a name too long
         raise ValueError(f"{folder} can hold no run: {error.strerror}; choose another --run folder") from error
     check_writable(folder)
@@ -59,7 +92,8 @@ def claim(folder: Path, config: Any) -> None:
     """Make `folder` that of a run, by writing its resolved config: of two that try, one succeeds.
 
     Raises:
-        ValueError: if another run claimed it before, or it cannot be made.
+        TakenError: if another run claimed it before.
+        ValueError: if it cannot be made.
         OSError: if the disk is full; the folder is no run then.
     """
     text = dump_yaml(to_mapping(config))
@@ -70,7 +104,7 @@ def claim(folder: Path, config: Any) -> None:
     try:
         write_new_text(folder / CONFIG, text)
     except FileExistsError as error:
-        raise ValueError(f"{folder} already holds a run: choose another --run folder") from error
+        raise TakenError(f"{folder} already holds a run: choose another --run folder") from error
 
 
 def saved_config(folder: Path, command: str) -> dict[str, Any]:
@@ -149,6 +183,11 @@ def free_folder(name: str) -> Path:
     """`runs/NAME`, or the first of `runs/NAME-2`, `runs/NAME-3`, ... that holds no run."""
     folders = (Path("runs") / (name if k == 1 else f"{name}-{k}") for k in range(1, 1_000_000))
     return next(folder for folder in folders if not (folder / CONFIG).exists())
+
+
+def films_of(folder: Path, steps: int) -> Path:
+    """Where the films of a run lie that were made after so many environment steps."""
+    return folder / MEDIA / f"{steps:07d}"
 
 
 def link(file: Path, target: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from agents import AgentState
 from envs import make
 from envs.charts import chart
 from envs.episodes import evaluation_seeds
@@ -19,21 +20,22 @@ from envs.faults import described
 from envs.images import drawn
 from envs.screen import SIDE, picture
 from training.fit_run import FitRun
+from training.folder import MEDIA
 from training.run import Run
 from training.subject import replay_of
 from training.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
-from worldmodel.diagnostics.open_loop import imagined
+from worldmodel.diagnostics.open_loop import foretold, last
 from worldmodel.diagnostics.windows import crop, each
 from worldmodel.limits import HORIZON as FARTHEST
 from worldmodel.limits import at_most
 from worldmodel.replay import Places
 from worldmodel.spaces import ObservationSpec
-from worldmodel.types import Batch, State
+from worldmodel.types import Batch
 
 STRIP = 10  # moments in a strip
 COLUMNS = 64  # in a film at most: wider ones than 65,535 pixels cannot be written
 HORIZON = 45  # steps that are foretold where nothing else is asked for
-MEDIA, WORLD = "media", "world.webm"
+WORLD = "world.webm"
 FILMED = 4  # stream of evaluation seeds
 
 
@@ -93,8 +95,8 @@ class OpenLoop(NamedTuple):
 @torch.no_grad()
 def open_loop(run: Run | FitRun, windows: Batch, context: int) -> dict[str, OpenLoop]:
     """Of windows (N, T, ...): from a state inferred of the first steps, a path imagined with the recorded controls."""
-    states = run.model.observe(crop(windows, 0, context)).states
-    features = torch.cat([run.model.feature(states), imagined(run.model, windows, context)], 1)
+    states, ahead = foretold(run.model, windows, context)
+    features = torch.cat([run.model.feature(states), ahead], 1)
     shown = run.model.predict(features).obs
     return {
         key: OpenLoop(_numbers(windows.obs[key], spec), _means(shown[key], spec), context)
@@ -156,36 +158,47 @@ def strip(spec: ObservationSpec, found: OpenLoop, which: int = 0) -> np.ndarray:
 
 
 @torch.no_grad()
-def dreamt(run: Run, begin: State, steps: int) -> dict[str, np.ndarray]:
-    """Episodes of the run's behaviour that the model imagines from `begin` (N, ...): (N, T + 1, width) by key."""
-    model, behaviour = run.model, run.behaviour
-    state, memory = begin, behaviour.initial(len(begin[0]))
-    features = [model.feature(state)]
+def dreamt(run: Run, begin: AgentState, steps: int) -> dict[str, np.ndarray]:
+    """What the model imagines of the run's behaviour after N of its decisions: (N, T + 1, width) by key."""
+    model, now = run.model, begin
+    features = [model.feature(now.latent)]
     for _ in range(steps):
-        decision = behaviour.act(model, state, memory, True)
-        state, memory = model.imagine(state, decision.control), decision.memory
-        features.append(model.feature(state))
+        latent = model.imagine(now.latent, now.control)
+        features.append(model.feature(latent))
+        now = AgentState(latent, *run.behaviour.act(model, latent, now.memory, True))
     shown = model.predict(torch.stack(features, 1)).obs
     return {key: _means(shown[key], spec) for key, spec in run.obs_specs.items() if key in shown}
 
 
-def lived(run: Run, seeds: Sequence[int], steps: int) -> list[list[np.ndarray]]:
-    """Real episodes of the run's agent as the environment draws them, each at most so many steps.
+class Lived(NamedTuple):
+    """A real episode of the run's agent, from the step on at which it has seen what it is shown of a dream as well."""
+
+    frames: list[np.ndarray]  # as the environment draws them
+    begin: AgentState  # at the first of them
+
+
+def lived(run: Run, seeds: Sequence[int], steps: int, context: int = 1) -> list[Lived]:
+    """Real episodes as the environment draws them, each at most so many steps after the agent saw `context` of it.
+
+    One that ends while it is seen is shown from its last decision on.
 
     Raises:
         EnvironmentFault: if it draws no picture. And what the environment raises.
     """
-    episodes = list[list[np.ndarray]]()
+    episodes = list[Lived]()
     for seed in seeds:
         with closing(make(run.config.env, draw=True)) as env:
             observation, _ = env.reset(seed=seed)
-            frames, state, over = [_shown(env, episodes[0][0] if episodes else None)], None, False
-            while not over and len(frames) <= steps:
-                action, state = run.agent.predict(observation, state, np.array([len(frames) == 1]), deterministic=True)
+            frames, states, over = [_shown(env, episodes[0].frames[0] if episodes else None)], list[AgentState](), False
+            while not over and len(frames) < context + steps:
+                first = np.array([len(frames) == 1])
+                action, state = run.agent.predict(observation, states[-1] if states else None, first, True)
+                states.append(state)
                 observation, _, terminated, truncated, _ = env.step(action)
                 over = terminated or truncated
                 frames.append(_shown(env, frames[0]))
-        episodes.append(frames)
+        begin = min(context, len(states)) - 1
+        episodes.append(Lived(frames[begin:], states[begin]))
     return episodes
 
 
@@ -207,9 +220,10 @@ def imagine(
     """Write the videos and the strip of a run into a folder, by default its `media/`; returns their paths.
 
     `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
-    `dream`: imagined episodes of the run's behaviour, from recorded states; `world`: real ones, unless the environment
-    fails or does not draw. Where observations are no images, charts of them are shown. What the model has no decoder
-    for is left out, and a fit, which has neither behaviour nor environment, makes the first alone.
+    `world`: real episodes of the run's agent, from the step on at which it has seen the context; `dream`: how the model
+    imagines that they go on from there. Where the environment fails or does not draw, `world` is left out, and dreams
+    begin from the recorded sequences. Where observations are no images, charts of them are shown. What the model has no
+    decoder for is left out, and a fit, which has neither behaviour nor environment, makes the first alone.
 
     Args:
         data: a recording to take the sequences from; by default the run's own replay, or the test data of a fit.
@@ -225,8 +239,10 @@ def imagine(
             return _film_forecasts(run, fitted_sequences(run, config, data), config.context, media)
         windows = sequences(run, config, data)
         written = _film_forecasts(run, windows, config.context, media)
-        written += _film_dreams(run, windows, config, media)
-        return written + _film_world(run, config, media, note)
+        world = _world(run, config, note)
+        begins = [episode.begin for episode in world] or [_recorded(run, windows, config.context)]
+        written += _film_dreams(run, begins, config, media)
+        return written + _film_world(world, media)
 
 
 def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path) -> list[Path]:
@@ -241,11 +257,18 @@ def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path
     return written
 
 
-def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -> list[Path]:
-    states = run.model.observe(crop(windows, 0, config.context)).states
-    begin = type(states)(*(field[:, -1] for field in states))
+@torch.no_grad()
+def _recorded(run: Run, windows: Batch, context: int) -> AgentState:
+    """Where the run's behaviour stands once it has seen the context of recorded sequences."""
+    latent = last(run.model.observe(crop(windows, 0, context)).states)
+    return AgentState(latent, *run.behaviour.act(run.model, latent, run.behaviour.initial(len(windows.reward)), True))
+
+
+def _film_dreams(run: Run, begins: Sequence[AgentState], config: ImagineConfig, media: Path) -> list[Path]:
+    dreams = [dreamt(run, begin, config.dreamt) for begin in begins]
     written = []
-    for key, values in dreamt(run, begin, config.dreamt).items():
+    for key in dreams[0]:
+        values = np.concatenate([dream[key] for dream in dreams])
         name = "dream" if len(run.obs_specs) == 1 else f"dream_{safe(key)}"
         spec = run.obs_specs[key]
         columns = [pictures(spec, each, values.min((0, 1)), values.max((0, 1))) for each in values]
@@ -255,14 +278,21 @@ def _film_dreams(run: Run, windows: Batch, config: ImagineConfig, media: Path) -
     return written
 
 
-def _film_world(run: Run, config: ImagineConfig, media: Path, note: Callable[[str], None]) -> list[Path]:
+def _world(run: Run, config: ImagineConfig, note: Callable[[str], None]) -> list[Lived]:
+    """Real episodes; none where the environment cannot be filmed."""
     try:
-        episodes = lived(run, evaluation_seeds(config.count, FILMED, run.config.env.evaluation_seeds), config.dreamt)
+        seeds = evaluation_seeds(config.count, FILMED, run.config.env.evaluation_seeds)
+        return lived(run, seeds, config.dreamt, config.context)
     except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
         note(f"{WORLD} left out: {run.config.env.id} cannot be filmed here ({described(error)})")
         return []
-    longest = max(map(len, episodes))
-    shown = [[*each, *[each[-1]] * (longest - len(each))] for each in episodes]
+
+
+def _film_world(world: Sequence[Lived], media: Path) -> list[Path]:
+    if not world:
+        return []
+    longest = max(len(episode.frames) for episode in world)
+    shown = [[*frames, *[frames[-1]] * (longest - len(frames))] for frames, _ in world]
     write_webm(media / WORLD, [tiled([list(now)]) for now in zip(*shown, strict=True)])
     return [media / WORLD]
 

@@ -2,9 +2,13 @@
 
 Below the logger every metric is a tensor, so that an update never waits for the device; here, and only here,
 they are read. Both records carry `global_step`, in environment steps, as their axis.
+
+The rows on Weights & Biases are numbered as the lines are: of a run that goes on it gets those that it lacks, and none
+that it has.
 """
 
 import json
+import math
 import subprocess
 import time
 from collections import Counter
@@ -17,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.folder import films_of
 from training.lines import Lines, json_safe
-from training.wandb_run import Mode, finish_wandb, first_line, start_wandb
+from training.wandb_run import Mode, arrived, finish_wandb, first_line, remove_old, start_wandb
 from worldmodel.shadow import HOME
 
 Metrics = Mapping[str, Tensor | float]
@@ -100,13 +105,17 @@ class Logger:
             run_dir,
             config.wandb,
             say,
+            since["wandb"] if since else None,
             project=config.project,
             name=config.name or run_dir.resolve().name,
             tags=config.tags,
             config={**run_config, **provenance()},
-            **({"id": since["wandb"], "resume": "allow"} if since and since["wandb"] else {}),
         )
+        self.row = 0  # number of the next row there
+        self.arrived = arrived(self.run, run_dir) if self.run is not None and since else 0  # rows that are there
         self.name = self.run.id if self.run is not None else since["wandb"] if since else None  # there, for good
+        if self.run is not None and since:
+            self._give_again(run_dir)
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Record `metrics` at `step` environment steps."""
@@ -128,14 +137,35 @@ class Logger:
         import wandb
 
         shown = {f"media/{path.stem}": wandb.Video(str(path), format="webm") for path in paths}
-        self._online({**shown, "global_step": step})
+        self._give({**shown, "global_step": step}, max(self.row - 1, 0))  # with the row before
+
+    def _give_again(self, run_dir: Path) -> None:
+        """Give Weights & Biases what it lacks of the lines that are there, and the films made meanwhile."""
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [row for row in map(parsed, lines) if "global_step" in row]
+        for row, after in zip(rows, [*rows[1:], {}], strict=True):
+            known = {name: math.nan if value is None else value for name, value in row.items() if name != "seconds"}
+            self._online(known)
+            films = sorted(films_of(run_dir, row["global_step"]).glob("*.webm"))
+            if films and after.get("global_step") != row["global_step"]:
+                self.films(films, row["global_step"])
+        if self.run is not None:
+            remove_old(run_dir, self.run.id)
 
     def _online(self, row: Mapping[str, Any]) -> None:
-        """Give a row to Weights & Biases; the first time that it fails is the last."""
-        if self.run is None:
+        """Give the next row to Weights & Biases."""
+        self._give(row, self.row)
+        self.row += 1
+
+    def _give(self, row: Mapping[str, Any], number: int) -> None:
+        """A row, or more of it, unless it is there; the first time that it fails is the last.
+
+        It goes there when the next one comes, or at the end.
+        """
+        if self.run is None or number < self.arrived:
             return
         try:
-            self.run.log(dict(row))
+            self.run.log(dict(row), step=number)
         except Exception as error:  # whatever has become of it: the run goes on
             self._gone(error)
 
@@ -152,6 +182,15 @@ class Logger:
             finish_wandb(self.run, self.say)
         except Exception as error:
             self._gone(error)
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """A line of metrics.jsonl; nothing where somebody has damaged it."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def provenance() -> dict[str, str | None]:

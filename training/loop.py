@@ -3,6 +3,7 @@
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from agents import Behaviour
 from envs import Restart
 from training.evaluation import Evaluation, evaluate
 from training.faults import LearningFaults
-from training.imagine import MEDIA, ImagineConfig, imagine
+from training.folder import films_of
+from training.imagine import ImagineConfig, imagine
 from training.interrupt import Interrupt
 from training.logger import Averages, Logger
 from training.progress import Progress
+from training.returns import rounded
 from training.run import FINAL, Run
 from training.trainer import OnStep, Trainer, unbothered
 
@@ -29,7 +32,6 @@ SHARED = (
     "environment a process of its own, or evaluation.reuse_envs with env.num_envs 1"
 )
 AGAIN = "which does not count: other episodes were played instead"
-TRUSTED = 0.1  # of the real return: how far the imagined one may be from it before a run warns
 RECENT = 100  # episodes in the running mean of returns, as in Stable-Baselines3
 
 
@@ -152,6 +154,8 @@ class Loop:
 
     def stepped(self, on_step: OnStep) -> bool:
         """After each step of the environments: whether to go on."""
+        at_random = self.trainer.before == 0 and not self.trainer.prefilled
+        self.trainer.run.returns.ended([episode.total_reward for episode in self.trainer.ended], at_random)
         self.recent.extend((episode.total_reward, episode.length) for episode in self.trainer.ended)
         for failure in self.trainer.failures:
             self.progress.note(f"{self.steps:>7} steps: {failure}")
@@ -246,6 +250,7 @@ class Loop:
         self.looked, self.shared = True, self.shared or result.disturbed
         if self.shared or self.config.evaluation.reuse_envs:
             self.trainer.begin_episodes()
+        self.trainer.run.returns.evaluated(result.mean)
         metrics = {name.replace("eval/", f"{kind}/"): value for name, value in evaluation_metrics(result).items()}
         metrics |= {"time/frames": self.trainer.envs.frames, "time/evaluation_seconds": self.evaluation_seconds}
         self.logger.log(metrics, self.trainer.run.env_steps)
@@ -277,6 +282,7 @@ class Loop:
         return {
             "behaviour": self.trainer.run.behaviour.training_state(),
             "trainer": self.trainer.state(),
+            "returns": asdict(self.trainer.run.returns),
             "loop": {
                 "due": self.due,
                 "begun": self.begun,
@@ -309,7 +315,7 @@ class Loop:
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
     """What the model foretells now, in moving pictures."""
     try:
-        media = run.folder / MEDIA / f"{steps:07d}"
+        media = films_of(run.folder, steps)
         made = imagine(run, ImagineConfig(), media, note=lambda line: progress.note(f"{steps:>7} steps: {line}"))
     except Exception as error:  # of episodes that are still too short, a codec, a full disk: no reason to stop training
         progress.note(f"{steps:>7} steps: no videos, {error}")
@@ -331,11 +337,6 @@ def evaluation_metrics(result: Evaluation) -> dict[str, float]:
     return metrics if result.promise is None else {**metrics, "eval/imagined_reward": result.promise}
 
 
-def rounded(number: float) -> str:
-    """To one decimal, or to three digits if it is small: a return may be 3850.2 or 0.957."""
-    return f"{number:.1f}" if abs(number) >= 10 else f"{number + 0.0:.3g}"  # never -0
-
-
 def describe(result: Evaluation) -> str:
     """One line for a person."""
     unsound = "" if result.unsound is None else f"; at step {result.unsound} {UNSOUND}"
@@ -346,16 +347,3 @@ def describe(result: Evaluation) -> str:
     episodes = f"{count} episode{'s' * (count > 1)}{successes}"
     disturbed = f"; {DISTURBED}" if result.disturbed else ""
     return f"return {rounded(result.mean)} ± {rounded(result.std)} over {episodes}{unsound}{faults}{disturbed}"
-
-
-def promise(result: Evaluation) -> str:
-    """One line for a person: whether what the model promised came true."""
-    if result.promise is None:
-        return ""
-    if result.gap is None:
-        return f"the model imagines {rounded(result.promise)} for the same episodes"
-    line = f"the model imagines {rounded(result.promise)} for the same episodes, {result.gap:.0%} from what they are"
-    if result.gap <= TRUSTED:
-        return line
-    what = "overestimates" if result.promise > result.mean else "underestimates"
-    return f"warning: {line}: it {what} them"

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from agents.behaviour import Memory
 from envs import ImaginedEnv, ReplayedStarts, make
 from envs.starts import Starts
-from training.imagine import MEDIA
+from training.folder import MEDIA
 from training.keyboard import AGENT, NEW, QUIT, Keyboard, blocks
 from training.run import Run
 from training.video import IMAGINED, SEEN, check_webm, marked, write_webm

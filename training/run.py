@@ -20,6 +20,7 @@ from training.compilation import decide, taken_along, without_compiler
 from training.config import Config, ReplayConfig, load_config
 from training.evaluation import Evaluation, evaluate
 from training.folder import CHECKPOINT, ROWS, claim, link, read_config, saved_config, unclaimed, whisper
+from training.returns import ReturnRange
 from training.tree import fitting_state, load_tree, save_tree
 from training.weights import load_module, save_module
 from worldmodel.disk import MANIFEST, Disk, check_room
@@ -82,6 +83,7 @@ class Run:
         self.behaviour = self._behaviour(env.action_space).to(config.training.device)
         self.agent = Agent(self.model, self.behaviour, self.obs_specs, self.action_spec)
         self.env_steps = 0  # that the agent has been trained for
+        self.returns = ReturnRange()  # that were seen in its environment
         self.checkpoint: Checkpoint | None = None  # that it was read from
 
     def _check_sizes(self) -> None:
@@ -160,7 +162,7 @@ class Run:
         folder = Path(folder)
         config = read_config(folder, saved_config(folder, "train"), load_config)
         before, config.training.device = config.training.device, device or config.training.device
-        config.env.id = env or config.env.id
+        elsewhere, config.env.id = env not in (None, config.env.id), env or config.env.id
         found, problems = find(folder / CHECKPOINT, checkpoint, () if at_checkpoint else (ROWS_THEN,))
         for problem in problems:
             say(f"{problem}; {found.folder.name}, of {found.env_steps} environment steps, takes its place")
@@ -169,6 +171,8 @@ class Run:
             run = Run(folder, config)
         run.decided += said + taken_along(config, before)
         run.take(found)
+        if elsewhere:
+            run.returns = ReturnRange()
         if isinstance(run.behaviour, Plan2Explore):
             run.behaviour.begin_step(run.env_steps)
         if config.replay.disk and (folder / ROWS / MANIFEST).is_file():
@@ -184,7 +188,9 @@ class Run:
         load_module(checkpoint.folder / MODEL, self.model)
         load_module(checkpoint.folder / BEHAVIOUR, self.behaviour)
         with fitting_state(checkpoint.folder / TRAINING):
-            self.behaviour.load_training_state(load_tree(checkpoint.folder / TRAINING)["behaviour"])
+            state = load_tree(checkpoint.folder / TRAINING)
+            self.behaviour.load_training_state(state["behaviour"])
+            self.returns = ReturnRange(**state.get("returns", {}))  # newer than format 2
         self.env_steps, self.checkpoint = checkpoint.env_steps, checkpoint
 
     @property
@@ -252,7 +258,8 @@ class Run:
             raise ValueError("evaluation.final_episodes is 0: say how many episodes, as with --episodes 20")
         promises = self.config.env.life_loss == "ignore"  # a model of single lives knows nothing of whole games
         beside = self.config.side_by_side
-        return evaluate(self.agent, self.config.env, count, FINAL, deterministic, promises, say, beside, lent, True)
+        result = evaluate(self.agent, self.config.env, count, FINAL, deterministic, promises, say, beside, lent, True)
+        return result._replace(spread=self.returns.spread(result.mean))
 
 
 def check_window(replay: SequenceReplay, config: ReplayConfig) -> None:

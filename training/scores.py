@@ -1,5 +1,6 @@
 """How well a model explains recorded sequences, in the units that the literature uses."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from worldmodel.types import Batch
 ROWS = 16_384  # of padded sequences, samples included, that are scored at once
 NUMBERS = 2**24  # in their observations: a thousand small pictures
 CHUNK = 50  # samples at once
+WIDE = 1e6  # numbers from here on are written with an exponent
 NOISE = 0  # seed of the samples: the same for every score, so that two differ by the weights alone
 
 
@@ -119,8 +121,15 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
     lines = ["nats per frame" + "".join(f"{heads[name]:>15}" for name in names)]
     for part, found in results.items():
         cells = (
-            f"{found[name]:>15,.4f}" if name.startswith(("elbo", "bound", "log")) else f"{found[name]:>15,}"
+            f"{cell(found[name], 4, ','):>15}" if name.startswith(("elbo", "bound", "log")) else f"{found[name]:>15,}"
             for name in names
         )
         lines.append(f"{part:<14}" + "".join(cells))
     return "\n".join(lines)
+
+
+def cell(number: float, digits: int = 3, thousands: str = "") -> str:
+    """A number in a table, empty where there is none; where many digits would stand before its point, three in all."""
+    if math.isnan(number):
+        return ""
+    return f"{number:.3g}" if abs(number) >= WIDE else f"{number:{thousands}.{digits}f}"

@@ -17,7 +17,9 @@ from training.folder import (
     CONFIG,
     METRICS,
     ROWS,
+    begun,
     check_layout,
+    films_of,
     free_folder,
     read_config,
     saved_config,
@@ -25,12 +27,12 @@ from training.folder import (
     short,
     whisper,
 )
-from training.imagine import MEDIA
 from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
-from training.loop import Loop, describe, film, promise
+from training.loop import Loop, describe, film
 from training.progress import Progress
+from training.returns import promise
 from training.run import TRAINING, Run
 from training.schema import dump_yaml
 from training.trainer import Trainer, diverged
@@ -68,12 +70,12 @@ def train(
     prepare(resolved)
     made = Run.create(free_folder(name) if run is None else run, resolved)
     loop = Loop(Trainer(made))
-    made.begin()
+    begun(made, name if run is None else None)
     with alone(made.folder):
         return finish(loop)
 
 
-def resume(folder: str | Path, steps: int | None = None, device: str | None = None) -> Run:
+def resume(folder: str | Path, steps: int | None = None, device: str | None = None, videos: bool | None = None) -> Run:
     """Go on with an interrupted run from its last checkpoint, as if nothing had happened since; without one, from 0.
 
     On the CPU, and in environments that repeat themselves when they are seeded, it ends with the weights and the
@@ -83,6 +85,7 @@ def resume(folder: str | Path, steps: int | None = None, device: str | None = No
     Args:
         steps: environment steps in all; by default those of its config.
         device: another than the one it was trained on until now. What `auto` chose for that one stays.
+        videos: whether evaluations are filmed from here on; by default as its config says.
     Raises:
         ValueError: if the folder holds no run, another process trains it, something else lies where a part of it
             belongs, none of its checkpoints can be used, or it has taken all its steps.
@@ -91,13 +94,14 @@ def resume(folder: str | Path, steps: int | None = None, device: str | None = No
     saved_config(folder, "train")
     check_layout(folder)
     with alone(folder):
-        return _resume(folder, steps, device)
+        return _resume(folder, steps, device, videos)
 
 
-def _resume(folder: Path, steps: int | None, device: str | None) -> Run:
+def _resume(folder: Path, steps: int | None, device: str | None, videos: bool | None) -> Run:
     loop = (_last if numbers(folder / CHECKPOINT) else _anew)(folder, device)
     config = loop.config
     config.training.steps = steps or config.training.steps
+    config.evaluation.videos = config.evaluation.videos if videos is None else videos
     overshot = loop.steps - config.training.steps  # all environments take the last step
     if overshot >= (0 if loop.finished else config.env.num_envs):
         raise ValueError(f"{folder} has taken {loop.steps} steps: give it more than that with --training.steps")
@@ -173,7 +177,7 @@ def finish(loop: "Loop") -> Run:
                 progress.note(line)
         interrupt.at_once = True
         loop.finished = True
-        if loop.config.evaluation.videos and not (run.folder / MEDIA / f"{loop.steps:07d}").exists():
+        if loop.config.evaluation.videos and not films_of(run.folder, loop.steps).exists():
             film(run, loop.logger, progress, loop.steps)
     return run
 

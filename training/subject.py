@@ -1,9 +1,10 @@
 """What a diagnosis is about: a trained model of either kind of run, and recordings to hold it against."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from training.dataset import Dataset
 from training.dataset_io import REPLAY, ROWS, read_rows, rows_of
 from training.fit_run import FitRun, is_fit
 from training.folder import CHECKPOINT
+from training.overlap import fingerprints
 from training.recordings import OBS, check_recording
 from training.run import Run
 from worldmodel.archive import read_arrays
@@ -64,6 +66,7 @@ class Subject(NamedTuple):
     threads: int
     env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
+    learned_from: Callable[[int], np.ndarray]  # fingerprints of its windows of so many steps, see training.overlap
 
 
 def load(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Run | FitRun:
@@ -107,8 +110,19 @@ def _of_train(run: Run) -> Subject:
         seen = f"the model was trained on {part}, the baselines on the other 80%" if own else ""
         return Recording.split(replay, where, name, seen, run.model.image_keys)
 
-    units = Standardise(run.action_spec.width)
-    return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, run.env_steps, read)
+    def learned_from(length: int) -> np.ndarray:
+        return np.concatenate([each.ravel() for each in _of_replay(run.replay, length)])
+
+    units, threads = Standardise(run.action_spec.width), run.config.training.threads
+    return Subject(run.folder, run.model, run.obs_specs, units, threads, run.env_steps, read, learned_from)
+
+
+def _of_replay(replay: SequenceReplay, length: int) -> Iterator[np.ndarray]:
+    """Fingerprints of all windows of so many stored steps, as many steps at once as fit into ROOM."""
+    most = max(ROOM // replay.row_bytes, length)
+    for env, stored in enumerate(replay.storage.stored.tolist()):
+        for start in range(0, stored, most):
+            yield fingerprints(replay.stream(env, start, start + most + length - 1).obs, length)
 
 
 def replay_of(file: Path, run: Run) -> SequenceReplay:
@@ -152,7 +166,14 @@ def _of_fit(run: FitRun) -> Subject:
         whole = run.config.data.window is None
         return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, whole, states)
 
-    return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, None, read)
+    def learned_from(length: int) -> np.ndarray:
+        parts = run.parts()
+        return np.concatenate(
+            [fingerprints(parts[part].everything().obs, length).ravel() for part in ("train", "validation")]
+        )
+
+    threads = run.config.fit.threads
+    return Subject(run.folder, run.model, run.obs_specs, run.units, threads, None, read, learned_from)
 
 
 def _seen(config: DataConfig, part: str) -> str:

@@ -50,7 +50,8 @@ def model_loss(
     Where images have no decoder the ELBO is that of the rest, and `world_model/redundancy` is what is learned of them.
 
     Args:
-        start: the state before each window; see :meth:`worldmodel.model.WorldModel.observe`.
+        start: the state before each window, given which the ELBO is a bound; see
+            :meth:`worldmodel.model.WorldModel.observe`.
     """
     loss, inference, elbo, redundancy = objective(model, batch, config, now, start)
     count = batch.mask.sum()

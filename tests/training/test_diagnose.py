@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import calibration_word, quantity_table, to_json, verdicts, wilson
+from training.diagnosis_report import calibration_word, open_loop_verdict, quantity_table, to_json, verdicts, wilson
 from training.fit_run import MODEL, SPECS
 from training.run import Run
+from training.scores import cell
 from training.subject import open_subject
 
 TINY: dict[str, Any] = {
@@ -169,6 +170,42 @@ def test_another_run_is_compared_in_its_own_units(system: Path, tmp_path: Path) 
     assert diagnosed(other, "--against", str(folder))["against"]["mean"] == pytest.approx(0, abs=0.05)
 
 
+def test_runs_are_compared_on_what_neither_has_learned_from(
+    config: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each knows its own rows, under whatever name: those of its replay."""
+    other, copy, fresh = tmp_path / "other", tmp_path / "copy.npz", tmp_path / "fresh.npz"
+    assert main(["train", config, "--seed", "1", "--run", str(other)]) == 0
+    shutil.copy(other / "replay/replay.npz", copy)
+    assert main(["collect", config, "--steps", "330", "--seed", "7", "--out", str(fresh)]) == 0
+    capsys.readouterr()
+    for data in ([], [str(other)], [str(copy)]):
+        assert main(["diagnose", str(finished), *data, "--against", str(other), *SMALL]) == 2
+        said = capsys.readouterr().err
+        assert "--against compares on data that neither run has learned from" in said and "worldmodel collect" in said
+    found = diagnose(finished, fresh, DiagnoseConfig(2, 3, 4), against=other)
+    assert found.against is not None and found.against.left_out == 0 < found.against.sequences
+
+
+def test_a_fit_is_compared_without_the_rows_that_the_other_was_fitted_to(system: Path, tmp_path: Path) -> None:
+    """Of 400 rows the first is tested on the last 120, of which the other has learned 40 and 40 in two parts.
+
+    Each of these holds five windows of seven steps; one that lies over a border is of no part.
+    """
+    one = fitted(system, tmp_path / "one")
+    other = fitted(system, tmp_path / "other", data={"split": {"train": 0.8, "validation": 0.1, "test": 0.1}})
+    found = diagnose(one, config=DiagnoseConfig(2, 3, 4), against=other)
+    assert found.against is not None
+    windows = 120 // 7  # end to end
+    assert (found.against.sequences, found.against.left_out) == (windows - 10, 10)
+    assert f"on {windows - 10} sequences that neither has learned from" in verdicts(found)["against"]
+    same = diagnose(one, config=DiagnoseConfig(2, 3, 4), against=one).against
+    assert same is not None and (same.sequences, same.left_out) == (windows, 0)
+    whole = {"split": {"train": 0.9, "validation": 0.1, "test": 0}}
+    with pytest.raises(ValueError, match=r"of the 57 sequences in .*system.csv one of the two knows"):
+        diagnose(one, system, DiagnoseConfig(2, 3, 4), against=fitted(system, tmp_path / "all", data=whole))
+
+
 def test_a_member_without_dynamics_is_diagnosed_without_forecasts(
     system: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,16 +223,49 @@ def test_validation_data_are_not_called_unseen(system: Path, tmp_path: Path) -> 
 
 
 def test_calibration_is_judged_within_its_sampling_error() -> None:
-    def word(share: float, count: float) -> str:
-        low, high = wilson(share, count)
-        return calibration_word(low, share, high)
+    def word(share: float, count: float, outer: float = 0.95) -> str:
+        return calibration_word({0.8: share, 0.95: outer}, count)
 
     assert [word(share, 400) for share in (0.6, 0.78, 0.95)] == ["overconfident", "calibrated", "underconfident"]
-    assert [word(share, 1) for share in (0.0, 0.8, 1.0)] == ["undecided"] * 3
+    assert [word(share, 1) for share in (0.5, 0.8, 1.0)] == ["undecided"] * 3
+    assert word(0.45, 4, outer=0.58) == "seems overconfident"  # of 16 windows that overlap
+    assert word(0.45, 8, outer=0.58) == "overconfident"  # though 80 % are within two standard errors of what 45 % say
+    assert wilson(0.45, 8)[1] > 0.73 and word(0.45, 8) == "seems overconfident"
     # Wilson's interval solves (share - p)^2 = SURE^2 p (1 - p) / count
     low, high = wilson(0.7, 30)
     for p in (low, high):
         assert (0.7 - p) ** 2 == pytest.approx(4 * p * (1 - p) / 30)
+
+
+def test_intervals_that_are_too_narrow_are_told_of_few_windows(finished: Path) -> None:
+    """Of 17 windows that overlap, 58 % of the values lie in the 95 % intervals of the last step, 45 % in the inner."""
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    outlook = found.outlooks["observation"]
+    calm = torch.linspace(0.001, 0.999, 17).view(17, 1, 1)  # spread evenly, as of a calibrated forecast
+    edge = torch.cat([torch.full((7, 1, 1), 0.999), torch.full((2, 1, 1), 0.05), torch.full((8, 1, 1), 0.5)])
+    place = torch.cat([calm, edge], 1).expand(17, 2, 2)
+    one = found._replace(config=DiagnoseConfig(2, 2, 4), outlooks={"observation": outlook._replace(place=place)})
+    said = verdicts(one)["calibration"]
+    assert said.startswith("undecided 1 step ahead, 17 windows are too few to tell (80% intervals hold")
+    assert "seems overconfident 2 steps ahead (80% intervals hold 47%" in said and "95% intervals 59%)" in said
+    assert said.endswith("widen its intervals")
+
+
+def test_a_baseline_without_error_in_training_has_no_density(tmp_path: Path) -> None:
+    """A column that is 0.1 in the training part, and 1.1 from then on: no Gaussian of no error explains that."""
+    file = tmp_path / "switch.csv"
+    rng = np.random.default_rng(0)
+    rows = [f"{rng.normal():.3f},{rng.normal():.3f},{0.1 + (i > 300)}" for i in range(400)]
+    file.write_text("y,u,v\n" + "\n".join(rows))
+    folder = fitted(file, tmp_path / "run", data={"observations": ["v"]})
+    found = diagnose(folder, config=DiagnoseConfig(2, 3, 4)).outlooks["observation"]
+    assert found.scale.tolist() == [0.0]
+    assert all(bool(score.nll.isnan().all()) == (name != "model") for name, score in found.scores.items())
+
+
+def test_cells_keep_to_their_columns() -> None:
+    assert [cell(x) for x in (222222188544.0, -1.5, float("nan"), 999999.0)] == ["2.22e+11", "-1.500", "", "999999.000"]
+    assert cell(-123456.789, 4, ",") == "-123,456.7890" and cell(float("inf")) == "inf"
 
 
 def test_where_much_is_observed_fewer_windows_are_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,6 +330,30 @@ def test_a_baseline_without_error_is_not_beaten(finished: Path) -> None:
     outlook = outlook._replace(scores={**outlook.scores, name: perfect}, means={**outlook.means, name: exact})
     line = verdicts(found._replace(outlooks={"observation": outlook}))["open loop"]
     assert "worse than repeat last (which makes no error)" in line
+
+
+@pytest.mark.parametrize(
+    ("ratio", "said"),
+    [
+        (1.04, "reward about as good as linear ARX (skill -0.04 over linear ARX)"),
+        (0.96, "reward about as good as linear ARX (skill +0.04 over linear ARX)"),
+        (1.5, "reward worse than linear ARX (skill -0.50 over linear ARX); more updates usually mend that"),
+        (0.5, "reward better than every baseline (skill +0.50 over linear ARX)"),
+    ],
+)
+def test_a_model_is_warned_of_where_a_baseline_is_better_by_a_share_that_matters(
+    finished: Path, ratio: float, said: str
+) -> None:
+    """However sure the difference is: all windows agree in it."""
+    found = diagnose(finished, config=DiagnoseConfig(2, 3, 4))
+    outlook = found.outlooks["reward"]
+    value, scale = outlook.forecast.value, outlook.scale
+    means = {name: value + size * scale for name, size in (("linear ARX", 0.1), ("train mean", 1.0))}
+    scores = {name: outlook.scores[name]._replace(rmse=(means[name] - value)[0]) for name in means}
+    own = value + ratio * 0.1 * scale
+    scores["model"] = outlook.scores["model"]._replace(rmse=(own - value)[0])
+    outlook = outlook._replace(scores=scores, means=means, forecast=outlook.forecast._replace(mean=own))
+    assert said in open_loop_verdict(found._replace(outlooks={"reward": outlook}))
 
 
 def test_a_report_agrees_with_itself(system: Path, tmp_path: Path) -> None:

@@ -12,16 +12,21 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from envs import make
+from envs.images import drawn
 from training import fit, train
 from training.cli import main
 from training.diagnose import DiagnoseConfig, diagnose
+from training.evaluation import evaluation_seeds
 from training.imagine import (
+    FILMED,
     ImagineConfig,
     OpenLoop,
     compared,
     dreamt,
     fitted_sequences,
     imagine,
+    lived,
     open_loop,
     pictures,
     sequences,
@@ -31,7 +36,7 @@ from training.video import BAR, IMAGINED, SEEN, check_webm, tiled, write_gif, wr
 from worldmodel.bounds import repeated
 from worldmodel.diagnostics.collapse import r2, r2_of_images
 from worldmodel.diagnostics.emissions import images, without_images
-from worldmodel.diagnostics.open_loop import imagined
+from worldmodel.diagnostics.open_loop import foretold, last
 from worldmodel.diagnostics.windows import crop
 from worldmodel.images import pixels
 from worldmodel.spaces import ObservationSpec
@@ -200,19 +205,19 @@ def test_a_world_that_cannot_be_filmed_is_left_out_and_training_goes_on(
 
 @pytest.mark.filterwarnings("ignore:.*Overriding environment")
 def test_a_world_is_filmed_grey_or_small_or_of_many_sizes(drawings: list[Any], tmp_path: Path) -> None:
-    """In the size of the first picture."""
+    """In the size of the first picture, from the fifth on."""
     drawings += [GREY, np.full((20, 90, 4), 120, np.uint8), np.full((7, 3, 1), 120 / 255)]
     run = train(DRAWN, run=tmp_path / "run")
     imagine(run, ImagineConfig(count=1), tmp_path)
     frames = film(tmp_path / "world.webm")
-    assert len(frames) == 21 and {frame.shape for frame in frames} == {(194, 290, 3)}
+    assert len(frames) == 21 - 4 and {frame.shape for frame in frames} == {(194, 290, 3)}
     np.testing.assert_allclose([frame[4:-8, 4:-8].mean() for frame in frames], 120, atol=6)
 
 
 def test_where_episodes_are_short_less_is_foretold_and_as_much_is_dreamt(run: Any, tmp_path: Path) -> None:
-    """Of 31 arrivals each, unless it is said how much."""
+    """Of 31 arrivals each, unless it is said how much; the world is shown from the fifth on."""
     imagine(run, ImagineConfig(count=1), tmp_path)
-    assert [len(film(tmp_path / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [31, 46, 31]
+    assert [len(film(tmp_path / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [31, 46, 27]
     assert sequences(run, ImagineConfig(3, start=26)).reward.shape == (1, 5)
 
 
@@ -299,10 +304,18 @@ def test_the_context_is_reconstructed_and_the_rest_foretold_without_looking(run:
     assert not np.array_equal(other[:, 6:], found.model[:, 6:])
 
 
+def test_a_forecast_goes_on_from_the_state_that_is_shown(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing ever changes, all of the forecast looks like the last step of the context: both are one path."""
+    monkeypatch.setattr(run.model, "imagine", lambda state, control, sample=True: state)
+    found = open_loop(run, sequences(run, ImagineConfig(context=4, horizon=6, count=3)), 4)["observation"].model
+    assert found[:, 3].std() > 0
+    np.testing.assert_allclose(found[:, 4:], np.repeat(found[:, 3:4], 6, 1), atol=1e-6)
+
+
 def test_a_dream_begins_where_it_is_told_and_repeats(run: Any) -> None:
     windows = sequences(run, ImagineConfig(context=4, horizon=6, count=3))
-    states = run.model.observe(crop(windows, 0, 4)).states
-    begin = type(states)(*(field[:, -1] for field in states))
+    latent = last(run.model.observe(crop(windows, 0, 4)).states)
+    begin = run.agent.initial(3)._replace(latent=latent)
     films = []
     for _ in range(2):
         torch.manual_seed(1)
@@ -310,8 +323,40 @@ def test_a_dream_begins_where_it_is_told_and_repeats(run: Any) -> None:
     assert films[0].shape == (3, 6, 32 * 32 * 3)
     np.testing.assert_array_equal(films[0], films[1])
     with torch.no_grad():
-        first = run.model.predict(run.model.feature(begin)).obs["observation"]
+        first = run.model.predict(run.model.feature(latent)).obs["observation"]
     np.testing.assert_allclose(films[0][:, 0], first.numpy(), atol=1e-6)
+
+
+def test_world_and_dream_begin_from_the_same_state(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the agent once it has seen the context of each real episode, with its decision there."""
+    begun: list[Any] = []
+
+    def noted(run: Any, begin: Any, steps: int) -> Any:
+        begun.append(begin)
+        return dreamt(run, begin, steps)
+
+    monkeypatch.setattr("training.imagine.dreamt", noted)
+    imagine(run, ImagineConfig(context=3, horizon=7, count=2), tmp_path)
+    assert [len(film(tmp_path / f"{name}.webm")) for name in ("dream", "world")] == [8, 8]
+    assert len(begun) == 2
+    for seed, begin in zip(evaluation_seeds(2, FILMED), begun, strict=True):
+        env = make(run.config.env, draw=True)
+        observation, _ = env.reset(seed=seed)
+        state = None
+        for step in range(3):
+            action, state = run.agent.predict(observation, state, np.array([step == 0]), True)
+            frame = drawn(env)
+            observation, *_ = env.step(action)
+        env.close()
+        assert state is not None
+        for one, other in zip((*state.latent, state.control), (*begin.latent, begin.control), strict=True):
+            torch.testing.assert_close(one, other)
+        (episode,) = lived(run, [seed], 7, 3)
+        side = episode.frames[0].shape[:2]
+        shown = cv2.resize(frame, side[::-1], interpolation=cv2.INTER_AREA)
+        np.testing.assert_array_equal(episode.frames[0], shown)
+    (short,) = lived(run, [3], 7, 99)  # it ends after 30 steps, while it is seen
+    assert len(short.frames) == 2
 
 
 def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
@@ -368,10 +413,10 @@ def test_copies_for_samples_leave_images_out_and_change_nothing(run: Any) -> Non
     windows = sequences(run, ImagineConfig(3, 4, 2))
     embedding = run.model.encoder(crop(windows, 0, 3).obs)
     torch.manual_seed(0)
-    whole = imagined(run.model, repeated(windows, 2), 3)
+    whole = foretold(run.model, repeated(windows, 2), 3)[1]
     torch.manual_seed(0)
-    bare = imagined(run.model, repeated(without_images(run.model, windows), 2), 3, embedding.repeat_interleave(2, 0))
-    torch.testing.assert_close(bare, whole)
+    bare = foretold(run.model, repeated(without_images(run.model, windows), 2), 3, embedding.repeat_interleave(2, 0))
+    torch.testing.assert_close(bare[1], whole)
 
 
 def test_explained_variance_of_images_is_that_of_all_pixels_together(run: Any) -> None:

@@ -229,6 +229,16 @@ def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: P
     assert [row["global_step"] for row in finals] == [100, 140]
 
 
+def test_videos_are_switched_on_and_off_where_a_run_goes_on(tmp_path: Path) -> None:
+    """Nothing that is learned depends on them."""
+    folder, films = train(TINY, run=tmp_path / "run").folder, tmp_path / "run/media"
+    for videos, steps in (("true", 140), ("false", 180)):
+        options = [f"--training.steps={steps}", f"--evaluation.videos={videos}"]
+        assert main(["train", "--resume", str(folder), *options]) == 0
+        assert load_config(folder / "config.yaml").evaluation.videos is (videos == "true")
+    assert films.is_dir() and not (films / "0000180").exists()
+
+
 def test_a_run_goes_on_on_another_device(tmp_path: Path, capsys: Any) -> None:
     """Here from the CPU to itself by another name; where there is none, the config and the run stay as they are."""
     folder = train(TINY, run=tmp_path / "run", seed=5).folder
@@ -448,12 +458,20 @@ def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
     [
         (["--resume", "RUN", "configs/pendulum.yaml"], "takes no config, --run or --seed"),
         (["--resume", "RUN", "--seed", "3"], "takes no config, --run or --seed"),
-        (["--resume", "RUN", "--learner.lr", "1e-3"], "takes no change of the config but --training.steps and"),
-        (["--resume", "RUN", "--training.threads", "2"], "takes no change of the config but --training.steps and"),
+        (
+            ["--resume", "RUN", "--learner.lr", "1e-3"],
+            "takes no change of the config but --training.steps, --training.device, --eval",
+        ),
+        (
+            ["--resume", "RUN", "--training.threads", "2"],
+            "takes no change of the config but --training.steps, --training.device, --eval",
+        ),
         *(
             (["--resume", "RUN", f"--training.steps={steps}"], "must be a whole number from 1 up, of 64 bits")
             for steps in ("many", "1e30", ".inf", ".nan", "[1]", "0", "1.5", "true")
         ),
+        (["--resume", "RUN", "--evaluation.every", "5"], "takes no change of the config but --training.steps, "),
+        (["--resume", "RUN", "--evaluation.videos", "3"], "--evaluation.videos is true or false: 3"),
         (["--resume", "nowhere"], "holds no run"),
         ([], "which config?"),
     ],

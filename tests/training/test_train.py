@@ -19,7 +19,8 @@ from training import Run, train
 from training.checkpoint import find
 from training.config import load_config, too_short
 from training.evaluation import Evaluation, _successes, evaluate
-from training.loop import PERIODIC, Loop, describe, promise
+from training.loop import PERIODIC, Loop, describe
+from training.returns import promise
 from training.run import FINAL
 from training.schema import merge
 from training.trainer import Trainer
@@ -514,17 +515,6 @@ def test_rounds_of_a_run_from_before_they_were_checked_can_be_read(tmp_path: Pat
     assert Run.load(made.folder).config.behaviour.sb3.steps == 20
     with pytest.raises(ValueError, match=r"a round of 20 steps is no whole number of rollouts of 8 \(train_freq 1 x"):
         run(tmp_path / "other", behaviour={"name": "sb3", "sb3": {**sb3, "steps": 20}})
-
-
-def test_a_model_that_promises_too_much_is_warned_of() -> None:
-    said = promise(Evaluation([-100.0, -300.0], [20, 20], None, [-150.0, -190.0]))
-    assert said.startswith("warning: the model imagines -170.0 for the same episodes, 15% from what they are")
-    assert said.endswith("it overestimates them")
-    assert "it underestimates them" in promise(Evaluation([-100.0], [20], None, [-150.0]))
-    assert "warning" not in promise(
-        Evaluation([0.0, 3.0], [20, 20], None, [0.0, 3.1])
-    )  # about 0 its spread is the size
-    assert promise(Evaluation([-200.0], [20], None, [-190.0])).startswith("the model imagines -190.0")
 
 
 @pytest.mark.parametrize("algorithm", ["SAC", "PPO", "TD3"])

@@ -323,7 +323,7 @@ def test_baselines_know_their_own_errors_and_lose_to_the_exact_model(exact: tupl
     baselines = fit_baselines(world_model(), train, train, CONTEXT)
     test = Series(batch.obs["x"], batch.prev_action, batch.is_first, batch.mask)
     own = scores(forecast)
-    for name, (predict, std) in baselines.items():
+    for name, (predict, std, _) in baselines.items():
         mean = predict(test, CONTEXT)
         judged = gaussian_scores(mean, std, forecast.value)
         torch.testing.assert_close(judged.rmse, std, rtol=0.2, atol=0)
@@ -359,13 +359,47 @@ def test_of_much_that_is_not_represented_the_worst_is_named() -> None:
     told = torch.ones(1)
     verdict = Collapse(told, told, {"x": torch.linspace(0.9, 0, 31)}).verdict()  # 17 of them below 0.5
     assert verdict.startswith("partial collapse: x[23] is not represented (R^2 0.21), x[24]")
-    assert verdict.endswith("x[30] is not represented (R^2 0.00), nor are 9 others") and verdict.count("R^2") == 8
+    assert "x[30] is not represented (R^2 0.00), nor are 9 others; unless that is noise" in verdict
+    assert verdict.count("R^2") == 8
 
 
 def test_a_posterior_that_is_told_something_and_says_nothing_of_it_is_no_partial_collapse() -> None:
     told = torch.ones(1)
     verdict = Collapse(told, told, {"x": tensor([0.1, -0.2]), "still": tensor([torch.nan])}).verdict()
     assert verdict.startswith("nothing is represented, and yet the posterior is told something: x[0] is not")
+
+
+def test_what_the_state_holds_and_the_head_does_not_say_is_no_collapse() -> None:
+    """The numbers of a run: 0.219 by the head, 0.949 by a linear map; a second quantity is nowhere, a third is said."""
+    told, explained = torch.ones(1), {"x": tensor([0.9, 0.219]), "kind": tensor([0.1])}
+    found = Collapse(told, told, explained)
+    said = "the latent state holds what the head does not say: x[1] (R^2 0.22 by its head, 0.95 by a linear map); more"
+    probed = {"x": tensor([0.4, 0.949]), "kind": tensor([0.2, torch.nan, 0.1]), "unseen": tensor([0.0])}
+    verdict = found.verdict(probed)
+    assert verdict.startswith("partial collapse: kind is not represented (R^2 0.10); unless that is noise")
+    assert said in verdict and verdict.count("x[1]") == 1 and "unseen" not in verdict
+    probed["kind"] = tensor([0.8, torch.nan, 0.9])
+    verdict = found.verdict(probed)
+    assert "collapse" not in verdict and "kind (R^2 0.10 by its head, 0.85 by a linear map), x[1] (" in verdict
+    assert found.verdict().startswith("partial collapse: kind is not represented (R^2 0.10), x[1] is not represented")
+    none = Collapse(told, told, {"x": tensor([-0.593])})
+    assert none.verdict({"x": tensor([0.817])}).startswith(
+        "the latent state holds what the head does not say: x (R^2 -0.59"
+    )
+
+
+def test_a_head_that_reads_nothing_is_told_from_a_state_that_holds_nothing() -> None:
+    """An exact posterior of which one head looks at nothing: only the linear map finds what it is told of."""
+
+    class Deaf(GaussianHead):
+        def mean(self, feature: Tensor) -> Tensor:
+            return torch.zeros_like(super().mean(feature))
+
+    torch.manual_seed(0)
+    batch = simulate(GEDON, 50, 20)
+    model = WorldModel(LinearGaussianEncoder(), LinearGaussian(GEDON, "smoother"), {"x": Deaf(GEDON)})  # type: ignore
+    read = linear_probe(model, batch, {"x": batch.obs["x"]})
+    assert collapse(model, batch).verdict(read).startswith("the latent state holds what the head does not say: x (R^2")
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])

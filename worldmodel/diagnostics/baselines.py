@@ -34,9 +34,13 @@ def series(model: WorldModel, batch: Batch) -> Series:
 
 
 def moments(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of everything emitted, over the rows in which it was recorded."""
+    """Mean and standard deviation (D,) of everything emitted, over the rows in which it was recorded.
+
+    The deviation of a constant is 0, which rounding in its mean would hide.
+    """
     found = [each.numbers[each.recorded] for each in emissions(model, batch).values()]
-    return torch.cat([x.mean(0) for x in found]), torch.cat([x.std(0, correction=0) for x in found])
+    spread = [torch.where((x == x[:1]).all(0), 0.0, x.std(0, correction=0)) for x in found]
+    return torch.cat([x.mean(0) for x in found]), torch.cat(spread)
 
 
 def by_name(model: WorldModel, batch: Batch, joint: Tensor) -> dict[str, Tensor]:
@@ -53,6 +57,7 @@ Predictor = Callable[[Series, int], Tensor]
 class Baseline(NamedTuple):
     predict: Predictor
     std: Tensor  # (K, D) of the errors k steps ahead
+    exact: Tensor  # (K, D) bool: where there were next to none, so that a Gaussian of them would be sure of everything
 
 
 def repeat_last(windows: Series, context: int) -> Tensor:
@@ -176,9 +181,9 @@ def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int,
         "train mean": TrainMean(mean),
         "linear ARX": fit_arx(data, min(order, context)),
     }
-    floor = 1e-3 * std + 1e-6  # a constant has no likelihood
-    ahead = sample.values[:, context:]
-    return {
-        name: Baseline(predict, torch.maximum(root_mean_square(ahead - predict(sample, context)), floor))
-        for name, predict in predictors.items()
-    }
+    floor, ahead = torch.where(std > 0, 1e-3 * std, 1.0), sample.values[:, context:]  # of a constant any serves
+    found = {}
+    for name, predict in predictors.items():
+        error = root_mean_square(ahead - predict(sample, context))
+        found[name] = Baseline(predict, torch.maximum(error, floor), (error <= floor) | (std == 0))
+    return found

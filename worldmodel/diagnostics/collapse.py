@@ -3,9 +3,12 @@
 A posterior that equals its prior carries nothing. The quieter failure is partial: one quantity, often one that changes
 slowly, is explained as noise by a large predicted sigma. The ELBO hardly shows it; the share of that quantity's
 variance that the posterior's reconstruction explains does.
+
+A head may also fail to say what the latent state holds: a linear map reads it off then.
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -30,6 +33,9 @@ REPRESENTED = 0.5
 NAMED = 8
 """What is not represented is named, of more the worst."""
 
+NOT_HELD = "unless that is noise, raise its weight or the free nats of the objective, or train longer"
+NOT_SAID = "more layers or units of its head, or more updates, mend that; a larger latent state does not"
+
 
 class Collapse(NamedTuple):
     """What the posterior carries. A constant quantity has no variance to explain, and an R^2 that is not a number."""
@@ -50,11 +56,15 @@ class Collapse(NamedTuple):
         """{quantity: R^2} of what is not represented. A pure noise is rightly left out, and is listed as well."""
         return {name: r2 for name, r2 in labelled(self.explained).items() if r2 < threshold}
 
-    def verdict(self, threshold: float = REPRESENTED) -> str:
+    def verdict(self, probed: Mapping[str, Tensor] | None = None, threshold: float = REPRESENTED) -> str:
         """`healthy`, `posterior collapse`, `partial collapse` with what is not represented, or that of everything.
 
         Where nothing is represented although the posterior is told something, it has not been learned long enough, or
-        the emissions do without it. `nothing varies` where there is nothing to represent.
+        the emissions do without it. `nothing varies` where there is nothing to represent. What a linear map reads off
+        the latent state is represented there: then it is said that the head does not say it.
+
+        Args:
+            probed: R^2 of such a map, by emission; see :func:`worldmodel.diagnostics.probe.linear_probe`.
         """
         varying = [r2 for r2 in labelled(self.explained).values() if not math.isnan(r2)]
         if not varying:
@@ -64,12 +74,40 @@ class Collapse(NamedTuple):
         missing = self.missing(threshold)
         if not missing:
             return "healthy"
-        worst = sorted(missing, key=lambda name: missing[name])[:NAMED]
-        named = [f"{name} is not represented (R^2 {missing[name]:.2f})" for name in sorted(worst)]
-        others = f", nor are {len(missing) - NAMED} others" if len(missing) > NAMED else ""
-        if len(missing) == len(varying):
-            return f"nothing is represented, and yet the posterior is told something: {', '.join(named)}{others}"
-        return f"partial collapse: {', '.join(named)}{others}"
+        held = {name: r2 for name, r2 in self._read(probed or {}).items() if name in missing and r2 >= threshold}
+        lost = {name: r2 for name, r2 in missing.items() if name not in held}
+        lines = []
+        if lost:
+            partly = "partial collapse"
+            wholly = "nothing is represented, and yet the posterior is told something"
+            named = listed(
+                {name: f"{name} is not represented (R^2 {r2:.2f})" for name, r2 in lost.items()}, lost, "nor are"
+            )
+            lines.append(f"{wholly if len(lost) == len(varying) else partly}: {named}; {NOT_HELD}")
+        if held:
+            told = {
+                name: f"{name} (R^2 {missing[name]:.2f} by its head, {r2:.2f} by a linear map)"
+                for name, r2 in held.items()
+            }
+            said = listed(told, {name: missing[name] for name in held}, "and")
+            lines.append(f"the latent state holds what the head does not say: {said}; {NOT_SAID}")
+        return ". ".join(lines)
+
+    def _read(self, probed: Mapping[str, Tensor]) -> dict[str, float]:
+        """`probed` by the names of `explained`; of what that pools it is the mean of the entries that vary."""
+        pooled = {
+            name: r2.nanmean(0, keepdim=True) if len(self.explained[name]) == 1 else r2
+            for name, r2 in probed.items()
+            if name in self.explained
+        }
+        return labelled(pooled)
+
+
+def listed(told: Mapping[str, str], order: Mapping[str, float], others: str) -> str:
+    """What is told of quantities: of no more than NAMED, those that are first in order, by name."""
+    first = sorted(sorted(order, key=lambda name: order[name])[:NAMED])
+    rest = f", {others} {len(told) - NAMED} others" if len(told) > NAMED else ""
+    return ", ".join(told[name] for name in first) + rest
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from worldmodel.diagnostics.scores import Scores, crps, root_mean_square
 from worldmodel.diagnostics.windows import crop, unbroken
 from worldmodel.imagination import unroll
 from worldmodel.model import WorldModel
-from worldmodel.types import Batch
+from worldmodel.types import Batch, State
 
 
 class Forecast(NamedTuple):
@@ -44,7 +44,7 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
     batch = unbroken(batch, context)
     embedding = model.encoder(crop(batch, 0, context).obs).repeat_interleave(samples, 0)
     many = repeated(without_images(model, batch), samples)
-    features = imagined(model, many, context, embedding)
+    _, features = foretold(model, many, context, embedding)
     ahead, many_ahead = (emissions(model, crop(each, context)) for each in (batch, many))
 
     def by_sample(values: Tensor) -> Tensor:
@@ -60,15 +60,21 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
     return forecasts
 
 
-def imagined(model: WorldModel, batch: Batch, context: int, embedding: Tensor | None = None) -> Tensor:
-    """(B, K, F): features of the K steps after the context, sampled with the recorded controls.
+def foretold(model: WorldModel, batch: Batch, context: int, embedding: Tensor | None = None) -> tuple[State, Tensor]:
+    """The states inferred of the context, (B, context, ...), and features (B, K, F) of the K steps after it.
+
+    These are imagined with the recorded controls, from the last of those states: both together are one path.
 
     Args:
         embedding: (B, context, E) of the context, where that is known already.
     """
     states = model.observe(crop(batch, 0, context), embedding=embedding).states
-    start = type(states)(*(field[:, -1] for field in states))
-    return unroll(model, start, batch.prev_action[:, context:])[1]
+    return states, unroll(model, last(states), batch.prev_action[:, context:])[1]
+
+
+def last(states: State) -> State:
+    """(B, T, ...) -> (B, ...)."""
+    return type(states)(*(field[:, -1] for field in states))
 
 
 def scores(forecast: Forecast) -> Scores:

@@ -91,7 +91,9 @@ def calibration(samples: Tensor, value: Tensor, place: Tensor | None = None) -> 
         raise ValueError(f"calibration needs at least two samples: {len(samples)}")
     place = pit(samples, value) if place is None else place
     coverage = torch.stack([inside(place, level).to(value.dtype).mean(0) for level in LEVELS])
-    error = (value - samples.mean(0)) / samples.std(0).clamp(min=torch.finfo(value.dtype).eps)
+    known = torch.finfo(value.dtype)
+    rounding = (known.eps * samples.abs().amax(0)).clamp(min=known.tiny)
+    error = (value - samples.mean(0)) / torch.maximum(samples.std(0), rounding)
     bins = (place * BINS).long().clamp(max=BINS - 1)
     counts = torch.stack([(bins == i).sum(0) for i in range(BINS)])
     return Calibration(coverage, error.mean(0), error.std(0, correction=0), counts)
