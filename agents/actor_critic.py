@@ -172,7 +172,7 @@ class ActorCritic(nn.Module):
             unit = torch.where(unit > 0, unit, torch.ones_like(unit))
             for critic in (self.critic, self.slow_critic):
                 output = cast(Normal, critic.output)
-                change = output.units.change(torch.zeros(1, device=unit.device), unit.reshape(1))
+                change = output.units.change(torch.zeros(1), unit.reshape(1))
                 if keep:
                     output.keep(critic.last, *change)
 

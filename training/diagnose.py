@@ -245,7 +245,7 @@ def _begun(is_first: Tensor) -> Tensor:
 
 
 def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Against:
-    other = open_subject(against, device)
+    other = open_subject(against, device or str(batch.reward.device))  # where the data is, wherever it was trained
     if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
     control = other.units(subject.units.inverse(batch.prev_action))

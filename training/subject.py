@@ -1,5 +1,6 @@
 """What a diagnosis is about: a trained model of either kind of run, and recordings to hold it against."""
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -60,7 +61,7 @@ class Subject(NamedTuple):
     folder: Path
     model: WorldModel
     obs_specs: ObservationSpecs
-    units: Standardise  # of the controls in what `read` gives
+    units: Standardise  # of the controls in what `read` gives, on the device of that
     threads: int
     env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
@@ -107,7 +108,7 @@ def _of_train(run: Run) -> Subject:
         seen = f"the model was trained on {part}, the baselines on the other 80%" if own else ""
         return Recording.split(replay, where, name, seen, run.model.image_keys)
 
-    units = Standardise(run.action_spec.width)
+    units = Standardise(run.action_spec.width).to(where)
     return Subject(run.folder, run.model, run.obs_specs, units, run.config.training.threads, run.env_steps, read)
 
 
@@ -152,7 +153,8 @@ def _of_fit(run: FitRun) -> Subject:
         whole = run.config.data.window is None
         return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, whole, states)
 
-    return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, None, read)
+    units = copy.deepcopy(run.units).to(run.config.fit.device)  # those of the run serve datasets, which lie on the CPU
+    return Subject(run.folder, run.model, run.obs_specs, units, run.config.fit.threads, None, read)
 
 
 def _seen(config: DataConfig, part: str) -> str:

@@ -14,6 +14,7 @@ from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import root_mean_square
 from worldmodel.diagnostics.windows import unbroken
 from worldmodel.model import WorldModel
+from worldmodel.precision import doubled
 from worldmodel.scan import scan
 from worldmodel.types import Batch
 
@@ -138,13 +139,13 @@ def fit_arx(train: Series, order: int = 3, ridge: float = 1e-4) -> ARX:
 
 def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """(n, I), (n, O) -> (I + 1, O), the last row the intercept, which is not penalised. Solved in double precision."""
-    x, y = inputs.double(), targets.double()
+    x, y = doubled(inputs), doubled(targets)
     centre, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 1e-6 * (1 + centre.abs()), scale, torch.ones_like(scale))
     x = (x - centre) / scale
-    gram = x.mT @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    gram = x.mT @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype)
     weight = torch.linalg.solve(gram, x.mT @ (y - y.mean(0)) / len(x)) / scale.unsqueeze(1)
-    return torch.cat([weight, y.mean(0, keepdim=True) - centre @ weight]).to(targets.dtype)
+    return torch.cat([weight, y.mean(0, keepdim=True) - centre @ weight]).to(targets)
 
 
 def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int, order: int = 3) -> dict[str, Baseline]:
