@@ -60,6 +60,7 @@ class ActorCriticConfig:
     replay_value: float = 0.0  # weight of the critic's loss on replayed steps (V3: 0.3); needs starts: 0
     slow_actor_rate: float = 0.02  # share of the actor that enters its average, the deterministic policy, per update
     scale_rate: float = 0.01  # share of a batch in the running return scale
+    scale_corrected: bool = True  # for its start at zero, so that it holds from the first update on (V3: false)
     learner: LearnerConfig = field(default_factory=lambda: LearnerConfig(lr=1e-3))
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ class ActorCritic(nn.Module):
         self.critic = Head.of_vectors(*sizes, config.critic_layers, scalar_output(config.value_output), 0.0, layer)
         self.slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.scale = ReturnScale(config.scale_rate)
+        self.scale = ReturnScale(config.scale_rate, corrected=config.scale_corrected)
         self.updates = 0
         self.trained = [*self.actor.parameters(), *self.critic.parameters()]
         self.learner = Learner(self.loss, self.trained, config.learner)
@@ -172,7 +173,7 @@ class ActorCritic(nn.Module):
             unit = torch.where(unit > 0, unit, torch.ones_like(unit))
             for critic in (self.critic, self.slow_critic):
                 output = cast(Normal, critic.output)
-                change = output.units.change(torch.zeros(1, device=unit.device), unit.reshape(1))
+                change = output.units.change(torch.zeros(1), unit.reshape(1))
                 if keep:
                     output.keep(critic.last, *change)
 

@@ -44,23 +44,27 @@ def percentile_spread(returns: Tensor) -> Tensor:
 class ReturnScale(nn.Module):
     """max(floor, EMA of P95 - P5 of the returns): the unit of advantages (DreamerV3, Eq. 7).
 
-    Large returns are scaled down; small ones are not blown up beyond the floor, so that noise stays noise. The average
-    is corrected for its start at zero. A spread that is not finite is left out: the average would never recover.
+    Large returns are scaled down; small ones are not blown up beyond the floor, so that noise stays noise. A spread
+    that is not finite is left out: the average would never recover.
+
+    Args:
+        corrected: whether the average is corrected for its start at zero, as Adam's moments are. DreamerV3's is not:
+            its scale grows from the floor, over about 1 / rate updates.
     """
 
     spread: Tensor
     seen: Tensor
 
-    def __init__(self, rate: float = 0.01, floor: float = 1.0) -> None:
+    def __init__(self, rate: float = 0.01, floor: float = 1.0, corrected: bool = True) -> None:
         super().__init__()
-        self.rate, self.floor = rate, floor
+        self.rate, self.floor, self.corrected = rate, floor, corrected
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))
 
     def after(self, spread: Tensor) -> Tensor:
         """The scale once the spread of a batch is in the average; nothing changes yet."""
         total, seen = self._averages(spread)
-        return (total / seen.clamp(min=1e-8)).clamp(min=self.floor)
+        return (total / seen.clamp(min=1e-8) if self.corrected else total).clamp(min=self.floor)
 
     @torch.no_grad()
     def update(self, spread: Tensor) -> None:

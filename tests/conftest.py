@@ -111,6 +111,12 @@ def family(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def members() -> tuple[str, ...]:
+    """All that `member` goes through."""
+    return MEMBERS
+
+
+@pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module of an environment that fails on request, where other processes find it too."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent / "broken"))

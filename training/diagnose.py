@@ -156,7 +156,7 @@ def diagnose(
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device, checkpoint)
-    other = None if against is None else _opponent(subject, against, device)
+    other = None if against is None else _opponent(subject, against)
     torch.set_num_threads(subject.threads)
     keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
@@ -254,9 +254,9 @@ def _begun(is_first: Tensor) -> Tensor:
     return is_first
 
 
-def _opponent(subject: Subject, against: str | Path, device: str | None) -> Subject:
-    """Another run of the same observations and actions."""
-    other = open_subject(against, device)
+def _opponent(subject: Subject, against: str | Path) -> Subject:
+    """Another run of the same observations and actions, on the device of the first, wherever it was trained."""
+    other = open_subject(against, str(next(subject.model.parameters()).device))
     if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
     return other

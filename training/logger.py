@@ -41,14 +41,17 @@ class LoggerConfig:
 
 
 def numbers(metrics: Metrics) -> dict[str, float]:
-    """Read every metric, all tensors in one transfer from the device.
+    """Read every metric, all tensors of a device in one transfer: those of other libraries may lie elsewhere.
 
     Raises:
         ValueError: if a tensor holds more than one element.
     """
     tensors = {name: _scalar(name, value) for name, value in metrics.items() if isinstance(value, Tensor)}
-    read = torch.stack(list(tensors.values())).tolist() if tensors else []
-    plain = {**metrics, **dict(zip(tensors, read, strict=True))}  # in the order they were given
+    read: dict[str, float] = {}
+    for device in {value.device for value in tensors.values()}:
+        there = {name: value for name, value in tensors.items() if value.device == device}
+        read |= dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
+    plain = {**metrics, **read}  # in the order they were given
     return {name: value if isinstance(value, int) else float(value) for name, value in plain.items()}
 
 

@@ -12,6 +12,7 @@ from training.dataset import Dataset
 from worldmodel.bounds import log_likelihood
 from worldmodel.model import WorldModel
 from worldmodel.objective import ObjectiveConfig, particle_bound
+from worldmodel.precision import doubled
 from worldmodel.types import Batch
 
 ROWS = 16_384  # of padded sequences, samples included, that are scored at once
@@ -85,7 +86,7 @@ def _totals(
         batch = dataset.padded(chosen, device)
         steps = per_step(batch)
         assert steps.shape == batch.reward.shape, (steps.shape, batch.reward.shape)
-        totals[chosen] = steps.double().sum(1).cpu().numpy()
+        totals[chosen] = doubled(steps).sum(1).numpy()
     return totals
 
 

@@ -1,5 +1,6 @@
 """What a diagnosis is about: a trained model of either kind of run, and recordings to hold it against."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +63,7 @@ class Subject(NamedTuple):
     folder: Path
     model: WorldModel
     obs_specs: ObservationSpecs
-    units: Standardise  # of the controls in what `read` gives
+    units: Standardise  # of the controls in what `read` gives, on the device of that
     threads: int
     env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
@@ -113,7 +114,7 @@ def _of_train(run: Run) -> Subject:
     def learned_from(length: int) -> np.ndarray:
         return np.concatenate([each.ravel() for each in _of_replay(run.replay, length)])
 
-    units, threads = Standardise(run.action_spec.width), run.config.training.threads
+    units, threads = Standardise(run.action_spec.width).to(where), run.config.training.threads
     return Subject(run.folder, run.model, run.obs_specs, units, threads, run.env_steps, read, learned_from)
 
 
@@ -172,8 +173,9 @@ def _of_fit(run: FitRun) -> Subject:
             [fingerprints(parts[part].everything().obs, length).ravel() for part in ("train", "validation")]
         )
 
+    units = copy.deepcopy(run.units).to(run.config.fit.device)  # those of the run serve datasets, which lie on the CPU
     threads = run.config.fit.threads
-    return Subject(run.folder, run.model, run.obs_specs, run.units, threads, None, read, learned_from)
+    return Subject(run.folder, run.model, run.obs_specs, units, threads, None, read, learned_from)
 
 
 def _seen(config: DataConfig, part: str) -> str:

@@ -180,7 +180,7 @@ class ImageEncoder(nn.Module):
         batch = image.shape[:-1]
         x = self.units(image).reshape(-1, *self.shape)
         x = x.movedim(-1, 1)  # channels stay last in memory, which is faster on a CPU
-        return self.net(x).flatten(1).view(*batch, -1)
+        return self.net(x).flatten(1).view(*batch, -1).to(self.units.loc.dtype)
 
 
 class ImageDecoder(nn.Module):

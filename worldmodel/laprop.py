@@ -45,6 +45,12 @@ class LaProp(torch.optim.Optimizer):
             if parameters:
                 self._update_unless(skipped, parameters, group)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state, on the devices of the parameters; torch leaves a `step` where it was."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            state["step"] = state["step"].to(parameter.device)
+
     def _update_unless(self, skipped: Tensor | None, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """Where nobody is to wait for what a device finds, the update is made and, if need be, taken back there."""
         changed = [*parameters, *(value for each in parameters for value in self._state(each))]

@@ -24,6 +24,7 @@ REWARD, CONTINUE = "reward", "continue"
 
 ScalarOutput = Literal["normal", "symlog", "twohot"]
 ImageLearning = Literal["reconstruction", "redundancy"]
+ImagesEnter = Literal["with_vectors", "beside"]
 
 
 @dataclass
@@ -41,6 +42,9 @@ class ModelConfig:
     vector_output: Literal["normal", "symlog"] = "normal"  # p(x_t | z_t) of real vectors
     images: ImageLearning = "reconstruction"  # what z_t must tell of an image: its pixels, or see worldmodel.redundancy
     image_depth: int = 16  # channels after the first convolution, doubled by each; PlaNet to Dreamer V2 have 32 and 48
+    encoded_images: ImagesEnter = (
+        "with_vectors"  # convolved, through `encoder_layers`; or "beside" them, as in PlaNet to V3
+    )
     image_std: float = 3.0  # sigma of p(x_t | z_t) in an image's units, see Pixels; where it begins, if it is learned
     image_std_learned: bool = False
     reward_output: ScalarOutput = "normal"
@@ -74,6 +78,7 @@ class ModelConfig:
             "vector_output": ("normal", "symlog"),
             "reward_output": get_args(ScalarOutput),
             "images": get_args(ImageLearning),
+            "encoded_images": get_args(ImagesEnter),
         }
         for name, choices in options.items():
             if getattr(self, name) not in choices:
@@ -199,7 +204,13 @@ class WorldModel(nn.Module):
             ValueError: for images without decoders where there are no images, or where dynamics need the decoders.
         """
         encoder = Encoder(
-            obs_specs, config.hidden, config.encoder_layers, config.layer, config.vector_input, config.image_depth
+            obs_specs,
+            config.hidden,
+            config.encoder_layers,
+            config.layer,
+            config.vector_input,
+            config.image_depth,
+            config.encoded_images == "beside",
         )
         name = config.dynamics.name
         sizes = getattr(config.dynamics, name)

@@ -54,7 +54,12 @@ class Encoder(nn.Module):
     index, or already as a one-hot code.
 
     The norm after the first layer, where there is one, bounds what an outlier can do.
+
+    Args:
+        beside: whether what convolutions make of images goes past the perceptron, which is of vectors alone.
     """
+
+    mlp: MLP | None  # none where images are all there is, and go past it
 
     def __init__(
         self,
@@ -64,16 +69,21 @@ class Encoder(nn.Module):
         layer: LayerConfig | None = None,
         vector_input: str = "standardised",
         image_depth: int = 16,
+        beside: bool = False,
     ) -> None:
         super().__init__()
-        self.keys, self.size = list(specs), hidden
+        self.keys = list(specs)
         self.classes = [() if spec.binary else spec.classes for spec in specs.values()]
         coded = [sum(classes) for classes in self.classes]  # width of their one-hot codes
         self.accepted = [(spec.width, code or spec.width) for spec, code in zip(specs.values(), coded, strict=True)]
         given = (layer or LayerConfig(), vector_input, image_depth)
         units, self.widths = zip(*(entrance(spec, *given) for spec in specs.values()), strict=True)
         self.units = nn.ModuleList(units)
-        self.mlp = MLP(sum(self.widths), hidden, layers, layer=layer)
+        self.passing = self.images if beside else []  # by their places
+        self.entering = [place for place in range(len(self.keys)) if place not in self.passing]
+        entering = sum(self.widths[place] for place in self.entering)
+        self.mlp = MLP(entering, hidden, layers, layer=layer) if self.entering else None
+        self.size = (hidden if self.entering else 0) + sum(self.widths[place] for place in self.passing)
 
     @torch.no_grad()
     def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
@@ -82,17 +92,19 @@ class Encoder(nn.Module):
         With `keep` the first layer is rescaled so that every observation has the embedding it had. `complete`: nothing
         will be recorded after these.
         """
-        first = cast(nn.Linear, self.mlp[0])
-        for key, units, weight in zip(self.keys, self.units, first.weight.split(list(self.widths), 1), strict=True):
-            if key not in obs:
-                continue
-            if isinstance(units, ImageEncoder):
+        begins = 0
+        for place, (key, units) in enumerate(zip(self.keys, self.units, strict=True)):
+            width = self.widths[place] if place in self.entering else 0
+            if key in obs and isinstance(units, ImageEncoder):
                 units.units.fit(obs[key], mask)
-            elif isinstance(units, Standardise):
+            elif key in obs and isinstance(units, Standardise):
                 ratio, shift = units.fit(obs[key], mask, complete)
                 if keep:
+                    first = cast(nn.Linear, cast(MLP, self.mlp)[0])
+                    weight = first.weight[:, begins : begins + width]
                     first.bias.add_(weight @ shift)
                     weight.mul_(ratio)
+            begins += width
 
     def entered(self, obs: dict[str, Tensor]) -> list[Tensor]:
         """{key: (..., width)} -> of each key (..., W_k), what `forward` gives the perceptron.
@@ -108,13 +120,17 @@ class Encoder(nn.Module):
                 raise ValueError(f"observation '{key}' is {widths[0]} numbers wide, got {tuple(obs[key].shape)}")
             value = units(obs[key])
             if classes and not value.is_floating_point():
-                value = codes(value, classes, cast(nn.Linear, self.mlp[0]).weight.dtype)
+                value = codes(value, classes, cast(nn.Linear, cast(MLP, self.mlp)[0]).weight.dtype)
             parts.append(value)
         return parts
 
     def embed(self, parts: list[Tensor]) -> Tensor:
         """What :meth:`entered` gives -> (..., E)."""
-        return self.mlp(torch.cat(parts, -1))
+        passing = [parts[place] for place in self.passing]
+        if self.mlp is None:
+            return torch.cat(passing, -1)
+        embedding = self.mlp(torch.cat([parts[place] for place in self.entering], -1))
+        return torch.cat([embedding, *passing], -1) if passing else embedding
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         return self.embed(self.entered(obs))

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from worldmodel.distributions import LOG_2PI, positive, straight_through
 from worldmodel.layers import Logits
-from worldmodel.precision import exact
+from worldmodel.precision import doubled, exact
 
 
 def symlog(x: Tensor) -> Tensor:
@@ -87,15 +87,16 @@ class Standardise(nn.Module):
         Raises:
             ValueError: if `mask` (...) leaves nothing to take them from.
         """
-        rows = value[mask > 0].double()  # a small variation on a large offset survives
+        rows = doubled(value[mask > 0])  # a small variation on a large offset survives
         if not len(rows):
             raise ValueError("no recorded step to take units from: record some first")
         std, size = rows.std(0, correction=0), rows.abs().amax(0)
         moving = std > (ROUNDING * size if complete else 1e-3 * (1 + size))
-        return self.change(rows.mean(0).to(self.loc), torch.where(moving, std, torch.ones_like(std)).to(self.loc))
+        return self.change(rows.mean(0), torch.where(moving, std, torch.ones_like(std)))
 
     def change(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Set the units (width,); returns ratio and shift as :meth:`fit` does."""
+        """Set the units (width,), whatever device they come from; returns ratio and shift as :meth:`fit` does."""
+        loc, scale = loc.to(self.loc), scale.to(self.scale)
         ratio, shift = scale / self.scale, (loc - self.loc) / self.scale
         self.loc.copy_(loc)
         self.scale.copy_(scale)

@@ -1,4 +1,4 @@
-"""Products in half the precision, and what must not be formed in it."""
+"""Products in half the precision, what must not be formed in it, and what needs twice as much."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +27,11 @@ def products_in(precision: Precision, device: str, keep: bool = False) -> Abstra
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device, torch.bfloat16, cache_enabled=keep)
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers in double precision, on the CPU: not every device has it."""
+    return x.to("cpu").to(torch.float64)
 
 
 def exact(function: Callable[P, T]) -> Callable[P, T]:

@@ -159,3 +159,13 @@ def test_return_scale_is_known_before_it_is_kept() -> None:
         assert torch.equal(scale.after(UNKNOWN), before)
         scale.update(torch.tensor(width))
         assert torch.equal(scale.after(UNKNOWN), after) and after > 1
+
+
+def test_the_return_scale_of_dreamer_v3_grows_from_its_floor() -> None:
+    """Its average begins at zero and stays uncorrected: max(1, 50 (1 - 0.99^n)) after n updates at a spread of 50."""
+    scale, width = ReturnScale(0.01, corrected=False), torch.tensor(50.0)
+    assert scale.after(width).item() == 1
+    assert ReturnScale(0.01).after(width).item() == pytest.approx(50)
+    for updates in range(1, 200):
+        scale.update(width)
+        assert scale.after(UNKNOWN).item() == pytest.approx(max(1.0, 50 * (1 - 0.99**updates)), rel=1e-4)

@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from agents import ActorCritic
 from training import Run
 from training.config import load_config
 from training.loop import Loop
 from training.schema import merge
 from training.trainer import Trainer
+from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
 from worldmodel.objective import annealed
+from worldmodel.spaces import ActionSpec, ObservationSpec
 from worldmodel.types import pack, unpack
 
 HOME = Path(__file__).resolve().parents[2] / "configs"
@@ -103,6 +106,30 @@ def test_redundancy_is_refused_where_it_would_do_nothing(tmp_path: Path) -> None
         trainer(tmp_path, "dreamer_v1", model={"images": "redundancy"})
     with pytest.raises(ValueError, match=r"no effect without model\.images: redundancy"):
         trainer(tmp_path, "dreamer_v1", objective={"redundancy": 1.0})
+
+
+@pytest.mark.parametrize("preset", ["dreamer_v2", "laptop/dreamer_v2"])
+def test_version_2_takes_a_millionth_of_every_weight_away_per_update(preset: str) -> None:
+    """The paper's weight decay is not multiplied by the learning rate, that of AdamW is."""
+    config = load_config(HOME / f"{preset}.yaml")
+    for learner in (config.learner, config.behaviour.actor_critic.learner):
+        weight = torch.nn.Parameter(torch.ones(1, dtype=torch.float64))
+        Learner(lambda weight=weight: (0 * weight.sum(), None), [weight], learner).update()
+        assert 1 - weight.item() == pytest.approx(1e-6, rel=1e-4)
+
+
+@pytest.mark.parametrize("preset", ["dreamer_v1", "dreamer_v2", "dreamer_v3", "planet", "dream"])
+def test_images_enter_the_papers_models_past_the_layers_of_vectors(preset: str) -> None:
+    config, spec = load_config(HOME / f"{preset}.yaml").model, ObservationSpec((64, 64, 3), image=True)
+    encoder = WorldModel.build(config, {"image": spec}, ActionSpec((1,))).encoder
+    assert encoder.size == (config.hidden if preset == "dream" else encoder.widths[0])
+
+
+def test_the_return_scale_of_a_preset_is_that_of_its_paper() -> None:
+    for preset, expected in {"dreamer_v3": 1.0, "laptop/dreamer_v3": 1.0, "pendulum": 50.0}.items():
+        config = load_config(HOME / f"{preset}.yaml").behaviour.actor_critic
+        scale = ActorCritic(config, 4, ActionSpec((1,))).scale.after(torch.tensor(50.0))
+        assert scale.item() == pytest.approx(expected), preset
 
 
 def joint_gradients(made: Trainer, weight: float) -> dict[str, Tensor]:

@@ -60,3 +60,24 @@ def test_logits_of_many_classes_are_a_linear_map_and_classes_that_cannot_be(clas
     assert (found.softmax(-1)[..., classes:] == 0).all()
     found.log_softmax(-1)[..., 0].sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in logits.parameters())
+
+
+def test_convolved_images_go_past_the_perceptron_where_they_stand_beside_vectors() -> None:
+    """As in PlaNet and Dreamer V1 to V3: what enters is the perceptron of vectors, then each image's convolutions."""
+    specs = {
+        "image": ObservationSpec((8, 8, 1), image=True),
+        "x": ObservationSpec((2,)),
+        "k": ObservationSpec((), (3,), (0,)),
+    }
+    encoder = Encoder(specs, 6, 2, image_depth=2, beside=True)
+    obs = {"image": torch.randint(256, (5, 64)), "x": torch.randn(5, 2), "k": torch.randint(3, (5, 1))}
+    encoder.fit(obs, torch.ones(5))
+    images, vectors, codes = encoder.entered(obs)
+    assert encoder.size == 6 + images.shape[-1] and encoder.mlp is not None
+    expected = torch.cat([encoder.mlp(torch.cat([vectors, codes], -1)), images], -1)
+    torch.testing.assert_close(encoder(obs), expected)
+    encoder.fit(obs | {"x": 3 * obs["x"] + 1}, torch.ones(5), keep=True)  # new units, what was learned stays
+    torch.testing.assert_close(encoder(obs), expected)
+    alone = Encoder({"image": specs["image"]}, 6, 2, image_depth=2, beside=True)
+    assert alone.size == images.shape[-1] and not [name for name, _ in alone.named_parameters() if "mlp" in name]
+    torch.testing.assert_close(alone(obs), alone.entered(obs)[0])

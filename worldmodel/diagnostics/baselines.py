@@ -14,6 +14,7 @@ from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import root_mean_square
 from worldmodel.diagnostics.windows import unbroken
 from worldmodel.model import WorldModel
+from worldmodel.precision import doubled
 from worldmodel.scan import scan
 from worldmodel.types import Batch
 
@@ -150,7 +151,7 @@ def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
     Where a column does not vary, as that of an action that was never taken, its weight is 0.
     """
     vary = (inputs != inputs[:1]).any(0)
-    x, y = inputs[:, vary].double(), targets.double()
+    x, y = doubled(inputs[:, vary]), doubled(targets)
     centre, scale = x.mean(0), x.std(0, correction=0)
     scale = torch.where(scale > 1e-6 * (1 + centre.abs()), scale, torch.ones_like(scale))
     x, about = (x - centre) / scale, y - y.mean(0)
@@ -160,9 +161,9 @@ def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
     solved = x.mT @ torch.linalg.solve(gram, about) if wide else torch.linalg.solve(gram, x.mT @ about)
     found = solved / scale.unsqueeze(1)
     weight = found.new_zeros(inputs.shape[1] + 1, y.shape[1])
-    weight[:-1][vary] = found
+    weight[:-1][vary.to(found.device)] = found
     weight[-1] = y.mean(0) - centre @ found
-    return weight.to(targets.dtype)
+    return weight.to(targets)
 
 
 def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int, order: int = 3) -> dict[str, Baseline]:
