@@ -158,7 +158,7 @@ def control_units(dataset: Dataset) -> Standardise:
     """
     units = Standardise(dataset.control_width)
     if dataset.control_width and not dataset.from_env and not bool(dataset.rows.is_first.all()):
-        units.fit(dataset.rows.prev_action, ~dataset.rows.is_first, complete=True)
+        units.fit(dataset.rows.prev_action, ~dataset.rows.is_first)
     return units
 
 

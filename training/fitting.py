@@ -60,7 +60,7 @@ def fit(
     units = control_units(parts["train"])
     parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
     made = FitRun(folder, resolved, parts["train"].obs_specs, units)
-    made.model.fit_units(parts["train"].everything(resolved.fit.device), complete=True)
+    made.model.fit_units(parts["train"].everything(resolved.fit.device))
     made.begin()
     made.save_model()  # so that the folder can be loaded from now on, whatever stops it
     with Progress(resolved.fit.updates, unit="updates") as progress:

@@ -76,11 +76,10 @@ class Encoder(nn.Module):
         self.mlp = MLP(sum(self.widths), hidden, layers, layer=layer)
 
     @torch.no_grad()
-    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
+    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False) -> None:
         """Take the units of every vector and image that is among recorded observations (B, T, width).
 
-        With `keep` the first layer is rescaled so that every observation has the embedding it had. `complete`: nothing
-        will be recorded after these.
+        With `keep` the first layer is rescaled so that every observation has the embedding it had.
         """
         first = cast(nn.Linear, self.mlp[0])
         for key, units, weight in zip(self.keys, self.units, first.weight.split(list(self.widths), 1), strict=True):
@@ -89,7 +88,7 @@ class Encoder(nn.Module):
             if isinstance(units, ImageEncoder):
                 units.units.fit(obs[key], mask)
             elif isinstance(units, Standardise):
-                ratio, shift = units.fit(obs[key], mask, complete)
+                ratio, shift = units.fit(obs[key], mask)
                 if keep:
                     first.bias.add_(weight @ shift)
                     weight.mul_(ratio)
@@ -156,9 +155,9 @@ class Head(nn.Module):
         """The layer of a perceptron that gives the output's parameters."""
         return cast(nn.Linear, cast(MLP, self.net)[-1])
 
-    def fit(self, value: Tensor, mask: Tensor, keep: bool = False, complete: bool = False) -> None:
+    def fit(self, value: Tensor, mask: Tensor, keep: bool = False) -> None:
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
-        self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None, complete)
+        self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None)
 
     def log_prob(self, feature: Features, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""
