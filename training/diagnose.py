@@ -1,13 +1,14 @@
 """`worldmodel diagnose`: what a trained model believes about recorded data, measured and judged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from training.dataset import moved
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
@@ -21,7 +22,7 @@ from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
 from worldmodel.memory import keep_memory
 from worldmodel.model import WorldModel
-from worldmodel.spaces import STATE
+from worldmodel.spaces import STATE, ObservationSpecs
 from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
@@ -168,7 +169,7 @@ def diagnose(
             recording,
             crop(ahead, 0, config.context),
             outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
-            collapse(subject.model, disjoint),
+            collapse(subject.model, disjoint)._replace(names=names_of(subject.obs_specs)),
             action_test(subject.model, disjoint, config.context, samples),
             None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
@@ -244,11 +245,25 @@ def _begun(is_first: Tensor) -> Tensor:
     return is_first
 
 
+def names_of(specs: ObservationSpecs) -> dict[str, list[str]]:
+    """What the entries of each vector are called."""
+    return {key: spec.labels(key) for key, spec in specs.items() if not (spec.image or spec.classes)}
+
+
 def _compare(subject: Subject, against: str | Path, batch: Batch, device: str | None) -> Against:
     other = open_subject(against, device)
-    if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
+    if (_plain(other.obs_specs), len(other.units.loc)) != (_plain(subject.obs_specs), len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
-    control = other.units(subject.units.inverse(batch.prev_action))
-    difference = compare(subject.model, other.model, batch, batch._replace(prev_action=control))
+    recorded = moved(subject.units.inverse(batch.prev_action), subject.control_offset, other.control_offset)
+    obs = {
+        key: moved(batch.obs[key], spec.offset, other.obs_specs[key].offset) for key, spec in subject.obs_specs.items()
+    }
+    theirs = batch._replace(obs=batch.obs | obs, prev_action=other.units(recorded))
+    difference = compare(subject.model, other.model, batch, theirs)
     filters = (subject.model.dynamics.can_filter, other.model.dynamics.can_filter)
     return Against(str(against), difference, filters[0] != filters[1])
+
+
+def _plain(specs: ObservationSpecs) -> ObservationSpecs:
+    """Without what is no matter of the model: names, and offsets that can be exchanged."""
+    return {key: replace(spec, names=(), offset=()) for key, spec in specs.items()}

@@ -64,6 +64,7 @@ class Subject(NamedTuple):
     threads: int
     env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
+    control_offset: Sequence[float] = ()  # that was subtracted from the controls before they got these units
 
 
 def load(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Run | FitRun:
@@ -152,7 +153,9 @@ def _of_fit(run: FitRun) -> Subject:
         whole = run.config.data.window is None
         return Recording([parts["train"].everything(run.config.fit.device)], [rows], source, seen, whole, states)
 
-    return Subject(run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, None, read)
+    return Subject(
+        run.folder, run.model, run.obs_specs, run.units, run.config.fit.threads, None, read, run.control_offset
+    )
 
 
 def _seen(config: DataConfig, part: str) -> str:

@@ -17,7 +17,7 @@ from envs.faults import named
 from envs.process import begin
 from training.run import Run
 from training.tree import shaped
-from training.units import Reach
+from training.units import Reach, unsuited
 from worldmodel.images import ENOUGH
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
@@ -105,6 +105,8 @@ class Trainer:
         self.before = run.env_steps  # that it had been trained for
         self.prefilled = False
         self.reach = Reach()
+        self._warnings = list[str]()
+        self._unsuited = set[str]()  # emissions of which it was told
         self.updates = 0
         self.last: Update | None = None
         self.unsound = 0  # decisions on predictions that were not finite
@@ -222,6 +224,15 @@ class Trainer:
         model.fit_units(recorded, keep)
         self.run.behaviour.fit_units(recorded, keep)
         self.reach.take(model, len(replay))
+        told = unsuited(model, recorded)
+        self._warnings += [line for name, line in told.items() if name not in self._unsuited]
+        self._unsuited |= told.keys()
+        self._warnings += self.envs.recorder.pop_blurred()
+
+    def pop_warnings(self) -> list[str]:
+        """What a person should know of the values recorded since the last call."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
 
     def learners(self) -> list[Learner]:
         """Of the model, and of each part of the behaviour that has one."""

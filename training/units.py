@@ -1,4 +1,4 @@
-"""When the units of a run are measured again: as soon as a value is far outside everything they were taken from."""
+"""When the units of a run are measured again, and values for which an output has no unit."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,10 @@ import numpy as np
 
 from envs.faults import named
 from worldmodel.model import REWARD, WorldModel
+from worldmodel.outputs import SymlogNormal, TwoHot
+from worldmodel.types import Batch
 
+SMALL = 2e-3  # below which symlog is the identity: an output that errs by about 1 there tells nothing apart
 FAR = 100.0  # units, at least: no more than one in 10,000 of any values is so far from their mean (Chebyshev)
 
 
@@ -41,3 +44,21 @@ class Reach:
             if outside.max(initial=0) > 3 * self.known.get(key, 0):
                 self.known[key], found = float(outside.max()), True
         return found
+
+
+def unsuited(model: WorldModel, batch: Batch) -> dict[str, str]:
+    """{emission: a line for a person}: recorded values that are too small or too large for an output without units."""
+    found, values = {}, {**batch.obs, REWARD: batch.reward.unsqueeze(-1)}
+    for name, head in model.heads:
+        if name not in values or not isinstance(head.output, SymlogNormal | TwoHot):
+            continue
+        largest = float(values[name][batch.mask > 0].abs().amax())
+        most = float(head.output.bins[-1]) if isinstance(head.output, TwoHot) else math.inf
+        if 0 < largest < SMALL or largest > most:
+            key = "reward_output" if name == REWARD else "vector_output"
+            kind, size = ("two-hot" if most < math.inf else "symlog"), "small" if largest < SMALL else "large"
+            found[name] = (
+                f"{name} has been at most {largest:.3g} until now, too {size} for a {kind} output, whose unit is about "
+                f"1: rescale it, or set model.{key} to normal"
+            )
+    return found
