@@ -12,7 +12,7 @@ STEPS = 1000.0
 """Steps of single precision that a range must hold: fewer are coarse beside the smallest sigma of an output."""
 
 NOISE = 1e-13
-"""Share of a number that the roundings of a computation in double precision may change: what moves less is constant."""
+"""Share of the numbers it was made of that a number may owe to roundings in double precision: less is no movement."""
 
 
 class Range:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from worldmodel.digits import NOISE
 from worldmodel.distributions import LOG_2PI, positive, straight_through
 from worldmodel.layers import Logits
 from worldmodel.precision import exact
@@ -61,9 +62,6 @@ class Output(nn.Module, ABC):
 
 ROUNDING = 1e-6
 """Share of the size of a number that its rounding to single precision may change."""
-
-NOISE = 1e-13
-"""Share of the largest number of an observation that the roundings of a computation in double precision may change."""
 
 SMALLEST = 1e-37
 """The smallest unit: single precision has no more digits for what is much smaller."""

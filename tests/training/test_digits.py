@@ -1,11 +1,14 @@
 """Numbers far from zero keep the digits that single precision lacks, or a person is told that they do not."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from training import FitRun, Run, fit, train
 from training.cli import main
@@ -79,6 +82,22 @@ def test_the_digits_of_a_recording_far_from_zero_are_kept(tmp_path: Path, kind: 
     assert spec.labels("y") == [f"y {-spec.offset[0]:+.10g}"]
     near = read(DataConfig(str(write(tmp_path, kind, False)), ["y"], ["u"]))
     assert near.obs_specs[key].offset == near.control_offset == ()
+
+
+def test_the_digits_of_a_minari_dataset_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, u = system(200)
+    rows = {"observations": NORTH + y[:, None], "actions": np.clip(u[:-1, None], -1, 1), "rewards": np.zeros(199)}
+    episode = SimpleNamespace(**rows, terminations=np.zeros(199, bool))
+    box = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+    kept = SimpleNamespace(
+        observation_space=box, action_space=spaces.Box(-1, 1, (1,)), iterate_episodes=lambda: [episode]
+    )
+    monkeypatch.setitem(sys.modules, "minari", SimpleNamespace(load_dataset=lambda name: kept))
+    data = read(DataConfig("minari:map/walk-v0"))
+    spec = data.obs_specs["observation"]
+    assert spec.offset == pytest.approx((NORTH + (y.min() + y.max()) / 2,))
+    found = data.everything().obs["observation"][0, :, 0].double() + spec.offset[0] - NORTH
+    np.testing.assert_allclose(found, y, atol=1e-6)
 
 
 def test_other_data_are_seen_from_the_offset_of_the_training_data(tmp_path: Path) -> None:

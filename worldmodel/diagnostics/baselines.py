@@ -14,6 +14,7 @@ from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import root_mean_square
 from worldmodel.diagnostics.windows import unbroken
 from worldmodel.model import WorldModel
+from worldmodel.outputs import resolved
 from worldmodel.scan import scan
 from worldmodel.types import Batch
 
@@ -140,7 +141,7 @@ def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
     """(n, I), (n, O) -> (I + 1, O), the last row the intercept, which is not penalised. Solved in double precision."""
     x, y = inputs.double(), targets.double()
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-6 * (1 + centre.abs()), scale, torch.ones_like(scale))
+    scale = torch.where(resolved(scale, x.abs().amax(0)), scale, torch.ones_like(scale))
     x = (x - centre) / scale
     gram = x.mT @ x / len(x) + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     weight = torch.linalg.solve(gram, x.mT @ (y - y.mean(0)) / len(x)) / scale.unsqueeze(1)
@@ -163,7 +164,7 @@ def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int,
         "train mean": TrainMean(mean),
         "linear ARX": fit_arx(data, min(order, context)),
     }
-    floor = 1e-3 * std + 1e-6  # a constant has no likelihood
+    floor = 1e-3 * torch.where(std > 0, std, 1e-3)  # a constant has no likelihood
     ahead = sample.values[:, context:]
     return {
         name: Baseline(predict, torch.maximum(root_mean_square(ahead - predict(sample, context)), floor))
