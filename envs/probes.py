@@ -120,7 +120,7 @@ class Choice(Probe):
 
     def _start(self, seed: int | None) -> np.ndarray:
         self.side = int(self.np_random.integers(2))
-        return np.array([self.centre + (2 * self.side - 1) * self.unit])
+        return np.array([self.centre + (2 * self.side - 1) * self.unit], np.float64)
 
     def _advance(self, action: Any) -> tuple[np.ndarray, float]:
         reward = self.reward * float(int(action) == self.side)

@@ -98,7 +98,7 @@ def test_a_unit_reaches_as_far_as_any_of_the_values_it_was_taken_from() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("centre", "unit", "reward"), [(0, 1, 1), (0, 1e-4, 1), (48.137, 1e-3, 1), (0, 1, 1e-3), (0, 1, 1e-4), (0, 1, 1e6)]
+    ("centre", "unit", "reward"), [(0, 1, 1), (0, 1e-4, 1), (48.137, 1e-3, 1), (0, 1, 1e-3), (0, 1, 1e-4), (0, 1, 1e25)]
 )
 def test_a_choice_is_learned_in_any_unit(tmp_path: Path, centre: float, unit: float, reward: float) -> None:
     """Perfect is 20, chance 10."""
