@@ -22,7 +22,8 @@ from worldmodel.learner import Learner, LearnerConfig
 from worldmodel.limits import CANDIDATES, HORIZON, LAYERS, at_most
 from worldmodel.model import LatentModel, ScalarOutput, scalar_output
 from worldmodel.networks import Head
-from worldmodel.outputs import Normal
+from worldmodel.outputs import SMALLEST, Normal
+from worldmodel.precision import doubled
 from worldmodel.spaces import ActionSpec
 from worldmodel.types import Batch, Rollout, State
 
@@ -164,18 +165,22 @@ class ActorCritic(nn.Module):
     def fit_units(self, batch: Batch, keep: bool = False) -> None:
         """Take the unit of the value from recorded rewards: their root mean square over a discounted lifetime.
 
-        With `keep` the values stay what they were; see :meth:`worldmodel.model.WorldModel.fit_units`.
+        With `keep` the values stay what they were; see :meth:`worldmodel.model.WorldModel.fit_units`. The scale of
+        returns learns how large a reward is. Values that are read in symlog have a unit of their own, about 1, and so
+        has their scale, as in DreamerV3.
         """
-        if isinstance(self.critic.output, Normal):
-            received = batch.mask * ~batch.is_first
-            square = (batch.reward.square() * received).sum() / received.sum().clamp(min=1)
-            unit = square.sqrt() / max(1 - self.config.discount, 1 / LIFETIME)
-            unit = torch.where(unit > 0, unit, torch.ones_like(unit))
-            for critic in (self.critic, self.slow_critic):
-                output = cast(Normal, critic.output)
-                change = output.units.change(torch.zeros(1), unit.reshape(1))
-                if keep:
-                    output.keep(critic.last, *change)
+        if not isinstance(self.critic.output, Normal):
+            return
+        rewards = doubled(batch.reward[(batch.mask > 0) & ~batch.is_first])  # squares of 1e25 leave single precision
+        square = rewards.square().sum() / max(len(rewards), 1)
+        unit = square.sqrt() / max(1 - self.config.discount, 1 / LIFETIME)
+        unit = torch.where(unit > SMALLEST, unit, torch.ones_like(unit))
+        for critic in (self.critic, self.slow_critic):
+            output = cast(Normal, critic.output)
+            change = output.units.change(torch.zeros(1), unit.reshape(1))
+            if keep:
+                output.keep(critic.last, *change)
+        self.scale.lower_floor(torch.cat([rewards.abs(), rewards.new_zeros(1)]).amax().to(self.scale.floor))
 
     def initial(self, count: int) -> Memory:
         device = self.slow_critic.last.weight.device
@@ -253,12 +258,13 @@ class ActorCritic(nn.Module):
 
     def training_state(self) -> dict[str, Any]:
         """What learning on needs besides the weights; see :meth:`worldmodel.learner.Learner.state`."""
-        return {"learner": self.learner.state(), "updates": self.updates}
+        return {"learner": self.learner.state(), "updates": self.updates, "floor": float(self.scale.floor)}
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`training_state` gave."""
         self.learner.load(state["learner"])
         self.updates = state["updates"]
+        self.scale.floor.fill_(state.get("floor", 1.0))  # newer than format 2
 
     def loss(
         self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None

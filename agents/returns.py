@@ -48,23 +48,34 @@ class ReturnScale(nn.Module):
     that is not finite is left out: the average would never recover.
 
     Args:
+        floor: DreamerV3's is 1, for rewards of about that size; see :meth:`lower_floor`.
         corrected: whether the average is corrected for its start at zero, as Adam's moments are. DreamerV3's is not:
             its scale grows from the floor, over about 1 / rate updates.
     """
 
     spread: Tensor
     seen: Tensor
+    floor: Tensor
 
     def __init__(self, rate: float = 0.01, floor: float = 1.0, corrected: bool = True) -> None:
         super().__init__()
-        self.rate, self.floor, self.corrected = rate, floor, corrected
+        self.rate, self.corrected = rate, corrected
+        self.register_buffer("floor", torch.tensor(floor), persistent=False)
         self.register_buffer("spread", torch.zeros(()))
         self.register_buffer("seen", torch.zeros(()))
+
+    def lower_floor(self, largest: Tensor) -> None:
+        """Let the floor be the size of the largest reward where that is below 1, so that no unit is too small to learn.
+
+        Args:
+            largest: absolute reward of all that were recorded; with none above 0 the floor is 1.
+        """
+        self.floor.copy_(torch.where(largest > 0, largest, torch.ones_like(largest)).clamp(max=1.0))
 
     def after(self, spread: Tensor) -> Tensor:
         """The scale once the spread of a batch is in the average; nothing changes yet."""
         total, seen = self._averages(spread)
-        return (total / seen.clamp(min=1e-8) if self.corrected else total).clamp(min=self.floor)
+        return torch.maximum(total / seen.clamp(min=1e-8) if self.corrected else total, self.floor)
 
     @torch.no_grad()
     def update(self, spread: Tensor) -> None:

@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode
 
 from envs.faults import FAULT, REWARD, Faults, blamed, named, reported, structure_fault, value_faults
 from envs.wrappers import FRAMES
+from worldmodel.digits import Range
 from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation
 from worldmodel.types import Arrival
 
@@ -76,6 +77,8 @@ class Recorder:
         self._ended = np.zeros(num_envs, bool)  # by the previous step; of no interest where that also reset them
         self._total_reward = np.zeros(num_envs)  # of the running episodes
         self._length = np.zeros(num_envs, np.int64)
+        real = {key: spec.width for key, spec in obs_specs.items() if not (spec.classes or spec.image)}
+        self._ranges = {key: Range(width) for key, width in {**real, REWARD: 1}.items()}  # in double precision
         self._episodes: list[Episode] = []
         self._failures: list[str] = []
 
@@ -88,6 +91,13 @@ class Recorder:
         """What went wrong in environments since the last call, oldest first."""
         failures, self._failures = self._failures, []
         return failures
+
+    def pop_blurred(self) -> list[str]:
+        """What has moved by too few steps of single precision until now, and what to do: each is told once."""
+        lines = {key: blurred(key, seen) for key, seen in self._ranges.items() if seen.coarse.any()}
+        for key in lines:
+            del self._ranges[key]
+        return list(lines.values())
 
     def counters(self) -> dict[str, Any]:
         """What it has counted, as numbers and arrays."""
@@ -209,12 +219,20 @@ class Recorder:
         fault = structure_fault(self.obs_specs, observation, (self.num_envs,))
         if fault:
             self._raise_first({0: fault})
+        for key, value in named(observation).items():
+            self._measure(key, np.asarray(value))
         return encode_observation(self.obs_specs, observation)
+
+    def _measure(self, key: str, values: np.ndarray) -> None:
+        """Take values (n, ...) that single precision may blur into the range of what was seen."""
+        if key in self._ranges and values.dtype.itemsize > 2 and values.dtype != np.float32:
+            self._ranges[key].see(values.reshape(len(values), -1))
 
     def _checked_reward(self, reward: Any) -> np.ndarray:
         reward = np.asarray(reward)
         if reward.shape != (self.num_envs,) or reward.dtype.kind not in "biuf":
             self._raise_first({0: (REWARD, f"has shape {reward.shape[1:]} and dtype {reward.dtype}, not a number")})
+        self._measure(REWARD, reward)
         return reward.astype(np.float64)
 
     def _with_final(self, obs: Rows, infos: Mapping[str, Any], ended: np.ndarray) -> tuple[Rows, Faults]:
@@ -270,6 +288,18 @@ class Recorder:
             return
         env = min(faults)
         raise blamed(*faults[env], env, self._vector_steps)
+
+
+def blurred(key: str, seen: Range) -> str:
+    """One line for a person: what single precision loses of an observation or of the reward, and what to do."""
+    entry = int(np.flatnonzero(seen.coarse)[0])
+    of = "" if len(seen.low) == 1 else f", entry {entry}" + (" and others" if seen.coarse.sum() > 1 else "")
+    what, wrapper = (REWARD, "TransformReward") if key is REWARD else (f"observation '{key}'", "TransformObservation")
+    return (
+        f"{what}{of} lies between {seen.low[entry]:.12g} and {seen.high[entry]:.12g}, where single precision, in which "
+        f"it is recorded, has steps of {seen.step[entry]:.3g} and loses digits: subtract an offset in the environment, "
+        f"as with gymnasium.wrappers.{wrapper}"
+    )
 
 
 def _frames(infos: Mapping[str, Any], num_envs: int) -> np.ndarray:

@@ -269,18 +269,32 @@ def check_spaces(
 
 
 def decoded(spec: ObservationSpec, space: spaces.Space[Any], mean: np.ndarray) -> np.ndarray:
-    """Predicted means (N, width) -> observations (N, *shape) of a space; the likeliest where discrete."""
+    """Predicted means (N, width) -> observations (N, *shape) of a space; the likeliest where discrete.
+
+    Where the space holds integers, the nearest one in it.
+    """
     count = len(mean)
     if not spec.classes:
         assert isinstance(space, spaces.Box)
-        values = mean.reshape(count, *spec.shape)
-        if spec.image:
-            values = (values * 255).round()
-        return np.clip(values, space.low, space.high).astype(space.dtype)
+        values = mean.reshape(count, *spec.shape) * (255 if spec.image else 1)
+        return nearest_in(space, values)
     groups = np.split(mean, np.cumsum(spec.classes)[:-1], -1)
     index = mean > 0.5 if spec.binary else np.stack([group.argmax(-1) for group in groups], -1)
     values = index.astype(np.int64) + np.asarray(spec.start or 0, np.int64)
     return values.reshape(count, *spec.shape).astype(space.dtype)
+
+
+def nearest_in(space: spaces.Box, values: np.ndarray) -> np.ndarray:
+    """Real numbers (..., *shape) -> the nearest of a space.
+
+    A bound such as 2^63 - 1 is no double; the one above would leave the dtype, so that the one below takes its place.
+    """
+    if space.dtype.kind not in "biu":
+        return np.clip(values, space.low, space.high).astype(space.dtype)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if space.dtype.itemsize == 8:
+        high = np.where(high > 2.0**53, np.nextafter(high, 0), high)
+    return np.clip(np.rint(values.astype(np.float64)), low, high).astype(space.dtype)
 
 
 class ImaginedEnv(gym.Env[Any, Any]):

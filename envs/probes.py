@@ -104,6 +104,29 @@ class Identity(Probe):
         return self._start(None), reward
 
 
+class Choice(Probe):
+    """Name the side that you see, in any unit: x = centre + s unit with s = -1 or 1 at random, actions 0 and 1.
+
+    r = `reward` if the action names the side of the observation before, else 0. A perfect policy earns `length` times
+    `reward`, a uniform or a constant one half of that on average.
+    """
+
+    def __init__(self, centre: float = 0.0, unit: float = 1.0, reward: float = 1.0, length: int = 20) -> None:
+        super().__init__(length)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self.action_space = spaces.Discrete(2)
+        self.centre, self.unit, self.reward = centre, unit, reward
+        self.side = 0
+
+    def _start(self, seed: int | None) -> np.ndarray:
+        self.side = int(self.np_random.integers(2))
+        return np.array([self.centre + (2 * self.side - 1) * self.unit], np.float64)
+
+    def _advance(self, action: Any) -> tuple[np.ndarray, float]:
+        reward = self.reward * float(int(action) == self.side)
+        return self._start(None), reward
+
+
 class DelayedReward(Probe):
     """The first action a_0 in {0, 1} is paid for at the end: r_length = a_0, every other reward is 0.
 
@@ -262,5 +285,5 @@ class Tree(Probe):
         return observation, reward, terminated or bool(self.ends[self.node]), truncated, info
 
 
-for _probe in (Counter, Identity, DelayedReward, ConstantReward, LinearGaussian, LinearQuadratic, Tree):
+for _probe in (Counter, Identity, Choice, DelayedReward, ConstantReward, LinearGaussian, LinearQuadratic, Tree):
     gym.register(f"worldmodel/{_probe.__name__}-v0", entry_point=f"envs.probes:{_probe.__name__}")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import Space, spaces
 
+from worldmodel.digits import Range
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
 
 SUPPORTED = "Box, Discrete, MultiDiscrete or MultiBinary"
@@ -162,6 +163,13 @@ def _continuous_action(space: spaces.Box) -> ActionSpec:
     if (low >= high).any():
         entry = int(np.flatnonzero(low >= high)[0])
         raise ValueError(f"the action space {space} has low >= high at entry {entry}: {low[entry]} >= {high[entry]}")
+    seen = Range.of([np.stack([space.low.ravel(), space.high.ravel()])])
+    if seen.coarse.any():
+        entry = int(np.flatnonzero(seen.coarse)[0])
+        raise ValueError(
+            f"the action space {space} lies so far from 0 that single precision has steps of {seen.step[entry]:.3g} "
+            f"between its bounds at entry {entry}: wrap the environment in gymnasium.wrappers.RescaleAction(env, -1, 1)"
+        )
     return ActionSpec(space.shape, low=tuple(low.tolist()), high=tuple(high.tolist()))
 
 

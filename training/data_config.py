@@ -40,7 +40,10 @@ class DataConfig:
     file: str | None = None  # what the command line calls DATA
     observations: list[str] | None = None  # columns of a CSV, arrays of an .npz; of recordings: all keys, or these
     controls: list[str] | None = None  # columns or arrays; null: none, or the actions of a recording
-    sequence: str | None = None  # a CSV column whose every change begins a new sequence
+    # Where the sequences of a CSV begin: a column, at every change of its value, or where it falls if it rises in every
+    # row as a time does; false: all rows are one. null: one, or cut at blank lines and repeated headers, and an error
+    # if a column looks as if it told several recordings apart.
+    sequence: str | bool | None = None
     delay: int = 1  # 1: the control in row t leads to row t + 1, as usual; 0: it led to row t. Recordings are aligned
     rewards: bool = False  # explain recorded rewards and terminations too
     window: int | None = 32  # steps of a training window; null: whole sequences, padded
@@ -52,6 +55,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.delay not in (0, 1):
             raise ValueError(f"delay is 0 or 1: {self.delay}")
+        if self.sequence is True:
+            raise ValueError("sequence is a column, or false for one sequence: true")
         if self.window is not None and self.window < 2:
             raise ValueError(f"window must be at least 2, or null for whole sequences: {self.window}")
         observed, controls = self.observations or [], self.controls or []

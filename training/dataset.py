@@ -52,13 +52,22 @@ class Dataset:
     lengths: np.ndarray  # (S,) rows of each; their sum is N
     names: list[str]  # where each comes from, for messages
     from_env: bool = False  # of an environment: rewards and terminations, controls in [-1, 1] or one-hot codes
+    control_offset: tuple[float, ...] = ()  # that was subtracted from each control, as of observations; 0 where empty
+    notes: tuple[str, ...] = ()  # what a person should know of how they were read, a line each
 
     @staticmethod
-    def of(specs: ObservationSpecs, sequences: Sequence[Batch], names: list[str], from_env: bool = False) -> "Dataset":
+    def of(
+        specs: ObservationSpecs,
+        sequences: Sequence[Batch],
+        names: list[str],
+        from_env: bool = False,
+        control_offset: tuple[float, ...] = (),
+        notes: tuple[str, ...] = (),
+    ) -> "Dataset":
         """From sequences (1, L, ...), at least one, each of at least one row."""
         lengths = np.array([each.reward.shape[1] for each in sequences])
         assert len(names) == len(lengths) and lengths.min() > 0, (names, lengths)
-        return Dataset(specs, join(sequences, 1), lengths, names, from_env)
+        return Dataset(specs, join(sequences, 1), lengths, names, from_env, control_offset, notes)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -87,7 +96,11 @@ class Dataset:
     def chosen(self, sequences: Sequence[int]) -> "Dataset":
         """The sequences of these indices, in this order."""
         names = [self.names[index] for index in sequences]
-        return Dataset.of(self.obs_specs, [self.part(index) for index in sequences], names, self.from_env)
+        return self.of_same_kind([self.part(index) for index in sequences], names)
+
+    def of_same_kind(self, sequences: Sequence[Batch], names: list[str]) -> "Dataset":
+        """Other sequences (1, L, ...) of the same observations and controls."""
+        return Dataset.of(self.obs_specs, sequences, names, self.from_env, self.control_offset, self.notes)
 
     def in_units(self, units: Standardise) -> "Dataset":
         """With standardised controls; null controls stay null."""
@@ -158,12 +171,14 @@ def control_units(dataset: Dataset) -> Standardise:
     """
     units = Standardise(dataset.control_width)
     if dataset.control_width and not dataset.from_env and not bool(dataset.rows.is_first.all()):
-        units.fit(dataset.rows.prev_action, ~dataset.rows.is_first, complete=True)
+        units.fit(dataset.rows.prev_action, ~dataset.rows.is_first)
     return units
 
 
-def matching(other: Dataset, specs: ObservationSpecs, control_width: int, part: str) -> Dataset:
-    """`other` under the observation keys and classes of the training data.
+def matching(
+    other: Dataset, specs: ObservationSpecs, control_width: int, part: str, control_offset: Sequence[float] = ()
+) -> Dataset:
+    """`other` under the observation keys, classes and offsets of the training data.
 
     Keys are matched by name where the names are the same, else by their order, which says nothing of pictures.
 
@@ -182,8 +197,22 @@ def matching(other: Dataset, specs: ObservationSpecs, control_width: int, part: 
     for (key, ours), spec in zip(specs.items(), theirs.values(), strict=True):
         if any(found > known for found, known in zip(spec.classes, ours.classes, strict=True)):
             raise ValueError(f"{where}: '{key}' has classes {spec.classes}, the training data {ours.classes}")
-    obs = {name: other.rows.obs[key] for name, key in zip(specs, keys, strict=True)}
-    return replace(other, obs_specs=specs, rows=other.rows._replace(obs=obs))
+    obs = {
+        name: moved(other.rows.obs[key], other.obs_specs[key].offset, specs[name].offset)
+        for name, key in zip(specs, keys, strict=True)
+    }
+    control = moved(other.rows.prev_action, other.control_offset, control_offset) * ~other.rows.is_first.unsqueeze(-1)
+    rows = other.rows._replace(obs=obs, prev_action=control)
+    return replace(other, obs_specs=specs, rows=rows, control_offset=tuple(control_offset))
+
+
+def moved(values: Tensor, offset: Sequence[float], other: Sequence[float]) -> Tensor:
+    """Rows (..., W) that lack one offset, as they lack another instead; see :mod:`worldmodel.digits`."""
+    if tuple(offset) == tuple(other):
+        return values
+    nothing = np.zeros(values.shape[-1])
+    difference = np.asarray(offset or nothing, np.float64) - np.asarray(other or nothing, np.float64)
+    return (values.double() + torch.from_numpy(difference)).to(values.dtype)
 
 
 def _kind(spec: ObservationSpec) -> tuple[int | tuple[int, ...], bool]:

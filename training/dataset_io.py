@@ -91,7 +91,8 @@ def read_parts(config: DataConfig) -> dict[str, Dataset]:
         found = read(config.source(part))
         if config.rewards and not found.from_env:
             raise ValueError(f"data.{part}: {found.names[0]} holds no rewards, which data.rewards asks for")
-        parts[part] = matching(found, everything.obs_specs, everything.control_width, f"data.{part}")
+        offset = everything.control_offset
+        parts[part] = matching(found, everything.obs_specs, everything.control_width, f"data.{part}", offset)
     parts["train"] = long_enough(parts["train"], config)
     return {part: parts[part] for part in PARTS if part in parts}
 

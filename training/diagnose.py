@@ -1,14 +1,14 @@
 """`worldmodel diagnose`: what a trained model believes about recorded data, measured and judged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from training.dataset import moved
 from training.overlap import unseen
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
@@ -23,7 +23,7 @@ from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
 from worldmodel.memory import keep_memory
 from worldmodel.model import WorldModel
-from worldmodel.spaces import STATE
+from worldmodel.spaces import STATE, ObservationSpecs
 from worldmodel.types import Batch, join
 
 MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
@@ -177,7 +177,7 @@ def diagnose(
             recording,
             crop(ahead, 0, config.context),
             outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
-            collapse(subject.model, disjoint),
+            collapse(subject.model, disjoint)._replace(names=names_of(subject.obs_specs)),
             action_test(subject.model, disjoint, config.context, samples),
             None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
             probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
@@ -254,12 +254,22 @@ def _begun(is_first: Tensor) -> Tensor:
     return is_first
 
 
+def names_of(specs: ObservationSpecs) -> dict[str, list[str]]:
+    """What the entries of each vector are called."""
+    return {key: spec.labels(key) for key, spec in specs.items() if not (spec.image or spec.classes)}
+
+
 def _opponent(subject: Subject, against: str | Path) -> Subject:
     """Another run of the same observations and actions, on the device of the first, wherever it was trained."""
     other = open_subject(against, str(next(subject.model.parameters()).device))
-    if (other.obs_specs, len(other.units.loc)) != (subject.obs_specs, len(subject.units.loc)):
+    if (_plain(other.obs_specs), len(other.units.loc)) != (_plain(subject.obs_specs), len(subject.units.loc)):
         raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
     return other
+
+
+def _plain(specs: ObservationSpecs) -> ObservationSpecs:
+    """Without what is no matter of the model: names, and offsets that can be exchanged."""
+    return {key: replace(spec, names=(), offset=()) for key, spec in specs.items()}
 
 
 def _unseen(subject: Subject, other: Subject, source: str, batch: Batch) -> Batch:
@@ -269,8 +279,9 @@ def _unseen(subject: Subject, other: Subject, source: str, batch: Batch) -> Batc
         ValueError: if fewer than two are left.
     """
     length, count = batch.reward.shape[1], len(batch.reward)
-    obs = {key: batch.obs[key] for key in subject.obs_specs}
-    new = unseen(obs, np.concatenate([run.learned_from(length) for run in (subject, other)]))
+    ours = subject.learned_from(length)
+    new = unseen({key: batch.obs[key] for key in subject.obs_specs}, ours)
+    new &= unseen(_exchanged(subject, other, batch), other.learned_from(length))
     if int(new.sum()) < 2:
         raise ValueError(
             f"--against compares on data that neither run has learned from, and of the {count} sequences in "
@@ -280,9 +291,16 @@ def _unseen(subject: Subject, other: Subject, source: str, batch: Batch) -> Batc
     return each(batch, lambda leaf: leaf[new])
 
 
+def _exchanged(subject: Subject, other: Subject, batch: Batch) -> dict[str, Tensor]:
+    """The observations of a batch with the offsets of another run."""
+    specs = other.obs_specs
+    return {key: moved(batch.obs[key], spec.offset, specs[key].offset) for key, spec in subject.obs_specs.items()}
+
+
 def _compare(subject: Subject, other: Subject, batch: Batch, count: int) -> Against:
-    control = other.units(subject.units.inverse(batch.prev_action))
-    difference = compare(subject.model, other.model, batch, batch._replace(prev_action=control))
+    recorded = moved(subject.units.inverse(batch.prev_action), subject.control_offset, other.control_offset)
+    theirs = batch._replace(obs=batch.obs | _exchanged(subject, other, batch), prev_action=other.units(recorded))
+    difference = compare(subject.model, other.model, batch, theirs)
     filters = (subject.model.dynamics.can_filter, other.model.dynamics.can_filter)
     kept = len(batch.reward)
     return Against(str(other.folder), difference, kept, count - kept, filters[0] != filters[1])

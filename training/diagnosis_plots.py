@@ -13,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 
 from training.diagnose import MODEL, Diagnosis
-from training.diagnosis_report import scaled_rmse
+from training.diagnosis_report import called, scaled_rmse
 from worldmodel.diagnostics.collapse import ACTIVE_NATS, REPRESENTED, labelled
 from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import inside
@@ -52,7 +52,7 @@ def foresight_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
             strong = name == MODEL
             label = "this model" if strong else f"{name} (baseline)"
             panel.plot(steps, error, color=COLOURS[name], label=label, linewidth=2.4 if strong else 1.4, marker=".")
-        panel.set(title=key, xlabel="steps ahead, nothing observed", ylim=(0, None))
+        panel.set(title=called(diagnosis, key), xlabel="steps ahead, nothing observed", ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("RMSE / standard deviation of the data")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
@@ -96,9 +96,8 @@ def _quantities(diagnosis: Diagnosis) -> list[tuple[str, str, int]]:
     """(label, emission, entry) of the first few that vary."""
     found = []
     for key, outlook in diagnosis.outlooks.items():
-        for entry, scale in enumerate(outlook.scale.tolist()):
-            if scale > 0:
-                found.append((key if len(outlook.scale) == 1 else f"{key}[{entry}]", key, entry))
+        scales = labelled({key: outlook.scale}, diagnosis.collapse.names)
+        found += [(label, key, entry) for entry, (label, scale) in enumerate(scales.items()) if scale > 0]
     return found[:QUANTITIES]
 
 
@@ -131,7 +130,9 @@ def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
         place = outlook.place[..., outlook.scale > 0]
         coverage = torch.stack([inside(place, level).float().mean((0, -1)) for level in CURVE])
         for step, style in ((0, "-"), (-1, ":")):
-            label = f"{key}, " + (f"{diagnosis.config.horizon} steps ahead" if step else "1 step ahead")
+            label = f"{called(diagnosis, key)}, " + (
+                f"{diagnosis.config.horizon} steps ahead" if step else "1 step ahead"
+            )
             panel.plot(CURVE, coverage[:, step].tolist(), color=f"C{number}", linestyle=style, linewidth=2, label=label)
     panel.set(
         xlim=(0, 1),
@@ -156,7 +157,7 @@ def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     left.set_yscale("symlog", linthresh=ACTIVE_NATS)
     left.set_title(f"What the data tell each dimension: {sum(nats):.2f} nats", fontsize=11)
     left.legend(fontsize=9)
-    shares = {name: r2 for name, r2 in labelled(found.explained).items() if math.isfinite(r2)}
+    shares = {name: r2 for name, r2 in labelled(found.explained, found.names).items() if math.isfinite(r2)}
     colours = ["C0" if r2 >= REPRESENTED else "C3" for r2 in shares.values()]
     right.barh(range(len(shares)), [max(r2, 0) for r2 in shares.values()], color=colours)
     right.set_yticks(range(len(shares)), [f"{name}  {r2:.2f}" for name, r2 in shares.items()])

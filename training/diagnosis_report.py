@@ -71,6 +71,11 @@ def skills(outlook: Outlook) -> dict[str, Tensor]:
     return {name: skill(own, scaled_rmse(outlook, name)) for name in outlook.scores if name != MODEL}
 
 
+def called(diagnosis: Diagnosis, key: str) -> str:
+    """An emission for a person: by the name of its only entry, if it has one."""
+    return next(iter(labelled({key: torch.zeros(1)}, diagnosis.collapse.names)))
+
+
 def last_errors(outlook: Outlook, mean: Tensor) -> Tensor:
     """(B,): root mean square of the last step's error of a forecast (B, K, W), in training standard deviations."""
     error = (outlook.forecast.value - mean)[:, -1] / outlook.scale
@@ -93,7 +98,7 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         what = f"not clearly better or worse than {name}" if unsure else clear
         what = f"about as good as {name}" if abs(value) <= MATERIAL else what
         told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else "which makes no error"
-        lines.append(f"{key} {what} ({told})")
+        lines.append(f"{called(diagnosis, key)} {what} ({told})")
         behind |= what.startswith("worse")
     return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies") + (f"; {BEHIND}" if behind else "")
 
@@ -173,7 +178,7 @@ def against_verdict(against: Against) -> str:
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     """Everything as numbers, in the units that the names say; lists go over the horizon, then over entries."""
-    config, actions = diagnosis.config, diagnosis.actions
+    config, actions, names = diagnosis.config, diagnosis.actions, diagnosis.collapse.names
     return {
         "run": str(diagnosis.subject.folder),
         "env_steps": diagnosis.subject.env_steps,
@@ -183,14 +188,15 @@ def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "horizon": config.horizon,
         "samples": config.samples,
         "windows": len(diagnosis.context.reward),
+        "names": {key: list(entries) for key, entries in names.items()},
         "verdicts": verdicts(diagnosis),
         "open_loop": {key: _outlook_json(each) for key, each in diagnosis.outlooks.items()},
         "collapse": {
             "kl_nats": plain(diagnosis.collapse.kl),
             "active_by_kl": plain(diagnosis.collapse.active_by_kl),
             "active_by_variance": plain(diagnosis.collapse.active_by_variance),
-            "explained_variance": {name: json_safe(r2) for name, r2 in labelled(diagnosis.collapse.explained).items()},
-            "linear_r2": {name: json_safe(r2) for name, r2 in labelled(diagnosis.probed).items()},
+            "explained_variance": json_safe(labelled(diagnosis.collapse.explained, names)),
+            "linear_r2": json_safe(labelled(diagnosis.probed, names)),
         },
         "actions": {
             "elbo_nats_per_step": {name: plain(value.mean()) for name, value in actions.elbo.items()},
@@ -278,7 +284,8 @@ def forecast_table(diagnosis: Diagnosis) -> Table:
             crps = (result.crps / outlook.scale)[:, outlook.scale > 0].mean()
             row = [*(error[k - 1] for k in steps), crps, result.nll.mean()]
             # Baselines have no density of classes, nor of what they foretold without an error in the training part.
-            table.add_row(key if name == MODEL else "", name, *(cell(float(x)) for x in row))
+            cells = [cell(float(x)) for x in row]
+            table.add_row(called(diagnosis, key) if name == MODEL else "", name, *cells)
         table.add_section()
     return table
 
@@ -294,7 +301,7 @@ def coverage_table(diagnosis: Diagnosis) -> Table:
         for k in sorted({1, diagnosis.config.horizon}):
             shares = [f"{share:.0%}" for share in measured.coverage[:, k - 1, varies].mean(-1).tolist()]
             spread = float(measured.error_std[k - 1, varies].mean())
-            table.add_row(key, str(k), *shares, cell(spread, 2))
+            table.add_row(called(diagnosis, key), str(k), *shares, cell(spread, 2))
     return table
 
 
@@ -327,7 +334,8 @@ def quantity_table(diagnosis: Diagnosis) -> Table:
     _columns(table, ["quantity"], ["by the model's head", "by a linear map"])
     wide = {name for found in (explained, probed) for name, values in found.items() if len(values) > LISTED}
     heads, linear = (
-        labelled({name: found[name] for name in found if name not in wide}) for found in (explained, probed)
+        labelled({name: found[name] for name in found if name not in wide}, diagnosis.collapse.names)
+        for found in (explained, probed)
     )
     for name in dict.fromkeys([*heads, *linear]):
         table.add_row(name, _r2(heads.get(name)), _r2(linear.get(name)))

@@ -1,6 +1,7 @@
 """The folder of a fit and what lives in it: `config.yaml  metrics.jsonl  results.json  checkpoint/  wandb/`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,12 +30,22 @@ MODEL, SPECS, RESULTS = "checkpoint/model.safetensors", "checkpoint/specs.json",
 class FitRun:
     """The parts of one fit, new or read back: `config`, `model`, `obs_specs`, `units` of the controls, `results`.
 
+    Args:
+        units: of the controls, less `control_offset`; see :class:`training.dataset.Dataset`.
     Raises:
         ValueError: if the device cannot be used, or the objective weighs what the model does not emit.
     """
 
-    def __init__(self, folder: Path, config: FitConfig, obs_specs: ObservationSpecs, units: Standardise) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: FitConfig,
+        obs_specs: ObservationSpecs,
+        units: Standardise,
+        control_offset: Sequence[float] = (),
+    ) -> None:
         self.folder, self.config, self.obs_specs, self.units = folder, config, obs_specs, units
+        self.control_offset = tuple(control_offset)
         check_device(config.fit.device, "fit.device")
         self.decided = decide(config)
         control = ActionSpec((len(units.loc),))
@@ -54,7 +65,11 @@ class FitRun:
         claim(self.folder, self.config)
         specs = {
             "observations": {key: asdict(spec) for key, spec in self.obs_specs.items()},
-            "control": {"loc": self.units.loc.tolist(), "scale": self.units.scale.tolist()},
+            "control": {
+                "loc": self.units.loc.tolist(),
+                "scale": self.units.scale.tolist(),
+                "offset": list(self.control_offset),
+            },
         }
         write_text_atomic(self.folder / SPECS, json.dumps(specs, indent=1) + "\n")
 
@@ -101,7 +116,9 @@ class FitRun:
             ValueError: as :func:`training.dataset_io.read` says.
         """
         config = {**vars(self.config.data), **source, "file": file or self.config.data.file}
-        found = matching(read(DataConfig(**config)), self.obs_specs, len(self.units.loc), "data.file")
+        found = matching(
+            read(DataConfig(**config)), self.obs_specs, len(self.units.loc), "data.file", self.control_offset
+        )
         if self.config.data.rewards and not found.from_env:
             raise ValueError(f"{found.names[0]} holds no rewards, which this model explains: give a recording")
         return found.in_units(self.units)
@@ -148,19 +165,27 @@ def is_fit(folder: str | Path) -> bool:
     return (Path(folder) / SPECS).is_file()
 
 
-def _specs(file: Path) -> tuple[ObservationSpecs, Standardise]:
-    """Observation specs, and the units of controls."""
+def _specs(file: Path) -> tuple[ObservationSpecs, Standardise, list[float]]:
+    """Observation specs, and the units and the offset of controls."""
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         observations = {key: _spec(key, spec) for key, spec in saved["observations"].items()}
         loc, scale = (torch.tensor(saved["control"][name], dtype=torch.float32) for name in ("loc", "scale"))
+        offset = _numbers(saved["control"].get("offset", []), len(loc))
         if not observations or loc.ndim != 1 or loc.shape != scale.shape or not (scale > 0).all():
             raise ValueError(f"{len(observations)} observations, and units {loc.tolist()}, {scale.tolist()}")
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as the specs of a fit: {error!r}") from error
     units = Standardise(len(loc))
     units.change(loc, scale)
-    return observations, units
+    return observations, units, offset
+
+
+def _numbers(saved: Any, count: int) -> list[float]:
+    """So many finite numbers, or none."""
+    if not isinstance(saved, list) or len(saved) not in (0, count) or not all(map(math.isfinite, saved)):
+        raise ValueError(f"{saved} is not {count} numbers")
+    return [float(number) for number in saved]
 
 
 def _spec(key: str, saved: Mapping[str, Any]) -> ObservationSpec:
@@ -175,4 +200,8 @@ def _spec(key: str, saved: Mapping[str, Any]) -> ObservationSpec:
             raise ValueError(f"'{key}' is {saved}")
     if type(image) is not bool or (image and (len(shape) != 3 or classes)) or len(start) != len(classes):
         raise ValueError(f"'{key}' is {saved}")
-    return ObservationSpec(tuple(shape), tuple(classes), tuple(start), image)
+    spec = ObservationSpec(tuple(shape), tuple(classes), tuple(start), image)
+    names = saved.get("names", [])  # and the offset: newer than the first fits
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"'{key}' is {saved}")
+    return replace(spec, names=tuple(names), offset=tuple(_numbers(saved.get("offset", []), spec.width)))

@@ -59,13 +59,14 @@ def fit(
     parts = read_parts(resolved.data)
     units = control_units(parts["train"])
     parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
-    made = FitRun(folder, resolved, parts["train"].obs_specs, units)
-    made.model.fit_units(parts["train"].everything(resolved.fit.device), complete=True)
+    made = FitRun(folder, resolved, parts["train"].obs_specs, units, parts["train"].control_offset)
+    made.model.fit_units(parts["train"].everything(resolved.fit.device))
     begun(made, name if run is None else None)
     made.save_model()  # so that the folder can be loaded from now on, whatever stops it
     with Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
-        for line in (f"{made.summary}; {described(parts)}", *made.decided):
+        notes = dict.fromkeys(note for part in parts.values() for note in part.notes)
+        for line in (f"{made.summary}; {described(parts)}", *notes, *made.decided):
             progress.note(line)
         try:
             fitting = Fitting(made, parts, logger, progress)

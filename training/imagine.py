@@ -127,7 +127,7 @@ def pictures(spec: ObservationSpec, values: np.ndarray, low: np.ndarray, high: n
     if spec.image:
         return [picture(frame.reshape(spec.shape)) for frame in values]
     known = np.tril(np.ones((len(values), len(values)), bool))[..., None]
-    return [chart(np.where(now, values, np.nan), low, high) for now in known]
+    return [chart(np.where(now, values, np.nan), low, high, spec.names) for now in known]
 
 
 def compared(spec: ObservationSpec, found: OpenLoop) -> list[np.ndarray]:

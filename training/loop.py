@@ -113,6 +113,13 @@ class Loop:
             return self.trainer.prefill(steps, lambda: self.stepped(on_step))
         except FloatingPointError as error:
             raise self.faults.stop(str(error)) from error
+        finally:
+            self.warn()
+
+    def warn(self) -> None:
+        """Tell what is wrong with the values that were recorded."""
+        for line in self.trainer.pop_warnings():
+            self.progress.note(f"{self.steps:>7} steps: warning: {line}")
 
     def acts(self, what: Callable[[Behaviour], None]) -> bool:
         """Let the behaviour do it; where its actions are not finite, though the weights are, older ones return."""
@@ -159,6 +166,7 @@ class Loop:
         self.recent.extend((episode.total_reward, episode.length) for episode in self.trainer.ended)
         for failure in self.trainer.failures:
             self.progress.note(f"{self.steps:>7} steps: {failure}")
+        self.warn()
         return on_step() and not self.interrupt.asked
 
     def report(self, before: int) -> None:

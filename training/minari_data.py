@@ -11,12 +11,13 @@ import numpy as np
 from gymnasium import Env, Space, spaces
 
 from envs import action_spec, make, observation_specs
-from envs.faults import value_faults
+from envs.faults import named, value_faults
 from training.config import load_config
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.dataset_io import MINARI, read
 from training.recordings import check_controls, check_finite, chosen_keys
+from worldmodel.digits import Range
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec, ObservationSpecs, encode_observation, observed
 from worldmodel.types import Batch
 
@@ -60,18 +61,38 @@ def read_minari(name: str, source: DataConfig) -> Dataset:
     keys = chosen_keys(where, list(specs), source)
     check_controls(where, control.width, source)
     specs = {key: specs[key] for key in keys}
+    ranges = {key: Range(spec.width) for key, spec in specs.items() if not (spec.classes or spec.image)}
+    sequences, names = _episodes(where, dataset, specs, control, ranges)
+    if not sequences:
+        raise ValueError(f"{where}: holds no episode")
+    offsets = {key: seen.offset for key, seen in ranges.items() if seen.offset}
+    if offsets:  # known only now; read once more, since of the numbers before digits are lost
+        specs |= {key: replace(specs[key], offset=offset) for key, offset in offsets.items()}
+        sequences, names = _episodes(where, dataset, specs, control, {})
+    return Dataset.of(specs, sequences, names, from_env=True)
+
+
+def _episodes(
+    where: str, dataset: Any, specs: ObservationSpecs, control: ActionSpec, ranges: Mapping[str, Range]
+) -> tuple[list[Batch], list[str]]:
+    """Every episode and its name; `ranges` are shown what is observed, in the precision it is stored in.
+
+    Raises:
+        ValueError: naming the episode that cannot be read.
+    """
     sequences, names = list[Batch](), list[str]()
     try:
         for episode in dataset.iterate_episodes():
             names.append(f"{where}, episode {len(names) + 1}")
             sequences.append(_sequence(names[-1], specs, control, episode))
+            for key, seen in ranges.items():
+                values = np.asarray(named(episode.observations)[key])
+                seen.see(values.reshape(len(values), -1))
     except Exception as error:  # see above
         place = names[-1] if names else where
         reason = str(error).removeprefix(f"{place}, ")
         raise ValueError(f"{place}, cannot be read: {reason or type(error).__name__}") from error
-    if not sequences:
-        raise ValueError(f"{where}: holds no episode")
-    return Dataset.of(specs, sequences, names, from_env=True)
+    return sequences, names
 
 
 def _sequence(name: str, specs: ObservationSpecs, control: ActionSpec, episode: Any) -> Batch:

@@ -9,6 +9,7 @@ from training.dataset import Dataset, recorded
 from training.names import nearest
 from training.recordings import OBS, check_finite, read_recording
 from worldmodel.archive import array_names, read_arrays
+from worldmodel.digits import Range, less
 from worldmodel.spaces import ObservationSpec
 
 LENGTHS = "lengths"  # the array of an archive that says how long each of its sequences is
@@ -49,20 +50,27 @@ def named_arrays(file: Path, arrays: dict[str, np.ndarray], source: DataConfig) 
         if [len(each) for each in column] != [len(each) for each in columns[keys[0]]]:
             shapes = f"{arrays[name].shape} does not fit '{keys[0]}' {arrays[keys[0]].shape}"
             raise ValueError(f"{file}: '{name}' {shapes}: (N, L, width) or (L, width), with a width of 1 for a scalar")
-    specs = {key: _named_spec(columns[key][0]) for key in keys}
+    specs = {key: _named_spec(columns[key]) for key in keys}
+    offset = (
+        Range.of(np.concatenate([columns[name][i] for name in controls], 1) for i in range(count)).offset
+        if controls
+        else ()
+    )
     sequences, names = [], [f"{file}, sequence {index + 1}" for index in range(count)]
     for index in range(count):
-        obs = {key: columns[key][index].astype(specs[key].dtype) for key in keys}
+        obs = {key: specs[key].encode(columns[key][index]) for key in keys}
         length = len(obs[keys[0]])
-        given = [columns[name][index].astype(np.float32) for name in controls]
-        control = np.concatenate([np.zeros((length, 0), np.float32), *given], 1)
+        control = less(np.concatenate([np.zeros((length, 0)), *(columns[name][index] for name in controls)], 1), offset)
         sequences.append(recorded(obs, np.roll(control, source.delay, 0)))
-    return Dataset.of(specs, sequences, names)
+    return Dataset.of(specs, sequences, names, control_offset=offset)
 
 
-def _named_spec(values: np.ndarray) -> ObservationSpec:
-    width = values.shape[-1]
-    return ObservationSpec((width,), (2,) * width, (0,) * width) if values.dtype == bool else ObservationSpec((width,))
+def _named_spec(sequences: list[np.ndarray]) -> ObservationSpec:
+    """Of arrays (L, width)."""
+    width = sequences[0].shape[-1]
+    if sequences[0].dtype == bool:
+        return ObservationSpec((width,), (2,) * width, (0,) * width)
+    return ObservationSpec((width,), offset=Range.of(sequences).offset)
 
 
 def _sequences(file: Path, name: str, array: np.ndarray, lengths: np.ndarray | None) -> list[np.ndarray]:

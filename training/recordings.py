@@ -1,5 +1,6 @@
 """Our own recordings, as sequences."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from envs.spaces import CHANNELS, SMALLEST_IMAGE
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
 from training.names import nearest
+from worldmodel.digits import Range
 from worldmodel.spaces import STATE, ObservationSpec, observed
 
 OWN = {"stored", "prev_action", "reward", "is_first", "is_last", "is_terminal"}  # arrays of every recording
@@ -35,7 +37,7 @@ def read_recording(file: Path, arrays: dict[str, np.ndarray], source: DataConfig
             if stop - start < 2:
                 continue
             rows = stream, slice(start, stop)
-            obs = {key: _flat(arrays[OBS + key][rows]).astype(specs[key].dtype, copy=False) for key in keys}
+            obs = {key: specs[key].encode(arrays[OBS + key][rows]) for key in keys}
             sequences.append(recorded(obs, control[rows], arrays["reward"][rows], arrays["is_terminal"][rows]))
             names.append(f"{file}, stream {stream + 1}, rows {start + 1}-{stop}")
     if not sequences:
@@ -111,13 +113,11 @@ def check_controls(where: str, width: int, source: DataConfig) -> None:
         raise ValueError(f"{where}: a recording has one control, 'prev_action': leave data.controls out to use it")
 
 
-def _flat(values: np.ndarray) -> np.ndarray:
-    return values.reshape(len(values), -1)
-
-
 def _spec(file: Path, key: str, values: np.ndarray, stored: np.ndarray) -> ObservationSpec:
     if values.dtype.kind == "f":
-        return ObservationSpec(values.shape[2:])
+        width = math.prod(values.shape[2:])
+        kept = Range.of(values[stream, :count].reshape(count, width) for stream, count in enumerate(stored))
+        return ObservationSpec(values.shape[2:], offset=kept.offset)
     if values.ndim == 5:
         return ObservationSpec(values.shape[2:], image=True)
     if values.dtype == np.uint8 and values.shape[-1] >= SMALLEST_IMAGE**2:

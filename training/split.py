@@ -49,4 +49,4 @@ def apportioned(whole: int, shares: np.ndarray) -> np.ndarray:
 def block(dataset: Dataset, start: int, stop: int) -> Dataset:
     """Rows `start` to `stop` of a dataset of one sequence; the first of them loses its control."""
     name = f"{dataset.names[0]}, steps {start + 1}-{stop}"
-    return Dataset.of(dataset.obs_specs, [dataset.part(0, start, stop)], [name], dataset.from_env)
+    return dataset.of_same_kind([dataset.part(0, start, stop)], [name])

@@ -68,6 +68,7 @@ class Subject(NamedTuple):
     env_steps: int | None  # that it was trained for; None of a fit
     read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
     learned_from: Callable[[int], np.ndarray]  # fingerprints of its windows of so many steps, see training.overlap
+    control_offset: Sequence[float] = ()  # that was subtracted from the controls before they got these units
 
 
 def load(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Run | FitRun:
@@ -175,7 +176,8 @@ def _of_fit(run: FitRun) -> Subject:
 
     units = copy.deepcopy(run.units).to(run.config.fit.device)  # those of the run serve datasets, which lie on the CPU
     threads = run.config.fit.threads
-    return Subject(run.folder, run.model, run.obs_specs, units, threads, None, read, learned_from)
+    offset = run.control_offset
+    return Subject(run.folder, run.model, run.obs_specs, units, threads, None, read, learned_from, offset)
 
 
 def _seen(config: DataConfig, part: str) -> str:

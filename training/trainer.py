@@ -17,6 +17,7 @@ from envs.faults import named
 from envs.process import begin
 from training.run import Run
 from training.tree import shaped
+from training.units import Reach, unsuited
 from worldmodel.images import ENOUGH
 from worldmodel.learner import Learner
 from worldmodel.model import WorldModel
@@ -104,6 +105,9 @@ class Trainer:
             self.learner = Learner(self.joint_loss, [*trained, *self.joint.trained], run.config.learner)
         self.before = run.env_steps  # that it had been trained for
         self.prefilled = False
+        self.reach = Reach()
+        self._warnings = list[str]()
+        self._unsuited = set[str]()  # emissions of which it was told
         self.updates = 0
         self.last: Update | None = None
         self.unsound = 0  # decisions on predictions that were not finite
@@ -214,11 +218,14 @@ class Trainer:
     def refit_units(self, before: int) -> None:
         """Measure in the units of everything recorded, each time that has doubled since the prefill.
 
+        And at once when a value is far outside, see :class:`training.units.Reach`.
+
         Args:
             before: environment steps before the last one of each environment.
         """
         prefill = max(self.config.training.prefill, 1)
-        if (self.envs.steps // prefill).bit_length() > (before // prefill).bit_length():
+        doubled = (self.envs.steps // prefill).bit_length() > (before // prefill).bit_length()
+        if doubled or self.reach.exceeded(self.observation, self.reward):
             self.fit_units(keep=True)
 
     def fit_units(self, keep: bool) -> None:
@@ -228,6 +235,16 @@ class Trainer:
         recorded = replay.everything(keys, -(-replay.nbytes(keys) // ROOM) or 1)
         model.fit_units(recorded, keep)
         self.run.behaviour.fit_units(recorded, keep)
+        self.reach.take(model, len(replay))
+        told = unsuited(model, recorded)
+        self._warnings += [line for name, line in told.items() if name not in self._unsuited]
+        self._unsuited |= told.keys()
+        self._warnings += self.envs.recorder.pop_blurred()
+
+    def pop_warnings(self) -> list[str]:
+        """What a person should know of the values recorded since the last call."""
+        warnings, self._warnings = self._warnings, []
+        return warnings
 
     def learners(self) -> list[Learner]:
         """Of the model, and of each part of the behaviour that has one."""
@@ -281,6 +298,7 @@ class Trainer:
             "learned": self.learned(),
             "replay": self.run.replay.training_state(),
             "numbers": [self.before, self.prefilled, self.unsound],
+            "measured": self.reach.rows,
             "recorder": self.envs.recorder.counters(),
             "episodes": None if self.doing == "collecting" else self._episodes(),
         }
@@ -312,6 +330,8 @@ class Trainer:
         same = self.run.replay.load_training_state(state["replay"])
         self.overwritten = not same
         self.before, self.prefilled, self.unsound = state["numbers"]
+        if self.prefilled:
+            self.reach.take(self.run.model, state.get("measured", len(self.run.replay)))  # newer than format 2
         if isinstance(self.run.behaviour, Plan2Explore):  # as when the last actions were decided
             self.run.behaviour.begin_step(self.before + state["recorder"]["steps"] - self.envs.num_envs)
         whole = same and state["episodes"] is not None

@@ -240,6 +240,6 @@ class Pixels(Output):
             params = torch.addcmul(params, torch.randn_like(params), self.log_std.exp())
         return self.units.inverse(params)
 
-    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
         """Take the units from recorded images; once: see :class:`ImageUnits`."""
         self.units.fit(value, mask)

@@ -16,7 +16,7 @@ from worldmodel.images import ImageDecoder, Pixels
 from worldmodel.layers import LayerConfig
 from worldmodel.limits import LAYERS, at_most
 from worldmodel.networks import Encoder, Head
-from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, SymlogNormal, TwoHot
+from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, Standardise, SymlogNormal, TwoHot
 from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
 from worldmodel.types import Batch, Elbo, Inference, Prediction, State
 
@@ -251,20 +251,25 @@ class WorldModel(nn.Module):
         """Names of everything the latent state explains: the keys of `Elbo.log_likelihood`."""
         return [name for name, _ in self.heads]
 
-    def fit_units(self, batch: Batch, keep: bool = False, complete: bool = False) -> None:
+    def fit_units(self, batch: Batch, keep: bool = False) -> None:
         """Take the units of inputs and outputs from a recorded batch.
 
         Once before the first update; and again, with `keep`, when there is much more to measure: then what the model
         has learned stays, in new units. Units of the first steps alone let it fail where the world turns out larger
         than they showed: a quantity twenty of its units away is cheaper to call noise than to predict.
 
-        `complete`: the batch is all there will ever be; see :meth:`worldmodel.outputs.Standardise.fit`.
-
         Observations that the batch lacks keep the units they have: images may come in another, see :meth:`fit_images`.
         """
-        self._fit(batch.obs, batch.mask, keep, complete)
+        self._fit(batch.obs, batch.mask, keep)
         if self.reward is not None:
-            self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep, complete)
+            self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep)
+
+    @property
+    def units(self) -> dict[str, Standardise]:
+        """Of every observation, and of the reward, that has units which :meth:`fit_units` takes."""
+        entrances = zip(self.encoder.keys, self.encoder.units, strict=True)
+        found = {key: units for key, units in entrances if isinstance(units, Standardise)}
+        return found | {name: head.output.units for name, head in self.heads if isinstance(head.output, Normal)}
 
     def fit_images(self, batch: Batch) -> None:
         """Take the units of the images in a recorded batch, as :meth:`fit_units`, and of nothing else.
@@ -280,11 +285,11 @@ class WorldModel(nn.Module):
             return [self.encoder.keys[place] for place in self.encoder.images]
         return [key for key, decoder in self._decoders() if isinstance(decoder.output, Pixels)]
 
-    def _fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
-        self.encoder.fit(obs, mask, keep, complete)
+    def _fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False) -> None:
+        self.encoder.fit(obs, mask, keep)
         for key, decoder in self._decoders():
             if key in obs:
-                decoder.fit(obs[key], mask, keep, complete)
+                decoder.fit(obs[key], mask, keep)
 
     def initial(self, batch_size: int) -> State:
         """The state before the first observation, each field (B, ...)."""

@@ -86,11 +86,10 @@ class Encoder(nn.Module):
         self.size = (hidden if self.entering else 0) + sum(self.widths[place] for place in self.passing)
 
     @torch.no_grad()
-    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False, complete: bool = False) -> None:
+    def fit(self, obs: dict[str, Tensor], mask: Tensor, keep: bool = False) -> None:
         """Take the units of every vector and image that is among recorded observations (B, T, width).
 
-        With `keep` the first layer is rescaled so that every observation has the embedding it had. `complete`: nothing
-        will be recorded after these.
+        With `keep` the first layer is rescaled so that every observation has the embedding it had.
         """
         begins = 0
         for place, (key, units) in enumerate(zip(self.keys, self.units, strict=True)):
@@ -98,7 +97,7 @@ class Encoder(nn.Module):
             if key in obs and isinstance(units, ImageEncoder):
                 units.units.fit(obs[key], mask)
             elif key in obs and isinstance(units, Standardise):
-                ratio, shift = units.fit(obs[key], mask, complete)
+                ratio, shift = units.fit(obs[key], mask)
                 if keep:
                     first = cast(nn.Linear, cast(MLP, self.mlp)[0])
                     weight = first.weight[:, begins : begins + width]
@@ -172,9 +171,9 @@ class Head(nn.Module):
         """The layer of a perceptron that gives the output's parameters."""
         return cast(nn.Linear, cast(MLP, self.net)[-1])
 
-    def fit(self, value: Tensor, mask: Tensor, keep: bool = False, complete: bool = False) -> None:
+    def fit(self, value: Tensor, mask: Tensor, keep: bool = False) -> None:
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
-        self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None, complete)
+        self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None)
 
     def log_prob(self, feature: Features, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from worldmodel.digits import NOISE
 from worldmodel.distributions import LOG_2PI, positive, straight_through
 from worldmodel.layers import Logits
 from worldmodel.precision import doubled, exact
@@ -52,16 +53,33 @@ class Output(nn.Module, ABC):
     def sample(self, params: Tensor) -> Tensor:
         """(..., P) -> a draw as an encoder takes it, differentiable: (..., width), or concatenated one-hot codes."""
 
-    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
         """Take units from recorded values (..., width) where mask (...) is set; most outputs have none.
 
         With `layer`, the one that gives the parameters, it is rescaled so that its predictions stay what they were.
-        `complete`: nothing will be recorded after these, see :meth:`Standardise.fit`.
         """
 
 
 ROUNDING = 1e-6
-"""Of the size of a number in single precision: what varies by less may not vary at all."""
+"""Share of the size of a number that its rounding to single precision may change."""
+
+SMALLEST = 1e-37
+"""The smallest unit: single precision has no more digits for what is much smaller."""
+
+LEARNED = 100.0
+"""A unit that changes by a larger factor belongs to an entry that was at rest before, or that only begins to move."""
+
+
+def resolved(std: Tensor, size: Tensor) -> Tensor:
+    """(width,) bool: which entries of an observation move by more than rounding explains.
+
+    Neither limit depends on the unit of the user: one is a share of the size of the entry itself, the other of the
+    largest entry, because numbers that should be 0 are left over at the rounding of those they were computed from.
+
+    Args:
+        std: standard deviation of each entry. size: its largest absolute value.
+    """
+    return std > torch.maximum(ROUNDING * size, NOISE * size.amax(-1, keepdim=True)).clamp(min=SMALLEST)
 
 
 class Standardise(nn.Module):
@@ -75,32 +93,38 @@ class Standardise(nn.Module):
         self.register_buffer("loc", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    def fit(self, value: Tensor, mask: Tensor, complete: bool = False) -> tuple[Tensor, Tensor]:
+    def fit(self, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Take mean and standard deviation of values (..., width); an entry that is at rest keeps the scale 1.
 
-        While more is being recorded, one that hardly moves, by less than a thousandth of 1 + its size, counts as at
-        rest: it may move later, and would be enormous in its own unit. In a `complete` recording only what its
-        rounding could explain does, so that the unit it was measured in is of no consequence.
+        At rest is what moves by no more than rounding explains, see :func:`resolved`. The unit in which a user has
+        measured is of no consequence.
 
         Returns:
-            ratio, shift (width,): what was z in the old units is (z - shift) / ratio in the new ones.
+            ratio, shift (width,): see :meth:`change`.
         Raises:
             ValueError: if `mask` (...) leaves nothing to take them from.
         """
         rows = doubled(value[mask > 0])  # a small variation on a large offset survives
         if not len(rows):
             raise ValueError("no recorded step to take units from: record some first")
-        std, size = rows.std(0, correction=0), rows.abs().amax(0)
-        moving = std > (ROUNDING * size if complete else 1e-3 * (1 + size))
+        std = rows.std(0, correction=0)
+        moving = resolved(std, rows.abs().amax(0))
         return self.change(rows.mean(0), torch.where(moving, std, torch.ones_like(std)))
 
     def change(self, loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Set the units (width,), whatever device they come from; returns ratio and shift as :meth:`fit` does."""
+        """Set the units (width,), whatever device they come from.
+
+        Returns:
+            ratio, shift (width,): what was z in the old units is (z - shift) / ratio in the new ones. For an entry
+            whose unit changes by more than `LEARNED` they are 1 and 0: its weights begin in the new unit as they are,
+            because no number of updates brings weights back that were multiplied by a million.
+        """
         loc, scale = loc.to(self.loc), scale.to(self.scale)
         ratio, shift = scale / self.scale, (loc - self.loc) / self.scale
+        anew = (ratio < 1 / LEARNED) | (ratio > LEARNED)
         self.loc.copy_(loc)
         self.scale.copy_(scale)
-        return ratio, shift
+        return ratio.masked_fill(anew, 1.0), shift.masked_fill(anew, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.loc) / self.scale
@@ -139,8 +163,8 @@ class Normal(Output):
         mean, std = self.moments(params)
         return self.units.inverse(torch.addcmul(mean, std, torch.randn_like(std)))
 
-    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None, complete: bool = False) -> None:
-        ratio, shift = self.units.fit(value, mask, complete)
+    def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
+        ratio, shift = self.units.fit(value, mask)
         if layer is not None:
             self.keep(layer, ratio, shift)
 

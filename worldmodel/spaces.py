@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from worldmodel.digits import less
+
 T = TypeVar("T")
 
 
@@ -19,6 +21,8 @@ class ObservationSpec:
         classes: categories of each discrete variable, flattened; empty for a real vector and an image.
         start: the smallest value of each discrete variable (Gymnasium's `Discrete(n, start=s)`); 0 where empty.
         image: whether it holds pixels from 0 to 255.
+        names: of each entry of a real vector, as the columns of a table have them; empty where they have none.
+        offset: subtracted from each entry of a real vector before it is stored in single precision; 0 where empty.
     Raises:
         ValueError: if these do not fit each other.
     """
@@ -27,9 +31,14 @@ class ObservationSpec:
     classes: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
     image: bool = False
+    names: tuple[str, ...] = ()
+    offset: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_sizes(self.shape, self.classes, self.start)
+        for of_each in (self.names, self.offset):
+            if of_each and (self.classes or self.image or len(of_each) != self.width):
+                raise ValueError(f"names and offset are of each of the {self.width} entries of a vector: {of_each}")
         if not self.width:
             raise ValueError(f"an observation has one number at least: {self.shape}")
         if self.image and (len(self.shape) != 3 or self.classes):
@@ -63,7 +72,16 @@ class ObservationSpec:
             return _indices(flat, self.start)
         if self.image and flat.dtype.kind == "f":
             raise ValueError(f"an image is recorded as pixels from 0 to 255, not as {flat.dtype}: scale and round it")
-        return flat.astype(self.dtype)
+        return flat.astype(self.dtype) if self.image else less(flat, self.offset)
+
+    def labels(self, key: str) -> list[str]:
+        """What each entry is called where it is shown as it is stored: its name, or the key with its index."""
+        alone = self.width == 1
+        names = self.names or tuple(key if alone else f"{key}[{entry}]" for entry in range(self.width))
+        return [
+            f"{name} {-by:+.10g}" if by else name
+            for name, by in zip(names, self.offset or [0.0] * len(names), strict=True)
+        ]
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
         """Encoded (n, width) -> (n,) bool: whether all classes are among those there are, all numbers finite."""

@@ -215,6 +215,32 @@ def test_new_units_keep_the_values() -> None:
         torch.testing.assert_close(critic.mean(feature), values)
 
 
+@pytest.mark.parametrize("unit", [1e-30, 1e-6, 1e-3, 1.0, 1e6, 1e25])
+def test_values_and_returns_are_measured_in_the_unit_of_the_rewards(unit: float) -> None:
+    """Rewards 0, 0, 3, 4 of a unit have the root mean square 2.5; what is below the largest of them is no spread."""
+    learner = ActorCritic(settings(value_output="normal"), 3, DISCRETE)
+    flags = torch.zeros(1, 5, dtype=torch.bool)
+    first = torch.tensor([[True, False, False, False, False]])
+    rewards = unit * torch.tensor([[7.0, 0.0, 0.0, 3.0, 4.0]])  # the first is that of a reset, and none
+    learner.fit_units(Batch({}, torch.zeros(1, 5, 3), rewards, first, flags, flags, torch.ones(1, 5)))
+    assert learner.critic.output.units.scale.item() == pytest.approx(2.5 * unit / (1 - 0.8), rel=1e-5)
+    floor = learner.scale.after(torch.zeros(())).item()
+    assert floor == pytest.approx(min(4 * unit, 1.0), rel=1e-5)
+    learner.scale.update(torch.tensor(20 * unit))
+    assert learner.scale.after(torch.tensor(20 * unit)).item() == pytest.approx(max(20 * unit, floor), rel=1e-5)
+    other = ActorCritic(settings(value_output="normal"), 3, DISCRETE)
+    other.load_state_dict(learner.state_dict())
+    other.load_training_state(learner.training_state())
+    assert torch.equal(other.scale.after(torch.zeros(())), learner.scale.after(torch.zeros(())))
+
+
+def test_without_rewards_the_floor_of_returns_stays() -> None:
+    learner = ActorCritic(settings(value_output="normal"), 3, DISCRETE)
+    flags = torch.zeros(1, 5, dtype=torch.bool)
+    learner.fit_units(Batch({}, torch.zeros(1, 5, 3), torch.zeros(1, 5), flags, flags, flags, torch.ones(1, 5)))
+    assert learner.critic.output.units.scale.item() == learner.scale.after(torch.zeros(())).item() == 1
+
+
 @kinds
 def test_actor_learns_the_known_answer(spec: ActionSpec, gradient: Any) -> None:
     task: Any = CueTask(spec)

@@ -135,3 +135,9 @@ with warnings.catch_warnings():
 def test_refused_action_spaces(space: spaces.Space, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         action_spec(space)
+
+
+def test_an_action_whose_bounds_hold_few_steps_of_single_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"steps of 1 between its bounds at entry 0: .*RescaleAction\(env, -1, 1\)"):
+        action_spec(spaces.Box(1e7, 1e7 + 100, (1,), np.float64))
+    assert action_spec(spaces.Box(1e7, 1.1e7, (1,), np.float64)).width == 1

@@ -14,7 +14,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from envs import RecordTrajectories, action_spec, observation_specs
 from envs.charts import SIZE, chart
 from envs.exact import ExactCartPole, ExactPendulum, ExactState
-from envs.imagined import ImaginedEnv, ImaginedVectorEnv
+from envs.imagined import ImaginedEnv, ImaginedVectorEnv, decoded
 from envs.starts import PriorStarts, ReplayedStarts
 from worldmodel import ModelConfig, SequenceReplay, WorldModel
 from worldmodel.spaces import ActionSpec, ObservationSpec
@@ -116,6 +116,22 @@ def test_ends_are_reset_as_gymnasium_resets_them(mode: AutoresetMode) -> None:
             for each in (envs, real):
                 each.reset(options={"reset_mask": ended.copy()})
     assert over >= 6
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.uint64])
+def test_a_decoded_integer_is_the_nearest_one_in_the_space(dtype: Any) -> None:
+    mean = np.array([[3.9, 0.4, 1.5, 9.2, -4.0, 6.51]], np.float32)
+    found = decoded(ObservationSpec((2, 3)), spaces.Box(0, 7, (2, 3), dtype), mean)
+    assert found.dtype == dtype and found.tolist() == [[[4, 0, 2], [7, 0, 7]]]
+
+
+def test_a_decoded_integer_stays_in_a_space_as_wide_as_its_dtype() -> None:
+    for dtype in (np.int8, np.int64, np.uint64):
+        bounds = np.iinfo(dtype)
+        space = spaces.Box(bounds.min, bounds.max, (3,), dtype)
+        low, middle, high = decoded(ObservationSpec((3,)), space, np.array([[-1e30, -2.6, 1e30]], np.float32))[0]
+        assert low == bounds.min and middle == max(-3, bounds.min)
+        assert high > 0.99 * bounds.max and space.contains(np.array([low, middle, high], dtype))
 
 
 def test_the_same_seed_gives_the_same_episodes_and_leaves_torch_alone() -> None:

@@ -17,6 +17,7 @@ from training.schema import build
 Write = Callable[..., Path]
 COLUMNS = ("y", "v", "u", "run")
 TABLE = [(t, 100 + t, 10 * t, "a" if t < 4 else "b") for t in range(6)]  # y, v, u, run
+ONE = [(*row[:3], "") for row in TABLE]  # the same as one sequence
 
 
 def source(file: Path | str, **values: Any) -> DataConfig:
@@ -47,7 +48,7 @@ def table(tmp_path: Path) -> Write:
 
 
 def test_columns_make_one_vector_in_the_order_of_the_config(table: Write) -> None:
-    data = read(source(table(), observations=["v", "y"], controls=["u"]))
+    data = read(source(table(ONE), observations=["v", "y"], controls=["u"]))
     assert len(data) == 1 and data.control_width == 1
     assert data.everything().obs["observation"][0].tolist() == [[100 + t, t] for t in range(6)]
     assert data.obs_specs["observation"].width == 2
@@ -55,7 +56,7 @@ def test_columns_make_one_vector_in_the_order_of_the_config(table: Write) -> Non
 
 @pytest.mark.parametrize(("delay", "expected"), [(1, [0, 0, 10, 20, 30, 40]), (0, [0, 10, 20, 30, 40, 50])])
 def test_delay_says_which_transition_a_control_acts_on(table: Write, delay: int, expected: list[float]) -> None:
-    data = read(source(table(), observations=["y"], controls=["u"], delay=delay))
+    data = read(source(table(ONE), observations=["y"], controls=["u"], delay=delay))
     assert [u for (u,) in controls(data)] == expected
 
 
@@ -81,7 +82,7 @@ def test_a_change_in_the_sequence_column_begins_a_sequence(table: Write) -> None
 
 
 def test_a_table_without_controls(table: Write) -> None:
-    assert read(source(table(), observations=["y"])).control_width == 0
+    assert read(source(table(ONE), observations=["y"])).control_width == 0
 
 
 def test_a_spreadsheet_s_csv(tmp_path: Path) -> None:
@@ -91,6 +92,87 @@ def test_a_spreadsheet_s_csv(tmp_path: Path) -> None:
     data = read(source(file, observations=["y"], controls=["u"]))
     assert data.everything().obs["observation"].flatten().tolist() == [1, 3] and controls(data) == [[0], [2]]
     assert data.names == [f"{file}, lines 2-4"]
+
+
+# What looks like several recordings is never joined without a word.
+
+
+def experiments(*, marked: bool = True, clock: bool = True, gap: str = "") -> str:
+    """Five experiments of ten rows below each other, as a CSV with the columns time, u, level and experiment."""
+    header = ["time"] * clock + ["u", "level"] + ["experiment"] * marked
+    lines = [",".join(header)]
+    for experiment in range(5):
+        lines += [gap.replace("HEADER", lines[0])] * bool(gap and experiment)
+        for t in range(10):
+            row = [f"{0.1 * t:.1f}"] * clock + [str(t // 5), str(experiment + t)] + [str(experiment + 1)] * marked
+            lines.append(",".join(row))
+    return "\n".join(lines) + "\n"
+
+
+FIVE = [10] * 5
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "answer"),
+    [
+        (experiments(), ["line 12", "column 'experiment' has 5 values"], "experiment"),
+        (experiments(clock=False), ["line 12", "column 'experiment' has 5 values"], "experiment"),
+        (experiments(marked=False), ["line 12", "column 'time' falls"], "time"),
+        (experiments().replace("experiment", "x"), ["line 12", "column 'x' has 5 values"], "x"),
+        (experiments(marked=False).replace("time", "Sim Time [s]"), ["column 'Sim Time [s]' falls"], "Sim Time [s]"),
+    ],
+    ids=["both", "mark", "clock", "numbers", "unit"],
+)
+def test_several_recordings_in_a_table_are_asked_about(
+    tmp_path: Path, content: str, said: list[str], answer: str
+) -> None:
+    file, columns = tmp_path / "all.csv", {"observations": ["level"], "controls": ["u"]}
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"data\.sequence") as refused:
+        read(source(file, **columns))
+    assert all(part in str(refused.value) for part in (str(file), f"set data.sequence to {answer},", "false", *said))
+    assert "\n" not in str(refused.value)
+    data = read(source(file, **columns, sequence=answer))
+    assert data.lengths.tolist() == FIVE and first_rows(data) == [0, 10, 20, 30, 40]
+    assert read(source(file, **columns, sequence=False)).lengths.tolist() == [50]
+
+
+@pytest.mark.parametrize("gap", [" ", "HEADER", ",,", "\nHEADER"], ids=["blank", "header", "empty cells", "both"])
+def test_blank_lines_and_repeated_headers_end_a_sequence(tmp_path: Path, gap: str) -> None:
+    file, columns = tmp_path / "all.csv", {"observations": ["level"], "controls": ["u"]}
+    file.write_text(experiments(marked=False, clock=False, gap=gap))
+    data = read(source(file, **columns))
+    assert data.lengths.tolist() == FIVE and first_rows(data) == [0, 10, 20, 30, 40]
+    (note,) = data.notes
+    assert f"{file}: 5 sequences" in note and "data.sequence: false" in note
+    joined = read(source(file, **columns, sequence=False))
+    assert joined.lengths.tolist() == [50] and not joined.notes
+
+
+def test_one_recording_is_not_asked_about(tmp_path: Path) -> None:
+    """Steps of a control, classes that come back, a slow sensor, an angle that wraps, a clock, blank lines."""
+    rng, lines = np.random.default_rng(0), ["time,u,y,weather,temperature,angle,day,id"]
+    for t in range(100):
+        weather, warm = ("sun", "rain")[t // 20 % 2], 20 + round(t / 30, 1)
+        lines.append(f"{t},{t // 25},{rng.normal()},{weather},{warm},{t % 7},2026-11-30,4")
+    file, columns = tmp_path / "one.csv", {"observations": ["y"], "controls": ["u"]}
+    file.write_text("\n".join(lines))
+    assert read(source(file, **columns)).lengths.tolist() == [100]
+    file.write_text("\n\n".join(lines))
+    data = read(source(file, **columns))
+    assert data.lengths.tolist() == [100] and "blank lines" in data.notes[0]
+
+
+def test_a_sequence_column_that_ends_no_sequence(table: Write) -> None:
+    with pytest.raises(ValueError, match="column 'y': it rises in every row and never falls"):
+        read(source(table(ONE), observations=["v"], sequence="y"))
+    with pytest.raises(ValueError, match="sequence is a column, or false"):
+        DataConfig(sequence=True)
+
+
+def test_column_names_and_offsets_are_kept(table: Write) -> None:
+    data = read(source(table(ONE), observations=["v", "y"]))
+    assert data.obs_specs["observation"].labels("observation") == ["v", "y"]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], file: Path | str, data: dict[str, Any], run: Path) -> str:
@@ -176,7 +258,7 @@ def test_a_sequence_shorter_than_the_window(table: Write, tmp_path: Path, capsys
 
 
 def test_the_test_part_may_be_other_columns_of_the_same_file(table: Write) -> None:
-    config = source(table(), observations=["y"], controls=["u"], test={"observations": ["v"], "controls": ["y"]})
+    config = source(table(ONE), observations=["y"], controls=["u"], test={"observations": ["v"], "controls": ["y"]})
     parts = read_parts(build(DataConfig, {**vars(config), "window": 2, "split": {}, "test": vars(config.test)}))
     assert {name: len(part.everything().mask[0]) for name, part in parts.items()} == {
         "train": 5,
@@ -189,7 +271,7 @@ def test_the_test_part_may_be_other_columns_of_the_same_file(table: Write) -> No
 
 def test_a_part_may_be_another_file(table: Write) -> None:
     table([(t, 0, 0, "") for t in range(50, 54)], name="other.csv")
-    file = table()
+    file = table(ONE)
     values = {"observations": ["y"], "window": 2, "split": {"test": 0}}
     parts = read_parts(source(file, **values, validation=str(file.with_name("other.csv"))))
     assert list(parts) == ["train", "validation"] and parts["train"].lengths.tolist() == [6]
@@ -199,7 +281,7 @@ def test_a_part_may_be_another_file(table: Write) -> None:
 def test_a_part_from_elsewhere_is_named_in_its_errors(
     table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refusal(capsys, table(), {"observations": "[y]", "test": "{controls: [u]}"}, tmp_path / "run")
+    line = refusal(capsys, table(ONE), {"observations": "[y]", "test": "{controls: [u]}"}, tmp_path / "run")
     assert "data.test" in line and "1 controls, the training data has 0" in line
 
 
@@ -390,7 +472,7 @@ def test_only_a_csv_has_a_column_of_sequences(
 
 
 def test_only_recordings_have_rewards(table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refusal(capsys, table(), {"observations": "[y]", "rewards": "true"}, tmp_path / "run")
+    line = refusal(capsys, table(ONE), {"observations": "[y]", "rewards": "true"}, tmp_path / "run")
     assert "data.rewards" in line and "holds no rewards" in line
 
 

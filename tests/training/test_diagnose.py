@@ -143,8 +143,8 @@ def test_a_state_that_is_not_observed_is_read_off_the_latent(system: Path, tmp_p
     learns = {"fit": {"updates": 250, "batch_size": 8, "evaluate_every": 50}, "learner": {"lr": 1e-2}}
     folder = fitted(system, tmp_path / "run", **learns, objective={"free_nats": 0})
     found = diagnosed(folder, "--state", "v,mirror")["collapse"]
-    assert found["linear_r2"].keys() == {"observation", "v", "mirror"} and "v" not in found["explained_variance"]
-    assert found["linear_r2"]["mirror"] == pytest.approx(found["linear_r2"]["observation"], abs=1e-3)
+    assert found["linear_r2"].keys() == {"y", "v", "mirror"} and "v" not in found["explained_variance"]
+    assert found["linear_r2"]["mirror"] == pytest.approx(found["linear_r2"]["y"], abs=1e-3)
     assert found["linear_r2"]["v"] < 0.5 < found["linear_r2"]["mirror"]
     assert diagnosed(folder, str(system), "--state", "mirror")["collapse"]["linear_r2"]["mirror"] > 0.5
 

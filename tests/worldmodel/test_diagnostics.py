@@ -272,6 +272,15 @@ def test_arx_recovers_an_autoregression_and_simulates_it() -> None:
     assert model(test._replace(values=100 * test.values), 3).max() == 2 * train.values.max() - train.values.min()
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_arx_foresees_the_same_in_any_unit(unit: float) -> None:
+    torch.manual_seed(0)
+    train, test = autoregression(20, 50), autoregression(5, 20)
+    expected = fit_arx(train, order=2)(test, 3)
+    found = fit_arx(train._replace(values=unit * train.values), order=2)(test._replace(values=unit * test.values), 3)
+    torch.testing.assert_close(found / unit, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_arx_learns_nothing_across_episode_borders() -> None:
     torch.manual_seed(0)
     first, second = autoregression(1, 60), autoregression(1, 60)

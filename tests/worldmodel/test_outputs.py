@@ -1,5 +1,6 @@
 """Output distributions are normalised, in nats, with constants and Jacobians; two-hot against an independent one."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldmodel.layers import UNLIKELY, Logits
-from worldmodel.networks import codes
+from worldmodel.networks import Encoder, codes
 from worldmodel.outputs import (
     Bernoulli,
     Categorical,
@@ -21,6 +22,7 @@ from worldmodel.outputs import (
     symexp,
     symlog,
 )
+from worldmodel.spaces import ObservationSpec
 
 VALUES = torch.tensor([-1e6, -3.0, -1.0, -0.01, 0.0, 1e-4, 0.5, 2.0, 1e4], dtype=torch.float64)
 
@@ -89,24 +91,73 @@ def test_symlog_and_symexp_are_inverse() -> None:
     torch.testing.assert_close(SymlogNormal(9).mean(symlog(VALUES)), VALUES)
 
 
-def test_standardise_keeps_the_scale_of_what_hardly_varies() -> None:
-    units = Standardise(4)
-    rows = torch.tensor([[1.0, 0.0, 7.0, 0.0], [3.0, 1e-1, 7.0, 1e-4], [999.0, 999.0, 999.0, 999.0]])
+def test_standardise_keeps_the_scale_of_what_is_at_rest() -> None:
+    units = Standardise(3)
+    rows = torch.tensor([[1.0, 0.0, 7.0], [3.0, 1e-1, 7.0], [999.0, 999.0, 999.0]])
     units.fit(rows[None], torch.tensor([[1.0, 1.0, 0.0]]))
-    torch.testing.assert_close(units.loc, torch.tensor([2.0, 5e-2, 7.0, 5e-5]))
-    torch.testing.assert_close(units.scale, torch.tensor([1.0, 5e-2, 1.0, 1.0]))
-    torch.testing.assert_close(units(rows[:2]), torch.tensor([[-1.0, -1.0, 0.0, -5e-5], [1.0, 1.0, 0.0, 5e-5]]))
+    torch.testing.assert_close(units.loc, torch.tensor([2.0, 5e-2, 7.0]))
+    torch.testing.assert_close(units.scale, torch.tensor([1.0, 5e-2, 1.0]))
+    torch.testing.assert_close(units(rows[:2]), torch.tensor([[-1.0, -1.0, 0.0], [1.0, 1.0, 0.0]]))
     torch.testing.assert_close(units.inverse(units(rows)), rows)
 
 
-def test_a_complete_recording_has_its_own_units_however_small_or_far_from_zero() -> None:
+SIGNS = torch.tensor([[-1.0], [1.0]]).repeat(500, 1)
+
+
+@pytest.mark.parametrize(
+    ("centre", "unit"), [(0, 1e-4), (48.137, 1e-3), (0, 1e-9), (0, 1e-30), (0, 1e6), (0, 1e25), (-1e7, 100.0)]
+)
+def test_what_moves_is_measured_in_its_own_unit_whatever_that_is(centre: float, unit: float) -> None:
+    units = Standardise(1)
+    units.fit(centre + unit * SIGNS, torch.ones(1000))
+    assert units.scale.item() == pytest.approx(unit, rel=2e-3)
+    assert units.loc.item() == pytest.approx(centre, abs=max(1e-3 * unit, 1e-6 * abs(centre)))
+    torch.testing.assert_close(units(centre + unit * SIGNS), SIGNS, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 48.137, 1e-20, 1e25])
+def test_rounding_is_no_movement(value: float) -> None:
+    """Of a constant in single precision, and of a zero that is left over beside numbers of another size."""
+    units, rows = Standardise(2), torch.full((1000, 2), value)
+    rows[::2, 0] *= 1 + 1.2e-7
+    rows[:, 1] = 1e-16 * max(value, 1e-30) * SIGNS[:, 0]
+    units.fit(rows, torch.ones(1000))
+    assert units.scale.tolist() == [1, 1] and units(rows).isfinite().all()
+
+
+def test_the_likelihood_of_a_value_differs_by_the_logarithm_of_its_unit_alone() -> None:
+    value, params = torch.randn(200, 1, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, -0.5])
+    found = {}
+    for unit in (1e-6, 1.0, 1e9):
+        output = Normal(1)
+        output.fit(unit * value, torch.ones(200))
+        found[unit] = output.log_prob(params, unit * value)
+    for unit in (1e-6, 1e9):
+        torch.testing.assert_close(found[unit], found[1.0] - math.log(unit), rtol=0, atol=1e-3)
+
+
+def test_a_recording_has_its_own_units_however_small_or_far_from_zero() -> None:
     units, mask = Standardise(3), torch.ones(1000)
     shape = torch.sin(torch.arange(1000.0)) * 2**0.5
     rows = torch.stack([1e-7 * shape, 5e4 + 3 * shape, torch.full_like(shape, 101325.3)], -1)
-    units.fit(rows, mask, complete=True)
+    units.fit(rows, mask)
     torch.testing.assert_close(units.scale, torch.tensor([1e-7, 3.0, 1.0]), rtol=1e-2, atol=0)
     torch.testing.assert_close(units(rows)[:, :2], torch.stack([shape, shape], -1), rtol=0, atol=1e-2)
     torch.testing.assert_close(units.loc[2], rows[0, 2])
+
+
+@pytest.mark.parametrize("units", [(1.0, 1e-6), (1e-8, 1.0)], ids=["from rest to tiny", "from noise to movement"])
+def test_an_entry_whose_unit_changes_beyond_measure_begins_anew(units: tuple[float, float]) -> None:
+    """Weights that were multiplied by a million would never come back."""
+    torch.manual_seed(0)
+    output, layer, encoder = Normal(1), torch.nn.Linear(3, 2), Encoder({"x": ObservationSpec((1,))}, 8, 1)
+    before = copy.deepcopy([layer.state_dict(), encoder.mlp.state_dict()])
+    for unit in units:
+        output.fit(unit * SIGNS, torch.ones(1000), layer if unit == units[1] else None)
+        encoder.fit({"x": unit * SIGNS}, torch.ones(1000), keep=unit == units[1])
+    assert output.units.scale.item() == pytest.approx(units[1])
+    for old, new in zip(before, [layer.state_dict(), encoder.mlp.state_dict()], strict=True):
+        torch.testing.assert_close(new, old)
 
 
 def test_new_units_keep_what_a_layer_predicts() -> None:

@@ -14,6 +14,7 @@ from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import root_mean_square
 from worldmodel.diagnostics.windows import unbroken
 from worldmodel.model import WorldModel
+from worldmodel.outputs import resolved
 from worldmodel.precision import doubled
 from worldmodel.scan import scan
 from worldmodel.types import Batch
@@ -153,7 +154,7 @@ def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
     vary = (inputs != inputs[:1]).any(0)
     x, y = doubled(inputs[:, vary]), doubled(targets)
     centre, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-6 * (1 + centre.abs()), scale, torch.ones_like(scale))
+    scale = torch.where(resolved(scale, x.abs().amax(0)), scale, torch.ones_like(scale))
     x, about = (x - centre) / scale, y - y.mean(0)
     wide = x.shape[1] > len(x)
     gram = x @ x.mT if wide else x.mT @ x

@@ -8,7 +8,8 @@ A head may also fail to say what the latent state holds: a linear map reads it o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ class Collapse(NamedTuple):
     kl: Tensor  # (U,) nats per step by latent dimension or one-hot group
     variance: Tensor  # (U,) of the posterior mean over the data, by latent dimension or group
     explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) of classes and of images
+    names: Mapping[str, Sequence[str]] = MappingProxyType({})  # {emission: of its entries}, where they have any
 
     @property
     def active_by_kl(self) -> Tensor:
@@ -54,7 +56,7 @@ class Collapse(NamedTuple):
 
     def missing(self, threshold: float = REPRESENTED) -> dict[str, float]:
         """{quantity: R^2} of what is not represented. A pure noise is rightly left out, and is listed as well."""
-        return {name: r2 for name, r2 in labelled(self.explained).items() if r2 < threshold}
+        return {name: r2 for name, r2 in labelled(self.explained, self.names).items() if r2 < threshold}
 
     def verdict(self, probed: Mapping[str, Tensor] | None = None, threshold: float = REPRESENTED) -> str:
         """`healthy`, `posterior collapse`, `partial collapse` with what is not represented, or that of everything.
@@ -66,7 +68,7 @@ class Collapse(NamedTuple):
         Args:
             probed: R^2 of such a map, by emission; see :func:`worldmodel.diagnostics.probe.linear_probe`.
         """
-        varying = [r2 for r2 in labelled(self.explained).values() if not math.isnan(r2)]
+        varying = [r2 for r2 in labelled(self.explained, self.names).values() if not math.isnan(r2)]
         if not varying:
             return "nothing varies"
         if not self.active_by_kl:
@@ -150,10 +152,14 @@ def r2(value: Tensor, guess: Tensor, pooled: bool = False) -> Tensor:
     return torch.where(whole > 1e-10 * square, 1 - left / whole, torch.nan)  # entry by entry: units differ
 
 
-def labelled(values: dict[str, Tensor]) -> dict[str, float]:
-    """{emission: (W,)} -> {"observation[0]": number}, the index left out where there is only one entry."""
+def labelled(values: dict[str, Tensor], names: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """{emission: (W,)} -> {name of an entry: number}.
+
+    Where its entries have no names, an emission's own with their index, "observation[0]", or alone if there is one.
+    """
     named: dict[str, float] = {}
-    for name, entries in values.items():
-        numbers = entries.tolist()
-        named |= {name if len(numbers) == 1 else f"{name}[{i}]": number for i, number in enumerate(numbers)}
+    for emission, entries in values.items():
+        indexed = [emission] if len(entries) == 1 else [f"{emission}[{i}]" for i in range(len(entries))]
+        own = names.get(emission, indexed)
+        named |= zip(own if len(own) == len(entries) else indexed, entries.tolist(), strict=True)
     return named
