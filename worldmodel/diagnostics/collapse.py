@@ -102,7 +102,7 @@ class Collapse(NamedTuple):
             for name, r2 in probed.items()
             if name in self.explained
         }
-        return labelled(pooled)
+        return labelled(pooled, self.names)
 
 
 def listed(told: Mapping[str, str], order: Mapping[str, float], others: str) -> str:
