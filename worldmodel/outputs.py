@@ -79,7 +79,8 @@ def resolved(std: Tensor, size: Tensor) -> Tensor:
     Args:
         std: standard deviation of each entry. size: its largest absolute value.
     """
-    return std > torch.maximum(ROUNDING * size, NOISE * size.amax(-1, keepdim=True)).clamp(min=SMALLEST)
+    largest = size.amax(-1, keepdim=True) if size.shape[-1] else size
+    return std > torch.maximum(ROUNDING * size, NOISE * largest).clamp(min=SMALLEST)
 
 
 class Standardise(nn.Module):
