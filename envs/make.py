@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TimeLimit
 
 from envs.episodes import RepeatableEpisodes
@@ -18,6 +17,7 @@ from envs.process import ProcessEnv
 from envs.restart import Restart
 from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites.minigrid import symbolic
+from envs.vector import SameStepVectorEnv
 from envs.wrappers import ActionRepeat, CheckContract, RecordState
 from worldmodel.images import stages
 from worldmodel.limits import at_most
@@ -142,10 +142,11 @@ def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
     return None if limit is None else -(-limit // config.action_repeat)
 
 
-def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SyncVectorEnv:
+def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SameStepVectorEnv:
     """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
 
-    One that fails is replaced, as `infos["final_info"][FAULT]` says of a step and `infos[FAULT]` of a reset; see
+    Infos are not merged, so that whatever one holds costs nothing; :func:`envs.infos.said` reads them. An environment
+    that fails is replaced, as FAULT says in the infos of the last step, or in those of a reset; see
     :class:`envs.restart.Restart`. `training`: see :func:`make`.
 
     Raises:
@@ -158,4 +159,4 @@ def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool =
         partial(make, config, index, training=True) if training else partial(_replaced, config, index, training=False)
         for index in range(count)
     ]
-    return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
+    return SameStepVectorEnv(factories)

@@ -16,14 +16,14 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from envs.faults import EnvironmentFault, described
+from envs.faults import EnvironmentFault, described, info_fault
 
 START = 300.0  # seconds to import, to build, and to begin
 PATIENCE = 5.0  # seconds to close an environment
 ORPHAN = 2.0  # times its timeout that a process works on an answer which nobody may be waiting for any more
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 UNBEGUN = 'see above why; a script that trains must do so under `if __name__ == "__main__"`'
-PLAIN = (bool, int, float, str, np.generic, np.ndarray)
+PLAIN = (bool, int, float, str)
 
 
 class ProcessEnv(gym.Env[Any, Any]):
@@ -189,7 +189,16 @@ def act(env: gym.Env[Any, Any], what: str, given: tuple[Any, ...]) -> tuple[Any,
         *found, info = env.reset(seed=seed, options=options)
     else:
         *found, info = env.step(*given)
-    return *found, {key: value for key, value in info.items() if isinstance(value, PLAIN)}
+    if (problem := info_fault(info)) is not None:
+        raise EnvironmentFault(problem)
+    return *found, {key: value for key, value in info.items() if type(key) is str and plain(value)}
+
+
+def plain(value: Any) -> bool:
+    """Whether a value is a number, a text or an array of them, which every process can be sent."""
+    if isinstance(value, np.ndarray | np.generic):
+        return not value.dtype.hasobject and type(value).__module__ == "numpy"
+    return type(value) in PLAIN
 
 
 def attempt(function: Callable[[], Any], timeout: float) -> bytes:

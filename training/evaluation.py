@@ -1,7 +1,6 @@
 """Returns of an agent in environments of its own."""
 
-from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch
 
 from agents import Agent, AgentState
 from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
-from envs.faults import reported
+from envs.faults import one_number, reported
+from envs.infos import final, said
 from envs.process import begin
 from training.folder import whisper
 
@@ -119,7 +119,7 @@ def _side_by_side(
     try:
         limit, told = time_limit(config, envs.envs[0]), LONG
         observation, infos = envs.reset(seed=list(seeds))
-        faults = _faults(infos, count)
+        faults = reported(infos, count)
         state, start, first = None, np.ones(count, bool), None
         while running.any():
             actions, state = agent.predict(observation, state, start, deterministic)
@@ -128,14 +128,13 @@ def _side_by_side(
                 unsound = int(length.max()) + 1
             begin(envs, actions)  # side by side, those that have processes of their own
             observation, reward, terminated, truncated, infos = envs.step(actions)
-            final = infos.get("final_info", {})
-            found = _faults(final, count)
+            found = reported(final(infos), count)
             faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
             whole &= ~(running & np.array([bool(texts) for texts in found]))
             total += np.where(running, reward, 0)
             length += running
             start = terminated | truncated
-            success = np.where(running & start, _successes(final, count), success)
+            success = np.where(running & start, _successes(final(infos), count), success)
             running &= ~start
             if limit is None and running.any() and length.max() >= told:
                 say(
@@ -159,18 +158,11 @@ def _side_by_side(
     )
 
 
-def _faults(infos: Mapping[str, Any], count: int) -> list[tuple[str, ...]]:
-    """What went wrong in each of so many environments."""
-    return [reported(infos, env) for env in range(count)]
-
-
-def _successes(infos: Mapping[str, Any], count: int) -> np.ndarray:
-    """(count,): whether each environment calls its episode a success; NaN where it does not say."""
-    said = np.asarray(infos.get(SUCCESS))
-    if said.ndim == 0 or said.size != count:  # it means something else by that name
-        return np.full(count, np.nan)
-    numbers = [float(each) if isinstance(each, Real | np.bool_) else np.nan for each in said.reshape(count)]
-    return np.where(infos[f"_{SUCCESS}"], numbers, np.nan)
+def _successes(infos: Any, count: int) -> np.ndarray:
+    """(count,): whether each environment calls its episode a success; NaN where it does not say, or no number."""
+    return np.array(
+        [np.nan if (number := one_number(each)) is None else number for each in said(infos, SUCCESS, count)]
+    )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import Env, Space, spaces
 
 from envs import action_spec, make, observation_specs
-from envs.faults import value_faults
+from envs.faults import numbers, value_faults
 from training.config import load_config
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
@@ -87,22 +87,31 @@ def _sequence(name: str, specs: ObservationSpecs, control: ActionSpec, episode: 
     for key, length in lengths.items():
         if length != steps:
             raise ValueError(f"{name}, '{key}' is of {length} steps, the rewards are of {steps}")
+    rewards, terminations = (_column(name, key, getattr(episode, key)) for key in ("rewards", "terminations"))
     if faults := value_faults(specs, obs):
         raise ValueError(f"{name}, row {min(faults) + 1}: '{faults[min(faults)][0]}' {faults[min(faults)][1]}")
     if control.classes:
         index = actions.reshape(steps, -1) - np.asarray(control.start)
         if ((index < 0) | (index >= np.asarray(control.classes))).any():
             raise ValueError(f"{name}: an action is outside its space")
-    check_finite(name, "rewards", np.asarray(episode.rewards))
+    check_finite(name, "rewards", rewards)
     controls = control.encode(actions)
     check_finite(name, "actions", controls)
     before = np.zeros((1, control.width), np.float32)
     return recorded(
         obs,
         np.concatenate([before, controls]),
-        np.concatenate([[0], episode.rewards]),
-        np.concatenate([[False], episode.terminations]),
+        np.concatenate([[0], rewards]),
+        np.concatenate([[False], terminations.astype(bool)]),
     )
+
+
+def _column(name: str, key: str, values: Any) -> np.ndarray:
+    """One number for each step; each of an array (steps, 1) is one, too."""
+    column = numbers(values, len(values))
+    if column is None:
+        raise ValueError(f"{name}, '{key}' has the shape {np.shape(values)}, which is not one number a step")
+    return column
 
 
 # ---------------------------------------------------------------------------------------------- exporting
