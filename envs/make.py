@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
+from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from envs.episodes import RepeatableEpisodes
@@ -18,7 +19,7 @@ from envs.restart import Restart
 from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites.minigrid import symbolic
 from envs.vector import SameStepVectorEnv
-from envs.wrappers import ActionRepeat, CheckContract, RecordState
+from envs.wrappers import ActionRepeat, CheckContract, Keyed, RecordState
 from worldmodel.images import stages
 from worldmodel.limits import at_most
 
@@ -109,6 +110,8 @@ def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym
     """An environment with all that `config` puts around it; see :func:`make`."""
     limit = None if config.time_limit is None else -1
     env = by_id(config.id, config.kwargs, limit, draw or config.pixels)
+    if isinstance(env.observation_space, spaces.Tuple):
+        env = Keyed(env)
     if config.action_repeat > 1:
         env = ActionRepeat(env, config.action_repeat)
     if config.time_limit is not None:

@@ -23,16 +23,24 @@ class Layout(NamedTuple):
     fractional: bool  # of floats
 
 
+def as_dict(space: Space[Any]) -> Space[Any]:
+    """A Tuple space as the Dict with the keys "0", "1", ...; any other as it is."""
+    if not isinstance(space, spaces.Tuple):
+        return space
+    return spaces.Dict({str(at): each for at, each in enumerate(space.spaces)})
+
+
 def observation_specs(space: Space[Any]) -> dict[str, ObservationSpec]:
-    """One spec per key of a Dict space, or one under `worldmodel.spaces.OBSERVATION` for any other.
+    """One spec per key of a Dict space, those of a Tuple being "0", "1", ...; one under OBSERVATION for any other.
 
     Raises:
         ValueError: if the space is not supported; the message names it and what to do.
     """
+    space = as_dict(space)
     if not isinstance(space, spaces.Dict):
         return {OBSERVATION: _observation_spec(OBSERVATION, space)}
     if not space.spaces:
-        raise ValueError("the observation space is a Dict without keys: give it at least one")
+        raise ValueError("the observation space is a Dict or a Tuple without entries: give it at least one")
     return {key: _observation_spec(key, value) for key, value in space.spaces.items()}
 
 

@@ -21,11 +21,24 @@ from envs.faults import (
     structure_fault,
     value_faults,
 )
-from envs.spaces import observation_specs
+from envs.spaces import as_dict, observation_specs
 from worldmodel.spaces import OBSERVATION, STATE, encode_observation, keyed
 
 FRAMES = "worldmodel/frames"
 """The key of `info` under which a wrapper reports the frames of a step; a name that no environment has for another."""
+
+
+class Keyed(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
+    """Observations that are tuples as dictionaries with the keys "0", "1", ..."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
+        self.observation_space = as_dict(env.observation_space)
+        self.specs = observation_specs(env.observation_space)
+
+    def observation(self, observation: Any) -> Any:
+        return keyed(self.specs, observation)
 
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
@@ -146,7 +159,8 @@ class Owned(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     """Checks what comes back before a vector environment stacks it, where the culprit can still be named.
 
-    What it gives on is to keep, as with :class:`Owned`, and of the dtypes of the observation space.
+    What it gives on is to keep, as with :class:`Owned`, and of the dtypes of the observation space; tuples are
+    dictionaries with the keys "0", "1", ...
 
     Args:
         env: whose observation space is the truth.
@@ -161,8 +175,9 @@ class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self.index = index
         self.steps = 0
-        self.specs = observation_specs(env.observation_space)
-        self.dtypes = {key: np.dtype(space.dtype) for key, space in named(env.observation_space).items()}
+        self.observation_space = as_dict(env.observation_space)
+        self.specs = observation_specs(self.observation_space)
+        self.dtypes = {key: np.dtype(space.dtype) for key, space in named(self.observation_space).items()}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.steps = 0
@@ -197,5 +212,5 @@ class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             raise blamed(*faults[0], self.index, self.steps)
         if other:
             raise EnvironmentFault(f"{other}, in environment {self.index} at step {self.steps}")
-        whole = isinstance(self.env.observation_space, spaces.Dict)
+        whole = isinstance(self.observation_space, spaces.Dict)
         return seen if whole else seen[OBSERVATION][()]  # of no dimension a number, as its space samples it
