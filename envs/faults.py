@@ -30,13 +30,13 @@ class EnvironmentFault(ValueError):
 
 
 def described(error: Exception) -> str:
-    """What went wrong in an environment, and where: an `EnvironmentFault` says so itself."""
+    """What went wrong in an environment, and where, in one line: an `EnvironmentFault` says so itself."""
     if isinstance(error, EnvironmentFault):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     try:
-        text = str(error)
+        text = " ".join(str(error).split())
     except Exception:
         text = "(it cannot say what)"
     return f"{type(error).__name__}: {text[:LONGEST]}{where}"

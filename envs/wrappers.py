@@ -35,10 +35,9 @@ class Keyed(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         RecordConstructorArgs.__init__(self)
         gym.ObservationWrapper.__init__(self, env)
         self.observation_space = as_dict(env.observation_space)
-        self.specs = observation_specs(env.observation_space)
 
     def observation(self, observation: Any) -> Any:
-        return keyed(self.specs, observation)
+        return keyed({}, observation)
 
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
