@@ -12,11 +12,21 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformReward
 from gymnasium.wrappers.vector import DictInfoToList
 
-from envs import ActionRepeat, EnvConfig, RecordEnvTrajectories, RecordTrajectories, Restart, make, make_vector
+from envs import (
+    ActionRepeat,
+    EnvConfig,
+    RecordEnvTrajectories,
+    RecordTrajectories,
+    Restart,
+    make,
+    make_vector,
+    observation_specs,
+)
 from envs.infos import INFO, final, said
 from envs.vector import SameStepVectorEnv
 from envs.wrappers import FRAMES, CheckContract, Owned
 from training.evaluation import _successes
+from worldmodel.spaces import encode_observation
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Gymnasium, about what is tried here
 
@@ -158,6 +168,38 @@ def test_infos_as_a_list_are_read_too(ours: bool, kind: str, rows: Any) -> None:
     key = "x" if kind == "dict" else "observation"
     assert times(rows, 1, key) == [0, 2, 4, 5, 0, 2]
     assert recorded.frames == 2 * (2 + 2 + 1 + 2)  # each of them reported in an info
+
+
+# ----------------------------------------------------------------------------------------------- tuples
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_tuple_is_recorded_under_its_numbers(mode: AutoresetMode, rows: Any) -> None:
+    """By hand around Gymnasium's own vector, and as `make` makes it: the same sums of cards."""
+    truth = gym.make("Blackjack-v1")
+    hands = [truth.reset(seed=5)[0]]
+    while hands[-1][0] <= 21:
+        hands.append(truth.step(1)[0])
+    for single in (False, True):
+        rows.of.clear()
+        if single:
+            recorded: Any = RecordEnvTrajectories(make(EnvConfig("Blackjack-v1")), rows.add)
+        else:
+            recorded = RecordTrajectories(
+                gym.make_vec("Blackjack-v1", 1, vector_kwargs={"autoreset_mode": mode}), rows.add
+            )
+        recorded.reset(seed=5)
+        for _ in hands[1:]:
+            recorded.step(1 if single else np.ones(1, int))
+        assert set(rows.of[0][0].obs) == {"0", "1", "2"}
+        found = [tuple(int(row.obs[key][0]) for key in "012") for row in rows.of[0][: len(hands)]]
+        assert found == hands and bool(rows.of[0][len(hands) - 1].is_terminal)
+
+
+def test_an_agent_takes_a_tuple_as_its_environment_gives_it() -> None:
+    specs = observation_specs(gym.make("Blackjack-v1").observation_space)
+    encoded = encode_observation(specs, (np.array([3, 4]), np.array([1, 2]), np.array([0, 1])))
+    assert {key: values[:, 0].tolist() for key, values in encoded.items()} == {"0": [3, 4], "1": [1, 2], "2": [0, 1]}
 
 
 # --------------------------------------------------------------------------- an array of one number is it

@@ -92,7 +92,6 @@ def test_limit_in_kwargs() -> None:
             "'absent_module' of environment 'absent_module:Foo-v0' cannot be imported: .*PYTHONPATH",
         ),
         ("json:Foo-v0", "unknown environment 'json:Foo-v0'"),
-        ("Blackjack-v1", "FlattenObservation"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*out of date")
