@@ -41,7 +41,8 @@ class EnvConfig:
     id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; or of a suite, as
     # "dmc:walker_walk", "atari:pong", "crafter:reward", "MiniGrid-DoorKey-5x5-v0": README, Suites
     num_envs: int = 1  # environments stepped together
-    kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor, as they are written: keys
+    # below may be numbers, and `!!python/tuple [3, 4]` is a tuple
     action_repeat: int = 1  # times an action is taken: PlaNet 2-8; "atari:" takes it for 4 frames by itself
     record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames

@@ -12,6 +12,7 @@ from gymnasium import Env, Space, spaces
 
 from envs import action_spec, make, observation_specs
 from envs.faults import numbers, value_faults
+from envs.spaces import as_dict, one_line
 from training.config import load_config
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
@@ -56,10 +57,8 @@ def read_minari(name: str, source: DataConfig) -> Dataset:
         raise ValueError(f"{where} is not on this machine; `minari download {name}` fetches it: {error}") from error
     except Exception as error:  # of minari and its formats, which have no error in common for a damaged file
         raise ValueError(f"{where} cannot be read: {error or type(error).__name__}") from error
-    specs, control = observation_specs(dataset.observation_space), action_spec(dataset.action_space)
-    keys = chosen_keys(where, list(specs), source)
+    specs, control = _specs(where, dataset.observation_space, source), _control(where, dataset.action_space)
     check_controls(where, control.width, source)
-    specs = {key: specs[key] for key in keys}
     sequences, names = list[Batch](), list[str]()
     try:
         for episode in dataset.iterate_episodes():
@@ -72,6 +71,41 @@ def read_minari(name: str, source: DataConfig) -> Dataset:
     if not sequences:
         raise ValueError(f"{where}: holds no episode")
     return Dataset.of(specs, sequences, names, from_env=True)
+
+
+def _specs(where: str, space: Space[Any], source: DataConfig) -> ObservationSpecs:
+    """Of the observation keys that are chosen; what the others are is of no interest.
+
+    Raises:
+        ValueError: if one of them is of a space that no model takes, with those that are not.
+    """
+    whole = as_dict(space)
+    parts = whole.spaces if isinstance(whole, spaces.Dict) else {OBSERVATION: whole}
+    specs, refused = dict[str, ObservationSpec](), dict[str, ValueError]()
+    for key, part in parts.items():
+        try:
+            specs[key] = observation_specs(spaces.Dict({key: part}))[key]
+        except ValueError as error:
+            refused[key] = error
+    keys = chosen_keys(where, list(parts), source)
+    for key in keys:
+        if key in refused:
+            others = list(observed(specs))
+            remedy = f"choose others by data.observations, as {others}" if others else "it holds nothing to learn from"
+            raise ValueError(
+                f"{where}: observation '{key}', {one_line(parts[key])}, is not supported: {remedy}"
+            ) from refused[key]
+    return {key: specs[key] for key in keys}
+
+
+def _control(where: str, space: Space[Any]) -> ActionSpec:
+    try:
+        return action_spec(space)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: the action space {one_line(space)} is not supported: convert the dataset to actions of a "
+            "bounded Box of floats, Discrete, MultiDiscrete or MultiBinary"
+        ) from error
 
 
 def _sequence(name: str, specs: ObservationSpecs, control: ActionSpec, episode: Any) -> Batch:
