@@ -10,7 +10,7 @@ from torch import Tensor
 from agents.behaviour import Behaviour, Memory
 from worldmodel.compiling import compiled
 from worldmodel.model import LatentModel
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation, observed
+from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation, keyed, observed
 from worldmodel.types import State, restart
 
 
@@ -84,7 +84,7 @@ class Agent:
         Raises:
             ValueError: if the observation has not the shape this agent was built for, or is none.
         """
-        named = observed(observation) if isinstance(observation, Mapping) else {OBSERVATION: observation}
+        named = observed(keyed(self.obs_specs, observation))
         single = self._is_single(named)
         if single:
             named = {key: np.asarray(values)[None] for key, values in named.items()}

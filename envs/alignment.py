@@ -19,10 +19,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from envs.faults import FAULT, REWARD, Faults, blamed, named, reported, structure_fault, value_faults
+from envs.faults import (
+    REWARD,
+    EnvironmentFault,
+    Faults,
+    as_array,
+    blamed,
+    numbers,
+    reported,
+    structure_fault,
+    value_faults,
+)
+from envs.infos import final, final_observations, said
 from envs.wrappers import FRAMES
 from worldmodel.digits import Range
-from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation, keyed
 from worldmodel.types import Arrival
 
 Sink = Callable[[Arrival, np.ndarray], None]
@@ -140,15 +151,15 @@ class Recorder:
         index = flat - np.asarray(self.action_spec.start)
         return ((index >= 0) & (index < np.asarray(self.action_spec.classes))).all(axis=1)
 
-    def reset(self, observation: Any, mask: np.ndarray | None = None, infos: Mapping[str, Any] | None = None) -> None:
+    def reset(self, observation: Any, mask: np.ndarray | None = None, infos: Any = None) -> None:
         """Record the observation (n, ...) of a reset of all environments, or of those in `mask` (n,) bool.
 
         An episode cut short by it gets no last row: nothing ended, so nothing is terminal.
 
         Args:
-            infos: of that reset, where they say which environments failed in it.
+            infos: of that reset, where they say which environments failed in it; see :func:`envs.infos.said`.
         """
-        self._note_failures(infos or {})
+        self._note_failures({} if infos is None else infos)
         first = np.ones(self.num_envs, bool) if mask is None else mask
         ready, self._ready = self._ready or mask is None, False
         self._ended = self._ended & ~first
@@ -164,9 +175,11 @@ class Recorder:
         reward: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
-        infos: Mapping[str, Any],
+        infos: Any,
     ) -> None:
         """Record what a step with `controls` (n, A) returned, as Gymnasium's vector environments return it.
+
+        Rewards and ends may also be arrays (n, 1), and the infos any that :func:`envs.infos.said` reads.
 
         Of an environment that failed in this step nothing is recorded but the reset of the one that took its place.
 
@@ -176,13 +189,14 @@ class Recorder:
         """
         self._vector_steps += 1
         first = self._ended if self.mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, bool)
-        last = (np.asarray(terminated, bool) | np.asarray(truncated, bool)) & ~first
+        terminated, truncated = self._checked_ends(terminated, truncated)
+        last = (terminated | truncated) & ~first
         failed = self._failed(infos) & ~first
         reward = np.where(first, 0.0, self._checked_reward(reward))
         obs = self._encode(observation)
         resets_now = last if self.mode is AutoresetMode.SAME_STEP else np.zeros(self.num_envs, bool)
         reached, faults = self._with_final(obs, infos, resets_now & ~failed)
-        terminal = np.asarray(terminated, bool) & last
+        terminal = terminated & last
         prev_action = np.where(first[:, None], np.float32(0), controls)
         rows = Arrival(reached, prev_action, reward.astype(np.float32), first, last, terminal)
         faults = self._give(rows, ~failed, faults)
@@ -195,20 +209,20 @@ class Recorder:
         self._raise_first(faults)
         self._ready = True
 
-    def _failed(self, infos: Mapping[str, Any]) -> np.ndarray:
+    def _failed(self, infos: Any) -> np.ndarray:
         """Which environments (n,) failed in this step, rather than in the reset that follows in the same step."""
-        of_step = infos.get("final_info", {}) if self.mode is AutoresetMode.SAME_STEP else infos
-        for each in (infos.get("final_info", {}), infos):
-            self._note_failures(each)
-        if FAULT not in of_step:
-            return np.zeros(self.num_envs, bool)
-        return np.array([bool(reported(of_step, env)) for env in range(self.num_envs)])
+        ended = final(infos)
+        of_last, of_now = self._note_failures(ended), self._note_failures(infos)
+        of_step = of_last if self.mode is AutoresetMode.SAME_STEP else of_now
+        return np.array([bool(texts) for texts in of_step])
 
-    def _note_failures(self, infos: Mapping[str, Any]) -> None:
-        if FAULT in infos:
-            found = [text for env in range(self.num_envs) for text in reported(infos, env)]
-            self.faults += len(found)
-            self._failures += found
+    def _note_failures(self, infos: Any) -> list[tuple[str, ...]]:
+        """Count what the infos say that went wrong; it is given back for each environment."""
+        of_each = reported(infos, self.num_envs)
+        found = [text for texts in of_each for text in texts]
+        self.faults += len(found)
+        self._failures += found
+        return of_each
 
     def _first_rows(self, obs: Rows) -> Arrival:
         n = self.num_envs
@@ -219,7 +233,7 @@ class Recorder:
         fault = structure_fault(self.obs_specs, observation, (self.num_envs,))
         if fault:
             self._raise_first({0: fault})
-        for key, value in named(observation).items():
+        for key, value in keyed(observation).items():
             self._measure(key, np.asarray(value))
         return encode_observation(self.obs_specs, observation)
 
@@ -229,25 +243,36 @@ class Recorder:
             self._ranges[key].see(values.reshape(len(values), -1))
 
     def _checked_reward(self, reward: Any) -> np.ndarray:
-        reward = np.asarray(reward)
-        if reward.shape != (self.num_envs,) or reward.dtype.kind not in "biuf":
-            self._raise_first({0: (REWARD, f"has shape {reward.shape[1:]} and dtype {reward.dtype}, not a number")})
-        self._measure(REWARD, reward)
-        return reward.astype(np.float64)
+        found = numbers(reward, self.num_envs)
+        if found is None:
+            wrong = as_array(reward)
+            self._raise_first({0: (REWARD, f"has shape {wrong.shape[1:]} and dtype {wrong.dtype}, not a number")})
+        found = np.asarray(found)
+        self._measure(REWARD, found)
+        return found.astype(np.float64)
 
-    def _with_final(self, obs: Rows, infos: Mapping[str, Any], ended: np.ndarray) -> tuple[Rows, Faults]:
+    def _checked_ends(self, *flags: Any) -> list[np.ndarray]:
+        """Whether each environment has terminated, and whether it was truncated, (n,) bool each."""
+        found = [numbers(flag, self.num_envs) for flag in flags]
+        for name, flag, each in zip(("terminated", "truncated"), flags, found, strict=True):
+            if each is None or (each.dtype.kind == "f" and np.isnan(each).any()):
+                wrong = as_array(flag)
+                what = f"has shape {wrong.shape[1:]} and dtype {wrong.dtype}, not true or false"
+                raise EnvironmentFault(f"'{name}' of environments {what}, at step {self._vector_steps}")
+        return [np.asarray(each, bool) for each in found]
+
+    def _with_final(self, obs: Rows, infos: Any, ended: np.ndarray) -> tuple[Rows, Faults]:
         """Rows with the last observation of each ended episode put in place of the reset observation."""
         if not ended.any():
             return obs, {}
         reached = {key: values.copy() for key, values in obs.items()}
-        faults: Faults = {}
+        last, faults = final_observations(infos, self.num_envs), Faults()
         for env in np.flatnonzero(ended).tolist():
-            final = infos["final_obs"][env] if "final_obs" in infos else None
-            fault = structure_fault(self.obs_specs, final)
+            fault = structure_fault(self.obs_specs, last[env])
             if fault:
                 faults[env] = fault
                 continue
-            for key, value in named(final).items():
+            for key, value in keyed(self.obs_specs, last[env]).items():
                 reached[key][env] = self.obs_specs[key].encode(np.asarray(value)[None])[0]
         return reached, faults
 
@@ -270,7 +295,7 @@ class Recorder:
         reward: np.ndarray,
         last: np.ndarray,
         live: np.ndarray,
-        infos: Mapping[str, Any],
+        infos: Any,
         faults: Faults,
     ) -> None:
         self.steps += int(live.sum())
@@ -302,10 +327,7 @@ def blurred(key: str, seen: Range) -> str:
     )
 
 
-def _frames(infos: Mapping[str, Any], num_envs: int) -> np.ndarray:
+def _frames(infos: Any, num_envs: int) -> np.ndarray:
     """Simulator frames of the last decision of each environment (n,): one where it does not report them."""
-    frames = np.ones(num_envs, np.int64)
-    for source in (infos, infos.get("final_info", {})):  # SAME_STEP moves the info of an ended episode there
-        if FRAMES in source:
-            frames = np.where(source.get(f"_{FRAMES}", True), source[FRAMES], frames)
-    return frames
+    now, ended = said(infos, FRAMES, num_envs), said(final(infos), FRAMES, num_envs)  # SAME_STEP moves them there
+    return np.array([1 if a is None and b is None else a if b is None else b for a, b in zip(now, ended, strict=True)])

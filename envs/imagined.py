@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from envs.screen import Screen
-from envs.spaces import action_spec, observation_specs
+from envs.spaces import action_spec, as_dict, observation_specs
 from envs.starts import ReplayedStarts, Starts
 from worldmodel.model import LatentModel
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec, ObservationSpecs, observed
@@ -78,8 +78,8 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         width = check_spaces(model, self.spec_of_action, self.obs_specs, (shown or {}) if render_mode else None)
         if isinstance(observations, str):
             observations = spaces.Box(-np.inf, np.inf, (width,), np.float32)
-        elif isinstance(observations, spaces.Dict):
-            observations = spaces.Dict(observed(observations.spaces))  # without what no model sees
+        elif isinstance(whole := as_dict(observations), spaces.Dict):
+            observations = spaces.Dict(observed(whole.spaces))  # without what no model sees
         self.single_observation_space = observations
         self.single_action_space = action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 from envs.episodes import EVALUATION_SEEDS, RepeatableEpisodes
@@ -18,7 +18,8 @@ from envs.process import ProcessEnv
 from envs.restart import Restart
 from envs.spaces import SMALLEST_IMAGE, layout
 from envs.suites.minigrid import symbolic
-from envs.wrappers import ActionRepeat, CheckContract, RecordState
+from envs.vector import SameStepVectorEnv
+from envs.wrappers import ActionRepeat, CheckContract, Keyed, RecordState
 from worldmodel.images import stages
 from worldmodel.limits import at_most
 
@@ -40,7 +41,8 @@ class EnvConfig:
     id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; or of a suite, as
     # "dmc:walker_walk", "atari:pong", "crafter:reward", "MiniGrid-DoorKey-5x5-v0": README, Suites
     num_envs: int = 1  # environments stepped together
-    kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor, as they are written: keys
+    # below may be numbers, and `!!python/tuple [3, 4]` is a tuple
     action_repeat: int = 1  # times an action is taken: PlaNet 2-8; "atari:" takes it for 4 frames by itself
     record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
     time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
@@ -116,6 +118,8 @@ def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym
     """An environment with all that `config` puts around it; see :func:`make`."""
     limit = None if config.time_limit is None else -1
     env = by_id(config.id, config.kwargs, limit, draw or config.pixels)
+    if isinstance(env.observation_space, spaces.Tuple):
+        env = Keyed(env)
     if config.action_repeat > 1:
         env = ActionRepeat(env, config.action_repeat)
     if config.time_limit is not None:
@@ -149,10 +153,11 @@ def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
     return None if limit is None else -(-limit // config.action_repeat)
 
 
-def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SyncVectorEnv:
+def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SameStepVectorEnv:
     """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
 
-    One that fails is replaced, as `infos["final_info"][FAULT]` says of a step and `infos[FAULT]` of a reset; see
+    Infos are not merged, so that whatever one holds costs nothing; :func:`envs.infos.said` reads them. An environment
+    that fails is replaced, as FAULT says in the infos of the last step, or in those of a reset; see
     :class:`envs.restart.Restart`. `training`: see :func:`make`.
 
     Raises:
@@ -165,4 +170,4 @@ def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool =
         partial(make, config, index, training=True) if training else partial(_replaced, config, index, training=False)
         for index in range(count)
     ]
-    return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
+    return SameStepVectorEnv(factories)

@@ -1,13 +1,14 @@
 """An environment in a process of its own, whose hang or death its owner outlives."""
 
 import multiprocessing
+import os
 import pickle
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import util
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
@@ -16,21 +17,22 @@ import numpy as np
 from gymnasium.vector import SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from envs.faults import EnvironmentFault, described
+from envs.faults import EnvironmentFault, described, info_fault
 
 START = 300.0  # seconds to import, to build, and to begin
 PATIENCE = 5.0  # seconds to close an environment
 ORPHAN = 2.0  # times its timeout that a process works on an answer which nobody may be waiting for any more
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 UNBEGUN = 'see above why; a script that trains must do so under `if __name__ == "__main__"`'
-PLAIN = (bool, int, float, str, np.generic, np.ndarray)
+PLAIN = (bool, int, float, str)
 
 
 class ProcessEnv(gym.Env[Any, Any]):
     """Runs one environment in a process of its own, with one torch thread, and waits only so long for it.
 
     The same seeds and actions lead to the same episodes as in this process. Of an `info` only numbers, strings and
-    arrays come over. The process leaves signals to its owner, and ends with it. As always where Python starts
+    arrays come over. The process leaves signals to its owner, and ends with it, and so do processes that the
+    environment has started. As always where Python starts
     processes, a script that makes one does so under `if __name__ == "__main__"`.
 
     Args:
@@ -56,7 +58,8 @@ class ProcessEnv(gym.Env[Any, Any]):
         if METHOD == "forkserver":  # no effect once it runs; a new process then takes no time to import
             context.set_forkserver_preload(["__main__", "envs.make"])
         self.connection, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=serve, args=(theirs, factory, timeout), daemon=True)
+        self.process: BaseProcess = context.Process(target=serve, args=(theirs, factory, timeout))
+        # No daemon, which may not have processes of its own: an environment may.
         # When it is closed or forgotten, and before Python waits for its processes at its exit.
         self._end = util.Finalize(self, ended, (self.process, self.connection, PATIENCE), exitpriority=10)
         self.process.start()
@@ -100,9 +103,12 @@ class ProcessEnv(gym.Env[Any, Any]):
 
     def _answer(self, what: str, timeout: float) -> Any:
         try:
-            if not self.connection.poll(timeout):
+            ready = wait([self.connection, self.process.sentinel], timeout)
+            if not ready:
                 self._kill()
                 raise EnvironmentFault(f"no answer to {what} within {timeout:g} s: its process was ended")
+            if self.connection not in ready:  # a process that it had started holds the pipe open
+                raise self._death(what)
             sound, answer = self.connection.recv()
         except (EOFError, OSError):
             raise self._death(what) from None
@@ -140,7 +146,10 @@ def begin(envs: SyncVectorEnv, actions: Any) -> None:
 
 
 def ended(process: BaseProcess, connection: Connection, patience: float) -> None:
-    """Close the pipe, at which the process ends by itself, or is ended; nothing of it is left in the system."""
+    """Close the pipe, at which the process ends by itself, or is ended; nothing of it is left in the system.
+
+    Nor of the processes that the environment has started, which are of the same group.
+    """
     connection.close()
     if process.pid is None:  # it never began
         return
@@ -148,6 +157,9 @@ def ended(process: BaseProcess, connection: Connection, patience: float) -> None
     if process.exitcode is None:
         process.kill()
         process.join()
+    if hasattr(os, "killpg"):
+        with suppress(ProcessLookupError, PermissionError):  # nobody is left of it
+            os.killpg(process.pid, signal.SIGKILL)
     process.close()
 
 
@@ -155,6 +167,8 @@ def serve(connection: Connection, factory: Callable[[], gym.Env[Any, Any]], time
     """What the process does: build, then answer until the pipe is closed, by its owner or by its owner's death."""
     import torch
 
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     for number in (signal.SIGINT, signal.SIGTERM):  # which systems send to all processes of a run at once
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
@@ -169,6 +183,8 @@ def serve(connection: Connection, factory: Callable[[], gym.Env[Any, Any]], time
         while made:
             what, given = connection.recv()
             connection.send_bytes(attempt(partial(act, made[0], what, given), timeout))
+    if hasattr(signal, "setitimer"):  # until it has ended: closing may hang, and so may processes that it waits for
+        signal.setitimer(signal.ITIMER_REAL, ORPHAN * PATIENCE)
     for env in made:
         env.close()
 
@@ -189,7 +205,16 @@ def act(env: gym.Env[Any, Any], what: str, given: tuple[Any, ...]) -> tuple[Any,
         *found, info = env.reset(seed=seed, options=options)
     else:
         *found, info = env.step(*given)
-    return *found, {key: value for key, value in info.items() if isinstance(value, PLAIN)}
+    if (problem := info_fault(info)) is not None:
+        raise EnvironmentFault(problem)
+    return *found, {key: value for key, value in info.items() if type(key) is str and plain(value)}
+
+
+def plain(value: Any) -> bool:
+    """Whether a value is a number, a text or an array of them, which every process can be sent."""
+    if isinstance(value, np.ndarray | np.generic):
+        return not value.dtype.hasobject and type(value).__module__ == "numpy"
+    return type(value) in PLAIN
 
 
 def attempt(function: Callable[[], Any], timeout: float) -> bytes:

@@ -4,12 +4,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 from envs.alignment import Cut, Episode, Recorder, Sink
-from envs.faults import FAULT, named
+from envs.faults import as_array
 from envs.spaces import action_spec, observation_specs
-from envs.wrappers import FRAMES
+from envs.vector import SameStepVectorEnv
+from envs.wrappers import Owned
+from worldmodel.spaces import keyed
 
 
 class _Counted:
@@ -44,6 +46,10 @@ class _Counted:
 class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
     """Records every step of a vector environment, in any autoreset mode.
 
+    Around the environments of Gymnasium's `SyncVectorEnv` it puts :class:`envs.wrappers.Owned`: that of SAME_STEP keeps
+    the last observation of an episode while the environment is reset, which may fill the same array again. Those of an
+    `AsyncVectorEnv` are out of its reach.
+
     Args:
         env: a vector environment that declares `metadata["autoreset_mode"]`.
         sink: receives the rows, as `SequenceReplay.add` does.
@@ -57,6 +63,9 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
         super().__init__(env)
         if "autoreset_mode" not in env.metadata:
             raise ValueError(f"{env} declares no metadata['autoreset_mode']: without it actions cannot be aligned")
+        vector = env.unwrapped
+        if isinstance(vector, SyncVectorEnv) and not isinstance(vector, SameStepVectorEnv):
+            vector.envs = [each if isinstance(each, Owned) else Owned(each) for each in vector.envs]
         self.recorder = Recorder(
             observation_specs(env.single_observation_space),
             action_spec(env.single_action_space),
@@ -96,21 +105,15 @@ class RecordEnvTrajectories(_Counted, gym.Wrapper[Any, Any, Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
-        self.recorder.reset(_batched(observation), None, _listed(info))
+        self.recorder.reset(self._batched(observation), None, [info])
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         controls = self.recorder.controls(np.asarray(action)[None])
         observation, reward, terminated, truncated, info = self.env.step(action)
-        ends = np.array([terminated]), np.array([truncated])
-        self.recorder.step(controls, _batched(observation), np.asarray(reward)[None], *ends, _listed(info))
+        total, end, limit = (as_array(value)[None] for value in (reward, terminated, truncated))
+        self.recorder.step(controls, self._batched(observation), total, end, limit, [info])
         return observation, reward, terminated, truncated, info
 
-
-def _batched(observation: Any) -> dict[str, np.ndarray]:
-    return {key: np.asarray(value)[None] for key, value in named(observation).items()}
-
-
-def _listed(info: dict[str, Any]) -> dict[str, Any]:
-    """What a recorder reads of an info, as that of a vector of one environment."""
-    return {key: [info[key]] for key in (FRAMES, FAULT) if key in info}
+    def _batched(self, observation: Any) -> dict[str, np.ndarray]:
+        return {key: as_array(value)[None] for key, value in keyed(self.recorder.obs_specs, observation).items()}

@@ -24,16 +24,24 @@ class Layout(NamedTuple):
     fractional: bool  # of floats
 
 
+def as_dict(space: Space[Any]) -> Space[Any]:
+    """A Tuple space as the Dict with the keys "0", "1", ...; any other as it is."""
+    if not isinstance(space, spaces.Tuple):
+        return space
+    return spaces.Dict({str(at): each for at, each in enumerate(space.spaces)})
+
+
 def observation_specs(space: Space[Any]) -> dict[str, ObservationSpec]:
-    """One spec per key of a Dict space, or one under `worldmodel.spaces.OBSERVATION` for any other.
+    """One spec per key of a Dict space, those of a Tuple being "0", "1", ...; one under OBSERVATION for any other.
 
     Raises:
         ValueError: if the space is not supported; the message names it and what to do.
     """
+    space = as_dict(space)
     if not isinstance(space, spaces.Dict):
         return {OBSERVATION: _observation_spec(OBSERVATION, space)}
     if not space.spaces:
-        raise ValueError("the observation space is a Dict without keys: give it at least one")
+        raise ValueError("the observation space is a Dict or a Tuple without entries: give it at least one")
     return {key: _observation_spec(key, value) for key, value in space.spaces.items()}
 
 
@@ -49,9 +57,14 @@ def action_spec(space: Space[Any]) -> ActionSpec:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ActionSpec(_shape(space), *_categories(space))
     raise ValueError(
-        f"the action space {space} is not supported: wrap the environment in a gymnasium.ActionWrapper "
+        f"the action space {one_line(space)} is not supported: wrap the environment in a gymnasium.ActionWrapper "
         f"whose action_space is a {SUPPORTED}"
     )
+
+
+def one_line(space: Space[Any]) -> str:
+    """A space in a message; that of a matrix has several lines."""
+    return " ".join(str(space).split())
 
 
 def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
@@ -70,7 +83,7 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ObservationSpec(_shape(space), *_categories(space))
     raise ValueError(
-        f"observation '{key}' has the space {space}, which is not supported: wrap the environment in "
+        f"observation '{key}' has the space {one_line(space)}, which is not supported: wrap the environment in "
         f"gymnasium.wrappers.FlattenObservation, or in a gymnasium.ObservationWrapper that returns a {SUPPORTED}, "
         "or a Dict of these"
     )
@@ -130,7 +143,7 @@ def _unlike(space: spaces.Box) -> str:
 
 def _require_entries(what: str, space: Space[Any]) -> None:
     if space.shape is not None and np.prod(space.shape) == 0:
-        raise ValueError(f"{what} has the space {space}, which is empty: give it at least one entry")
+        raise ValueError(f"{what} has the space {one_line(space)}, which is empty: give it at least one entry")
 
 
 def _shape(space: Space[Any]) -> tuple[int, ...]:
@@ -151,24 +164,27 @@ def _categories(
 
 def _continuous_action(space: spaces.Box) -> ActionSpec:
     if not np.issubdtype(space.dtype, np.floating):
-        raise ValueError(f"the action space {space} holds integers: declare it as Discrete or MultiDiscrete")
+        raise ValueError(f"the action space {one_line(space)} holds integers: declare it as Discrete or MultiDiscrete")
     low, high = _inner_float32(space.low.ravel(), space.high.ravel())
     with np.errstate(over="ignore"):
         finite = np.isfinite(high - low).all()
     if not finite:
         raise ValueError(
-            f"the action space {space} has no finite bounds: give its Box a low and a high, for example with "
+            f"the action space {one_line(space)} has no finite bounds: give its Box a low and a high, for example with "
             "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(low, high, shape))"
         )
     if (low >= high).any():
         entry = int(np.flatnonzero(low >= high)[0])
-        raise ValueError(f"the action space {space} has low >= high at entry {entry}: {low[entry]} >= {high[entry]}")
+        raise ValueError(
+            f"the action space {one_line(space)} has low >= high at entry {entry}: {low[entry]} >= {high[entry]}"
+        )
     seen = Range.of([np.stack([space.low.ravel(), space.high.ravel()])])
     if seen.coarse.any():
         entry = int(np.flatnonzero(seen.coarse)[0])
         raise ValueError(
-            f"the action space {space} lies so far from 0 that single precision has steps of {seen.step[entry]:.3g} "
-            f"between its bounds at entry {entry}: wrap the environment in gymnasium.wrappers.RescaleAction(env, -1, 1)"
+            f"the action space {one_line(space)} lies so far from 0 that single precision has steps of "
+            f"{seen.step[entry]:.3g} between its bounds at entry {entry}: wrap the environment in "
+            "gymnasium.wrappers.RescaleAction(env, -1, 1)"
         )
     return ActionSpec(space.shape, low=tuple(low.tolist()), high=tuple(high.tolist()))
 

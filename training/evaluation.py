@@ -1,21 +1,21 @@
 """Returns of an agent in environments of its own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Real
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents import Agent, AgentState
 from envs import EnvConfig, EnvironmentFault, make_vector, time_limit
 from envs.episodes import evaluation_seeds
-from envs.faults import reported
+from envs.faults import one_number, reported
+from envs.infos import final, said
 from envs.process import begin
 from envs.sharing import disturbed
+from envs.vector import SameStepVectorEnv
 from training.folder import whisper
 
 VECTOR = 32  # episodes run side by side, by default
@@ -154,11 +154,11 @@ def evaluate(
 
 
 @contextmanager
-def stage(config: EnvConfig, count: int, lent: Sequence[gym.Env[Any, Any]] = ()) -> Iterator[SyncVectorEnv]:
+def stage(config: EnvConfig, count: int, lent: Sequence[gym.Env[Any, Any]] = ()) -> Iterator[SameStepVectorEnv]:
     """So many environments side by side: new ones for as long as they are played in, or some of those that are lent."""
     if lent:
         given = [lambda env=env: env for env in lent[:count]]  # type: ignore[misc]
-        yield SyncVectorEnv(given, autoreset_mode=AutoresetMode.SAME_STEP)
+        yield SameStepVectorEnv(given)
         return
     envs = make_vector(config, count)
     try:
@@ -170,7 +170,7 @@ def stage(config: EnvConfig, count: int, lent: Sequence[gym.Env[Any, Any]] = ())
 def _side_by_side(
     agent: Agent,
     config: EnvConfig,
-    envs: SyncVectorEnv,
+    envs: SameStepVectorEnv,
     seeds: list[int],
     deterministic: bool,
     imagine: bool,
@@ -182,7 +182,7 @@ def _side_by_side(
     whole, unsound, success = np.ones(count, bool), None, np.full(count, np.nan)
     limit, told = time_limit(config, envs.envs[0]), LONG
     observation, infos = envs.reset(seed=list(seeds))
-    faults = _faults(infos, count)
+    faults = reported(infos, count)
     state, start, first = None, np.ones(count, bool), None
     while running.any():
         actions, state = agent.predict(observation, state, start, deterministic)
@@ -191,14 +191,13 @@ def _side_by_side(
             unsound = int(length.max()) + 1
         begin(envs, actions)  # side by side, those that have processes of their own
         observation, reward, terminated, truncated, infos = envs.step(actions)
-        final = infos.get("final_info", {})
-        found = _faults(final, count)
+        found = reported(final(infos), count)
         faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
         whole &= ~(running & np.array([bool(texts) for texts in found]))
         total += np.where(running, reward, 0)
         length += running
         start = terminated | truncated
-        success = np.where(running & start, _successes(final, count), success)
+        success = np.where(running & start, _successes(final(infos), count), success)
         running &= ~start
         if limit is None and running.any() and length.max() >= told:
             say(
@@ -221,18 +220,11 @@ def _side_by_side(
     )
 
 
-def _faults(infos: Mapping[str, Any], count: int) -> list[tuple[str, ...]]:
-    """What went wrong in each of so many environments."""
-    return [reported(infos, env) for env in range(count)]
-
-
-def _successes(infos: Mapping[str, Any], count: int) -> np.ndarray:
-    """(count,): whether each environment calls its episode a success; NaN where it does not say."""
-    said = np.asarray(infos.get(SUCCESS))
-    if said.ndim == 0 or said.size != count:  # it means something else by that name
-        return np.full(count, np.nan)
-    numbers = [float(each) if isinstance(each, Real | np.bool_) else np.nan for each in said.reshape(count)]
-    return np.where(infos[f"_{SUCCESS}"], numbers, np.nan)
+def _successes(infos: Any, count: int) -> np.ndarray:
+    """(count,): whether each environment calls its episode a success; NaN where it does not say, or no number."""
+    return np.array(
+        [np.nan if (number := one_number(each)) is None else number for each in said(infos, SUCCESS, count)]
+    )
 
 
 @torch.no_grad()

@@ -43,7 +43,8 @@ class Keyboard:
     def help(self) -> str:
         """One line for the player."""
         if self.single:
-            what = f"{self.keys[0]} to {self.keys[-1]}: actions 0 to {len(self.keys) - 1}"
+            first = self.spec.start[0] if self.spec.start else 0
+            what = f"{self.keys[0]} to {self.keys[-1]}: actions {first} to {first + len(self.keys) - 1}"
         else:
             pairs = PAIRS[: len(self.choice)]
             what = ", ".join(f"{pair[0]} {pair[1]}: entry {i} down, up" for i, pair in enumerate(pairs))

@@ -11,7 +11,8 @@ import numpy as np
 from gymnasium import Env, Space, spaces
 
 from envs import action_spec, make, observation_specs
-from envs.faults import named, value_faults
+from envs.faults import named, numbers, value_faults
+from envs.spaces import as_dict, one_line
 from training.config import load_config
 from training.data_config import DataConfig
 from training.dataset import Dataset, recorded
@@ -57,17 +58,15 @@ def read_minari(name: str, source: DataConfig) -> Dataset:
         raise ValueError(f"{where} is not on this machine; `minari download {name}` fetches it: {error}") from error
     except Exception as error:  # of minari and its formats, which have no error in common for a damaged file
         raise ValueError(f"{where} cannot be read: {error or type(error).__name__}") from error
-    specs, control = observation_specs(dataset.observation_space), action_spec(dataset.action_space)
-    keys = chosen_keys(where, list(specs), source)
+    specs, control = _specs(where, dataset.observation_space, source), _control(where, dataset.action_space)
     check_controls(where, control.width, source)
-    specs = {key: specs[key] for key in keys}
     ranges = {key: Range(spec.width) for key, spec in specs.items() if not (spec.classes or spec.image)}
     sequences, names = _episodes(where, dataset, specs, control, ranges)
     if not sequences:
         raise ValueError(f"{where}: holds no episode")
     offsets = {key: seen.offset for key, seen in ranges.items() if seen.offset}
     if offsets:  # known only now; read once more, since of the numbers before digits are lost
-        specs |= {key: replace(specs[key], offset=offset) for key, offset in offsets.items()}
+        specs = {**specs, **{key: replace(specs[key], offset=offset) for key, offset in offsets.items()}}
         sequences, names = _episodes(where, dataset, specs, control, {})
     return Dataset.of(specs, sequences, names, from_env=True)
 
@@ -95,6 +94,41 @@ def _episodes(
     return sequences, names
 
 
+def _specs(where: str, space: Space[Any], source: DataConfig) -> ObservationSpecs:
+    """Of the observation keys that are chosen; what the others are is of no interest.
+
+    Raises:
+        ValueError: if one of them is of a space that no model takes, with those that are not.
+    """
+    whole = as_dict(space)
+    parts = whole.spaces if isinstance(whole, spaces.Dict) else {OBSERVATION: whole}
+    specs, refused = dict[str, ObservationSpec](), dict[str, ValueError]()
+    for key, part in parts.items():
+        try:
+            specs[key] = observation_specs(spaces.Dict({key: part}))[key]
+        except ValueError as error:
+            refused[key] = error
+    keys = chosen_keys(where, list(parts), source)
+    for key in keys:
+        if key in refused:
+            others = list(observed(specs))
+            remedy = f"choose others by data.observations, as {others}" if others else "it holds nothing to learn from"
+            raise ValueError(
+                f"{where}: observation '{key}', {one_line(parts[key])}, is not supported: {remedy}"
+            ) from refused[key]
+    return {key: specs[key] for key in keys}
+
+
+def _control(where: str, space: Space[Any]) -> ActionSpec:
+    try:
+        return action_spec(space)
+    except ValueError as error:
+        raise ValueError(
+            f"{where}: the action space {one_line(space)} is not supported: convert the dataset to actions of a "
+            "bounded Box of floats, Discrete, MultiDiscrete or MultiBinary"
+        ) from error
+
+
 def _sequence(name: str, specs: ObservationSpecs, control: ActionSpec, episode: Any) -> Batch:
     """x_1..x_T with u_0..u_{T-1}: an episode of T - 1 steps has T observations, and nothing leads to the first.
 
@@ -108,22 +142,31 @@ def _sequence(name: str, specs: ObservationSpecs, control: ActionSpec, episode: 
     for key, length in lengths.items():
         if length != steps:
             raise ValueError(f"{name}, '{key}' is of {length} steps, the rewards are of {steps}")
+    rewards, terminations = (_column(name, key, getattr(episode, key)) for key in ("rewards", "terminations"))
     if faults := value_faults(specs, obs):
         raise ValueError(f"{name}, row {min(faults) + 1}: '{faults[min(faults)][0]}' {faults[min(faults)][1]}")
     if control.classes:
         index = actions.reshape(steps, -1) - np.asarray(control.start)
         if ((index < 0) | (index >= np.asarray(control.classes))).any():
             raise ValueError(f"{name}: an action is outside its space")
-    check_finite(name, "rewards", np.asarray(episode.rewards))
+    check_finite(name, "rewards", rewards)
     controls = control.encode(actions)
     check_finite(name, "actions", controls)
     before = np.zeros((1, control.width), np.float32)
     return recorded(
         obs,
         np.concatenate([before, controls]),
-        np.concatenate([[0], episode.rewards]),
-        np.concatenate([[False], episode.terminations]),
+        np.concatenate([[0], rewards]),
+        np.concatenate([[False], terminations.astype(bool)]),
     )
+
+
+def _column(name: str, key: str, values: Any) -> np.ndarray:
+    """One number for each step; each of an array (steps, 1) is one, too."""
+    column = numbers(values, len(values))
+    if column is None:
+        raise ValueError(f"{name}, '{key}' has the shape {np.shape(values)}, which is not one number a step")
+    return column
 
 
 # ---------------------------------------------------------------------------------------------- exporting

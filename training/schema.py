@@ -5,8 +5,10 @@ that a YAML file or the command line gives, and refuses what does not fit: an un
 nearest right one, a wrong type with the dotted key, the value and what was expected.
 """
 
+import copy
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -78,6 +80,8 @@ _adapter = cache(TypeAdapter)
 
 
 def _leaf(hint: Any, value: Any, dotted: str) -> Any:
+    if _is_open(hint):
+        return _arguments(value, dotted)
     if _too_large(value):
         raise ConfigError(f"{dotted}: {shown(value)} is too large for a whole number of 64 bits")
     adapter = _adapter(hint)
@@ -88,6 +92,63 @@ def _leaf(hint: Any, value: Any, dotted: str) -> Any:
         except (ValidationError, TypeError, ValueError):
             continue
     raise ConfigError(f"{dotted}: {shown(value)} is not {_describe(hint)}")
+
+
+def _is_open(hint: Any) -> bool:
+    """Whether a field holds arguments of somebody else's, by name, of whatever kind."""
+    return get_origin(hint) is dict and get_args(hint) == (str, Any)
+
+
+def _arguments(value: Any, dotted: str) -> dict[str, Any]:
+    """Arguments by name, as they are: no key becomes a text and no tuple a list."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{dotted}: {shown(value)} is no section of names and values")
+    for name in value:
+        if not isinstance(name, str):
+            raise ConfigError(f"{dotted}: the key {shown(name)} is not text, as the name of an argument is")
+    return {str(name): _argument(item, f"{dotted}.{name}", 1) for name, item in value.items()}
+
+
+def _argument(value: Any, dotted: str, depth: int) -> Any:
+    """A value that YAML can hold, and give back as it was; NumPy's scalars are the numbers that they are.
+
+    Raises:
+        ConfigError: naming the value that it cannot hold.
+    """
+    if depth > yaml_text.DEEPEST:
+        raise ConfigError(f"{dotted}: nested deeper than {yaml_text.DEEPEST} levels")
+    if isinstance(value, Mapping):
+        keys = [_argument(key, f"{dotted}: the key {shown(key)}", depth + 1) for key in value]
+        items = [_argument(item, f"{dotted}.{key}", depth + 1) for key, item in value.items()]
+        return dict(zip(keys, items, strict=True))
+    if isinstance(value, list | tuple):
+        parts = [_argument(item, f"{dotted}[{at}]", depth + 1) for at, item in enumerate(value)]
+        return tuple(parts) if isinstance(value, tuple) else parts
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if value is None or isinstance(value, bool):
+        return value
+    if _too_large(value):
+        raise ConfigError(f"{dotted}: {shown(value)} is too large for a whole number of 64 bits")
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            break
+    else:
+        raise ConfigError(
+            f"{dotted}: {shown(value)} is a {type(value).__name__}, which no config can hold: {_instead(value)}"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{dotted}: {value} is not a finite number")
+    return kind(value)
+
+
+def _instead(value: Any) -> str:
+    """What to write in place of a value that a config cannot hold."""
+    if isinstance(value, Path):
+        return "give its text, str(path)"
+    if hasattr(value, "tolist"):
+        return "give a list, array.tolist()"
+    return "give numbers, texts, lists, tuples, or mappings of these"
 
 
 def shown(value: Any) -> str:
@@ -179,6 +240,8 @@ def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
     """`base` with the values of `overrides`, section by section; lists are replaced, not joined."""
     merged = dict(base)
     for key, value in overrides.items():
+        if isinstance(key, str) and key not in merged:  # on the command line every key is text, also of a number
+            key = next((other for other in merged if str(other) == key), key)
         below = merged.get(key)
         merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return merged
@@ -268,7 +331,9 @@ def _parse(text: str | bytes, source: str) -> Any:
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """A dataclass as nested plain dictionaries, lists and scalars: what :func:`build` takes and YAML can write."""
-    return {field.name: _plain(getattr(config, field.name)) for field in _init_fields(config)}
+    hints = _hints(type(config))
+    values = {name: getattr(config, name) for name in hints}
+    return {name: copy.deepcopy(value) if _is_open(hints[name]) else _plain(value) for name, value in values.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 """YAML as configs are written in it: scalars of version 1.2, and nothing that only a mistake or an attack would be.
 
-What is read is plain data: mappings, lists and scalars. No tag makes an object of any other kind, so that reading a
-file executes nothing. Aliases are expanded by whoever walks the result, of which a few lines can ask for more than
-any memory holds; what is read is therefore measured as it would be expanded.
+What is read is plain data: mappings, lists, tuples (`!!python/tuple`, as PyYAML writes them) and scalars. No tag makes
+an object of any other kind, so that reading a file executes nothing. Aliases are expanded by whoever walks the result,
+of which a few lines can ask for more than any memory holds; what is read is therefore measured as it would be expanded.
 """
 
 import re
@@ -15,7 +15,7 @@ LARGEST = 2**16  # characters of a text, which are read in a second; the longest
 MOST, DEEPEST = 20_000, 50  # values, and levels of nesting, once aliases are expanded
 
 NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-_BOOL, _FLOAT, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "merge"))
+_BOOL, _FLOAT, _MERGE, _TUPLE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "merge", "python/tuple"))
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,6 +46,14 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the words that either version would read as something else."""
 
 
+def _tuple(loader: _Loader, node: yaml.Node) -> tuple[Any, ...]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise yaml.constructor.ConstructorError(None, None, "a tuple is written as a list", node.start_mark)
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor(_TUPLE, _tuple)
+_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence(_TUPLE, value, flow_style=True))
 _Loader.add_implicit_resolver(_BOOL, re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
 for _yaml in (_Loader, _Dumper):
     _yaml.add_implicit_resolver(_FLOAT, NUMBER, list("-+.0123456789"))

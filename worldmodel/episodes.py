@@ -1,12 +1,11 @@
 """Episodes that are there as arrays, such as a log of somebody else's, as rows of a replay."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpecs, encode_observation
+from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation, keyed
 from worldmodel.types import Arrival
 
 
@@ -20,7 +19,7 @@ def add_episode(
     Args:
         observations: (T + 1, *shape), or {key: (T + 1, *shape)}: that of the reset, and one after every action.
         actions: (T, *shape), which the environment was given.
-        rewards: (T,).
+        rewards: (T,), or (T, 1).
         terminated: whether the episode came to its end, rather than to a time limit or the end of a recording.
         env: the stream to append to; a window goes on from one episode of a stream to the next, across a reset.
     Raises:
@@ -43,10 +42,12 @@ def arrivals(
 ) -> Arrival:
     """The T + 1 rows of an episode, one after the other; see :func:`add_episode`."""
     rewards, actions = np.asarray(rewards, np.float32), np.asarray(actions)
+    if rewards.ndim > 1 and rewards.shape == (len(rewards), *(1,) * (rewards.ndim - 1)):
+        rewards = rewards.reshape(len(rewards))  # an array that holds one number is that number
     if rewards.ndim != 1 or not len(rewards):
         raise ValueError(f"rewards are those of T steps, (T,), and not of shape {rewards.shape}")
     steps = len(rewards)
-    named = observations if isinstance(observations, Mapping) else {OBSERVATION: observations}
+    named = keyed(obs_specs, observations)
     if missing := [key for key in obs_specs if key not in named]:
         raise ValueError(f"no observations {missing} among {list(named)}")
     _check_shape("actions", actions, (steps, *action_spec.shape))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -195,7 +195,16 @@ def observed(named: Mapping[str, T]) -> dict[str, T]:
     return {key: value for key, value in named.items() if not key.startswith(STATE)}
 
 
+def keyed(specs: ObservationSpecs, observation: Any) -> Mapping[str, Any]:
+    """An observation as a dictionary: a tuple that is none of a plain observation has the keys "0", "1", ..."""
+    if isinstance(observation, dict | Mapping):
+        return observation
+    if isinstance(observation, tuple | list) and OBSERVATION not in specs:
+        return {str(at): value for at, value in enumerate(observation)}
+    return {OBSERVATION: observation}
+
+
 def encode_observation(specs: ObservationSpecs, observation: object) -> dict[str, np.ndarray]:
-    """A batched environment observation, array or dictionary -> {key: (n, width)}."""
-    named = observation if isinstance(observation, Mapping) else {OBSERVATION: observation}
-    return {key: spec.encode(np.asarray(named[key])) for key, spec in specs.items()}
+    """A batched environment observation, array, dictionary or tuple -> {key: (n, width)}."""
+    values = keyed(specs, observation)
+    return {key: spec.encode(np.asarray(values[key])) for key, spec in specs.items()}

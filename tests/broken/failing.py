@@ -1,6 +1,7 @@
 """An environment that fails in every way there is, at a place that depends on its seed alone."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import time
@@ -109,6 +110,32 @@ class Talking(Failing):
 
     def step(self, action: Any) -> Any:
         return lambda: 1, *super().step(action)[1:]
+
+
+class Odd(Failing):
+    """Its infos hold what looks as if it could be sent to another process, and cannot."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        class Local(int):
+            pass
+
+        info = {"objects": np.array([lambda: 1]), "local": Local(3), ("a", 1): 2, "text": "a", "big": 2**80}
+        return super().reset(seed=seed)[0], info
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], None
+
+
+class Parent(Failing):
+    """Starts a process of its own, tells its number, and never ends it."""
+
+    def __init__(self, how: str = "", at: int = AT, seeds: Sequence[int] | None = None) -> None:
+        super().__init__(how, at, seeds)
+        self.child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+        self.child.start()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return super().reset(seed=seed)[0], {"child": self.child.pid}
 
 
 class Noting(Failing):

@@ -5,11 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeLimit
 
 from envs import EnvConfig, make, make_vector
+from training.config import load_config, to_mapping
+from training.schema import dump_yaml
 
 
 def episode(env: gym.Env) -> tuple[int, bool, bool]:
@@ -88,7 +92,6 @@ def test_limit_in_kwargs() -> None:
             "'absent_module' of environment 'absent_module:Foo-v0' cannot be imported: .*PYTHONPATH",
         ),
         ("json:Foo-v0", "unknown environment 'json:Foo-v0'"),
-        ("Blackjack-v1", "FlattenObservation"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*out of date")
@@ -161,3 +164,35 @@ def test_module_ids(tmp_path: Path, monkeypatch: Any) -> None:
     with pytest.raises(ValueError, match=r"'my_bad_envs' .* cannot be imported: ZeroDivisionError"):
         make(EnvConfig("my_bad_envs:Mine-v0"))
     del gym.registry["Mine-v0"]
+
+
+class Pays(gym.Env[Any, Any]):
+    """Pays for its steps what a mapping says, in a hall of a size that has to be a tuple."""
+
+    def __init__(self, rewards: dict[int, float], size: tuple[int, int]) -> None:
+        self.observation_space, self.action_space = spaces.Box(0, 9, size), spaces.Discrete(2)
+        self.rewards, self.size, self.time = rewards, size, 0
+        hash(size)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(self.size, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.zeros(self.size, np.float32), self.rewards.get(self.time, 0.0), self.time == 4, False, {}
+
+
+def test_arguments_reach_the_environment_as_they_were_written(tmp_path: Path) -> None:
+    """From Python, from the text of a config, and from the config that a run leaves behind."""
+    gym.register("test-make/Pays-v0", Pays)
+    text = "env:\n  id: test-make/Pays-v0\n  kwargs: {rewards: {1: 10.0, 4: 20.0}, size: !!python/tuple [2, 3]}\n"
+    (tmp_path / "config.yaml").write_text(text)
+    kwargs = {"rewards": {np.int64(1): 10.0, 4: np.float32(20)}, "size": (2, 3)}
+    given_config = load_config({"env": {"id": "test-make/Pays-v0", "kwargs": kwargs}})
+    (tmp_path / "left.yaml").write_text(dump_yaml(to_mapping(given_config)))
+    for config in (given_config, load_config(tmp_path / "config.yaml"), load_config(tmp_path / "left.yaml")):
+        env = make(config.env)
+        env.reset(seed=0)
+        assert sum(env.step(0)[1] for _ in range(4)) == 30

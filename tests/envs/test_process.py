@@ -197,6 +197,30 @@ def test_nothing_is_left_in_the_system(failing: Any, tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@linux
+@pytest.mark.parametrize("how", ["", "kill", "sleep"])
+def test_an_environment_may_start_processes_and_they_end_with_it(how: str, failing: Any) -> None:
+    """Where it is closed, dies and hangs; its death is noticed although its own process lives on."""
+    env = ProcessEnv(partial(failing.Parent, how, 1, seeds=[2]), TIMEOUT if how == "sleep" else PATIENT)
+    _, info = env.reset(seed=2)
+    assert alive(info["child"])
+    if how:
+        with pytest.raises(EnvironmentFault, match="SIGKILL" if how == "kill" else "no answer to step within 1 s"):
+            env.step(ACTION)
+    else:
+        env.step(ACTION)
+        env.close()
+    assert not alive(info["child"])
+
+
+def test_infos_that_cannot_be_sent_stay_behind(failing: Any) -> None:
+    env = ProcessEnv(failing.Odd, PATIENT)
+    assert sorted(env.reset(seed=1)[1]) == ["big", "text"]
+    with pytest.raises(EnvironmentFault, match=r"^'info' is a NoneType, not a dictionary$"):
+        env.step(ACTION)
+    env.close()
+
+
 def test_closing_lets_the_environment_close(failing: Any, tmp_path: Path) -> None:
     env = ProcessEnv(partial(failing.Noting, tmp_path / "closed"), PATIENT)
     env.close()

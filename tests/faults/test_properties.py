@@ -206,7 +206,7 @@ DISCRETE = st.one_of(
 UNSUPPORTED: Any = st.one_of(
     st.just(spaces.Text(4)),
     st.builds(spaces.Sequence, BOXES),
-    st.builds(lambda one, other: spaces.Tuple((one, other)), BOXES, DISCRETE),
+    st.builds(lambda one, other: spaces.Tuple((one, spaces.Tuple((other,)))), BOXES, DISCRETE),
     st.builds(lambda inner: spaces.OneOf((inner, inner)), BOXES),
     st.builds(lambda inner: spaces.Dict({"a": spaces.Dict({"b": inner})}), BOXES),
     st.just(spaces.Graph(spaces.Box(-1, 1, (2,)), None)),

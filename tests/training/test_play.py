@@ -44,6 +44,7 @@ def test_each_key_is_one_choice_and_space_repeats_it() -> None:
     keyboard = Keyboard(ActionSpec((), classes=(3,), start=(-1,)))
     assert [int(keyboard.action(key)) for key in "2 0"] == [1, 1, -1]
     assert keyboard.action("3") is None  # there is no such choice
+    assert keyboard.help().startswith("0 to 2: actions -1 to 1;")
     many = Keyboard(ActionSpec((), classes=(18,)))
     assert int(many.action(many.keys[17])) == 17 and not set(many.keys) & set("npq ")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,6 +224,69 @@ def test_a_config_survives_yaml(tmp_path_factory: pytest.TempPathFactory, config
     path = tmp_path_factory.getbasetemp() / "config.yaml"
     path.write_text(dump_yaml(to_mapping(config)), encoding="utf-8")
     assert build(Experiment, load_yaml(path)) == config
+
+
+SCALARS = st.none() | st.booleans() | WHOLE | FLOATS | st.text(max_size=5)
+NESTED = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(SCALARS | st.tuples(WHOLE, WHOLE), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(kwargs=st.dictionaries(st.text(max_size=5), NESTED, max_size=3))
+def test_arguments_are_what_they_were_given_as(
+    tmp_path_factory: pytest.TempPathFactory, kwargs: dict[str, Any]
+) -> None:
+    """Keys stay numbers and tuples stay tuples, also by way of a file."""
+    config = build(Environment, {"id": "x", "kwargs": kwargs})
+    assert repr(config.kwargs) == repr(kwargs)
+    path = tmp_path_factory.getbasetemp() / "arguments.yaml"
+    path.write_text(dump_yaml(to_mapping(config)), encoding="utf-8")
+    assert repr(build(Environment, load_yaml(path)).kwargs) == repr(kwargs)
+
+
+def test_numbers_of_numpy_are_the_numbers_that_they_are() -> None:
+    given_values = {"a": np.int64(3), "b": np.float32(0.5), "c": np.bool_(True), "d": [np.array(2)], "e": np.str_("x")}
+    kwargs = build(Environment, {"id": "x", "kwargs": given_values}).kwargs
+    assert repr(kwargs) == "{'a': 3, 'b': 0.5, 'c': True, 'd': [2], 'e': 'x'}"
+
+
+def test_the_command_line_reaches_below_a_key_that_is_a_number() -> None:
+    base = {"id": "x", "kwargs": {"rewards": {1: 10.0, 4: 20.0}}}
+    changed = merge(base, parse_overrides(["--kwargs.rewards.4", "30.0", "--kwargs.rewards.x", "1"]))
+    assert build(Environment, changed).kwargs == {"rewards": {1: 10.0, 4: 30.0, "x": 1}}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"a": Path("x")}, r"kwargs.a: PosixPath\('x'\) is a PosixPath, .* str\(path\)"),
+        ({"a": {"b": [1, np.zeros(2)]}}, r"kwargs.a.b\[1\]: array.* is a ndarray, .* array.tolist"),
+        ({"a": {1: {2}}}, r"kwargs.a.1: \{2\} is a set"),
+        ({"a": {Path("x"): 1}}, r"kwargs.a: the key PosixPath"),
+        ({"a": [2**70]}, r"kwargs.a\[0\]: 11805.* too large"),
+        ({"a": (float("inf"),)}, r"kwargs.a\[0\]: inf is not a finite number"),
+        ({1: 2}, "kwargs: the key 1 is not text"),
+        ([1], r"kwargs: \[1\] is no section"),
+    ],
+    ids=str,
+)
+def test_what_no_config_can_hold_is_named(kwargs: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build(Environment, {"id": "x", "kwargs": kwargs})
+
+
+def test_arguments_that_hold_themselves_are_refused() -> None:
+    circle: dict[str, Any] = {}
+    circle["a"] = circle
+    with pytest.raises(ConfigError, match="nested deeper than 50 levels"):
+        build(Environment, {"id": "x", "kwargs": circle})
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])

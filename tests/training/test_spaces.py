@@ -14,10 +14,10 @@ import torch
 from gymnasium import spaces
 
 from envs import EnvConfig, make
-from envs.faults import named
 from envs.spaces import layout
 from training import Run, train
 from worldmodel.shadow import HOME
+from worldmodel.spaces import keyed
 
 DOCUMENT = (HOME / "docs" / "spaces.md").read_text()
 WORDS = {"np": np, "inf": np.inf, **{name: getattr(spaces, name) for name in spaces.__all__}}
@@ -119,7 +119,7 @@ def test_an_observation_space_is_recorded_learned_and_decoded(row: tuple[str, ..
             stored,
             emitted,
         )
-        expected = [as_recorded(named(value)[key], each) for value in said[: len(recorded)]]
+        expected = [as_recorded(keyed(run.obs_specs, value)[key], each) for value in said[: len(recorded)]]
         np.testing.assert_allclose(recorded.numpy().astype(float), np.array(expected, float), atol=1.001)
         if not run.obs_specs[key].image:
             np.testing.assert_allclose(recorded.numpy().astype(float), np.array(expected, float), rtol=1e-6)
@@ -129,6 +129,8 @@ def test_an_observation_space_is_recorded_learned_and_decoded(row: tuple[str, ..
 
 
 def named_spaces(of: spaces.Space[Any]) -> Mapping[str, spaces.Space[Any]]:
+    if isinstance(of, spaces.Tuple):
+        return dict(zip(("0", "1"), of.spaces, strict=True))
     return of.spaces if isinstance(of, spaces.Dict) else {"observation": of}
 
 
@@ -161,9 +163,9 @@ def test_what_is_not_supported_is_refused_with_the_remedy(row: tuple[str, ...], 
 
 
 def test_the_tables_name_every_space_of_gymnasium() -> None:
-    supported = {"Box", "Dict", "Discrete", "MultiDiscrete", "MultiBinary"}
+    supported = {"Box", "Dict", "Tuple", "Discrete", "MultiDiscrete", "MultiBinary"}
     assert {name for row in OBSERVATIONS for name in re.findall(r"(\w+)\(", row[0])} == supported
-    assert {name for row in ACTIONS for name in re.findall(r"^(\w+)\(", row[0])} == supported - {"Dict"}
+    assert {name for row in ACTIONS for name in re.findall(r"^(\w+)\(", row[0])} == supported - {"Dict", "Tuple"}
     assert {"Text", "Tuple", "Sequence", "Graph"} <= {row[0].split("(")[0] for row in REFUSED}
     mixed = space(OBSERVATIONS[-1][0])
     assert isinstance(mixed, spaces.Dict)

@@ -61,6 +61,13 @@ def test_dictionaries_images_and_several_streams() -> None:
     assert rows.prev_action[0, 1].tolist() == [0, 0, 0, 1] and not rows.prev_action[0, 3].any()
 
 
+def test_rewards_may_be_a_column() -> None:
+    """An array that holds one number is that number."""
+    replay = replay_of()
+    add_episode(replay, {"x": np.zeros((3, 2)), "k": [1, 2, 3]}, [3, 0], [np.array([1.0]), np.array([2.0])])
+    assert replay.stream(0).reward[0].tolist() == [0, 1, 2]
+
+
 GOOD: dict[str, Any] = {
     "observations": {"x": np.zeros((3, 2)), "k": [1, 2, 3]},
     "actions": [0, 3],
@@ -72,7 +79,7 @@ GOOD: dict[str, Any] = {
     ("changes", "said"),
     [
         ({"rewards": []}, r"rewards are those of T steps"),
-        ({"rewards": [[0.0], [1.0]]}, r"not of shape \(2, 1\)"),
+        ({"rewards": [[0.0, 1.0], [1.0, 0.0]]}, r"not of shape \(2, 2\)"),
         ({"rewards": [0.0, np.nan]}, r"the reward of step 1 is not finite"),
         ({"actions": [0, 3, 1]}, r"actions of 2 rows have the shape \(2,\), and not \(3,\)"),
         ({"actions": [0, 4]}, r"is no action"),
