@@ -26,13 +26,14 @@ from training.dream import imagined_steps
 from training.folder import CHECKPOINT, CONFIG, free_folder, short
 from training.lock import alone
 from training.loop import Loop
+from training.process import left_as_found
 from training.progress import Progress
 from training.run import BEHAVIOUR, MODEL, TRAINING, Run
 from training.start import opened
 from training.trainer import Trainer
 from training.tree import fitting_state, load_tree
 from worldmodel.limits import check_memory
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.replay import SequenceReplay
 
 SAVED = {CONFIG, *(f"{CHECKPOINT}/00001/{name}" for name in (MODEL, BEHAVIOUR, TRAINING, MANIFEST))}  # in its zip file
@@ -59,6 +60,8 @@ class WorldModelAgent:
         ValueError: for a config, an environment or a folder that cannot be used.
     """
 
+    random: torch.Tensor | None  # torch's random state, with which it learns on; that of the process where it has none
+
     def __init__(
         self,
         config: str | Path | Mapping[str, Any],
@@ -70,8 +73,10 @@ class WorldModelAgent:
         given = [*overrides, *(() if env is None else ("--env.id", named(env)))]
         resolved = load_config(config, given, **values)
         name = short(resolved.env.id) if isinstance(config, Mapping) else Path(config).stem
-        made = Run.create(free_folder(name) if run is None else run, resolved)
-        self._adopt(made, name if run is None else None)
+        with left_as_found():
+            made = Run.create(free_folder(name) if run is None else run, resolved)
+            self._adopt(made, name if run is None else None)
+            self.random = torch.get_rng_state()
 
     def _adopt(self, run: Run, name: str | None) -> None:
         """Be the agent of this run; of a free folder called `name`, once there is something to write, or of its own."""
@@ -81,6 +86,7 @@ class WorldModelAgent:
         self.num_timesteps = run.env_steps
         self.logger = SB3Logger(None, [])
         self.learning = self.closed = False
+        self.random = None
         self.trainer: Trainer | None = None
         self.learned: dict[str, Any] | None = None  # what an earlier trainer gave as such
         self.loop: Loop | None = None
@@ -152,8 +158,6 @@ class WorldModelAgent:
     def _started(self) -> Trainer:
         """What steps the run's environments, from the first call on."""
         if self.trainer is None:
-            torch.set_num_threads(self.run.config.training.threads)
-            keep_memory()
             self.trainer = Trainer(self.run)
             if self.learned is not None:
                 self.trainer.learn_on(self.learned)
@@ -186,22 +190,38 @@ class WorldModelAgent:
             raise ValueError(f"total_timesteps and log_interval must be at least 1: {total_timesteps}, {log_interval}")
         if self.closed:
             raise ValueError("the agent is closed, and its environments with it: save it, and load it to learn on")
+        self.run.check_rows(self.run.env_steps + total_timesteps)
+        with left_as_found():
+            torch.set_num_threads(self.run.config.training.threads)
+            if self.random is not None:
+                torch.set_rng_state(self.random)
+            try:
+                self._learn(total_timesteps, callback, log_interval, reset_num_timesteps, progress_bar)
+            finally:
+                self.random = torch.get_rng_state()
+        return self
+
+    def _learn(
+        self, total_timesteps: int, callback: MaybeCallback, log_interval: int | None, anew: bool, progress_bar: bool
+    ) -> None:
+        """See :meth:`learn`."""
         trainer = self._started()
         self._claim()
-        if reset_num_timesteps:
+        if anew:
             self.num_timesteps, self.steps_before = 0, self.run.env_steps
         if isinstance(self.env, Lent) and self.env.used:
             trainer.begin_episodes()
             self.env.used = False
         if isinstance(self.run.behaviour, SB3Behaviour):
             steps = imagined_steps(self.run.config, total_timesteps, trainer.prefilled)
-            self.run.behaviour.live(steps, reset_num_timesteps)
+            self.run.behaviour.live(steps, anew)
         loop = self.loop = self.loop or Loop(trainer, evaluates=False)
-        if reset_num_timesteps:
+        if anew:
             loop.begun = None
         until = trainer.envs.steps + total_timesteps
         shown = Progress(until, trainer.envs.steps, live=progress_bar)
-        with alone(self.run.folder), shown as progress, opened(loop, progress), self._logging(loop):
+        folder = alone(self.run.folder)
+        with folder, room_for_tensors(), shown as progress, opened(loop, progress), self._logging(loop):
             loop.log_every = log_interval or self.run.config.training.log_every
             asked = self._callback(callback)
             asked.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
@@ -210,7 +230,6 @@ class WorldModelAgent:
                 raise KeyboardInterrupt
             asked.on_rollout_end()
             asked.on_training_end()
-        return self
 
     @contextmanager
     def _logging(self, loop: Loop) -> Iterator[None]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from training.process import left_as_found
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
@@ -19,7 +20,7 @@ from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.model import WorldModel
 from worldmodel.spaces import STATE
 from worldmodel.types import Batch, join
@@ -149,31 +150,42 @@ def diagnose(
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device, checkpoint)
-    torch.set_num_threads(subject.threads)
-    keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
+    with left_as_found(), room_for_tensors():
+        torch.set_num_threads(subject.threads)
+        torch.manual_seed(0)
+        return _measured(subject, recording, config, against, device, states)
+
+
+def _measured(
+    subject: Subject,
+    recording: Recording,
+    config: DiagnoseConfig,
+    against: str | Path | None,
+    device: str | None,
+    states: Sequence[str],
+) -> Diagnosis:
+    """See :func:`diagnose`."""
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
     pictured = bool(subject.model.image_keys)
     samples = FEW_SAMPLES if pictured else config.samples
     width = sum(each.numbers.shape[-1] for each in emissions(subject.model, crop(recording.held[0], 0, 1)).values())
     most = affordable(max(samples, AT_A_TIME) * config.sequence * width, pictured)
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        most = affordable(config.samples * config.window * width, pictured)
-        ahead = thinned(windows(recording.held, config.window, stride), most)
-        return Diagnosis(
-            subject,
-            config,
-            recording,
-            crop(ahead, 0, config.context),
-            outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
-            collapse(subject.model, disjoint),
-            action_test(subject.model, disjoint, config.context, samples),
-            None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
-            probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
-            None if against is None else _compare(subject, against, disjoint, device),
-        )
+    most = affordable(config.samples * config.window * width, pictured)
+    ahead = thinned(windows(recording.held, config.window, stride), most)
+    return Diagnosis(
+        subject,
+        config,
+        recording,
+        crop(ahead, 0, config.context),
+        outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
+        collapse(subject.model, disjoint),
+        action_test(subject.model, disjoint, config.context, samples),
+        None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
+        probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
+        None if against is None else _compare(subject, against, disjoint, device),
+    )
 
 
 def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: DiagnoseConfig) -> dict[str, Outlook]:
