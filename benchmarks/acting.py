@@ -26,7 +26,7 @@ from update_ours import SIZES
 
 from agents import ActorCritic, Agent
 from training.config import load_config
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.model import WorldModel
 from worldmodel.spaces import ActionSpec, ObservationSpec
 
@@ -82,7 +82,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_memory()
     subjects = {"S": SIZES["S"], "pendulum": ("configs/pendulum.yaml", {})}
     rows = [
         (f"decision, {name}{', compiled' * compiled}", count, decision(agent(*subject, compiled), count))
@@ -102,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with room_for_tensors():  # as `worldmodel train` does
+        main()

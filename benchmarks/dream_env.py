@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from envs import ImaginedEnv, ImaginedVectorEnv, PriorStarts, action_spec
 from envs.sb3 import ImaginedVecEnv
 from worldmodel import ModelConfig, WorldModel
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.spaces import OBSERVATION, ObservationSpec
 
 TORQUE = gym.spaces.Box(-2, 2, (1,), np.float32)
@@ -121,7 +121,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_memory()
     found = rows()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
@@ -134,4 +133,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with room_for_tensors():  # as `worldmodel train` does
+        main()

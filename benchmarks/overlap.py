@@ -14,12 +14,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from training.config import load_config
 from training.loop import Loop
 from training.progress import Progress
 from training.run import Run
-from training.start import opened, prepare
+from training.start import opened
 from training.trainer import Trainer
+from worldmodel.memory import room_for_tensors
 
 COLUMNS = ["config", "overlap", "steps", "seconds", "steps_per_second", "env_seconds", "ratio"]
 
@@ -29,11 +32,11 @@ def timed(options: argparse.Namespace, overlap: bool, folder: Path) -> float:
     given = ["--training.prefill", "300", "--training.pretrain", "1", "--env.timeout", "60", *options.overrides]
     given += ["--training.overlap", str(overlap).lower(), "--logger.wandb", "disabled"]
     config = load_config(options.config, given)
-    prepare(config)
+    torch.set_num_threads(config.training.threads)
     run = Run.create(folder, config)
     loop = Loop(Trainer(run), evaluates=False)
     run.begin()
-    with Progress(300 + options.steps) as progress, opened(loop, progress):
+    with room_for_tensors(), Progress(300 + options.steps) as progress, opened(loop, progress):
         loop.run(310)
         begun = time.perf_counter()
         loop.run(310 + options.steps)

@@ -21,7 +21,7 @@ from agents import Planner, PlannerConfig
 from agents.planning import CEMConfig, ICEMConfig, MPPIConfig
 from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
 
@@ -120,7 +120,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_memory()  # as `worldmodel train` does
     peaks = {precision: peak(precision) for precision in DTYPES}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
@@ -133,4 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with room_for_tensors():  # as `worldmodel train` does
+        main()

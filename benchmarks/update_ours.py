@@ -26,7 +26,7 @@ from training.trainer import model_loss
 from worldmodel.coded import detached, in_time
 from worldmodel.imagination import starts
 from worldmodel.learner import Learner
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.model import WorldModel
 from worldmodel.objective import annealed
 from worldmodel.precision import PRECISIONS
@@ -216,7 +216,6 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    keep_memory()
     path, changes = SIZES[options.size]
     if options.width:
         changes = compared(options.width, 16)
@@ -242,4 +241,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with room_for_tensors():  # as `worldmodel train` does
+        main()

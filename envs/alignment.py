@@ -233,7 +233,7 @@ class Recorder:
         fault = structure_fault(self.obs_specs, observation, (self.num_envs,))
         if fault:
             self._raise_first({0: fault})
-        for key, value in keyed(observation).items():
+        for key, value in keyed(self.obs_specs, observation).items():
             self._measure(key, np.asarray(value))
         return encode_observation(self.obs_specs, observation)
 

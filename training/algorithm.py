@@ -30,13 +30,14 @@ from training.evaluation import SUCCESS
 from training.folder import CHECKPOINT, CONFIG, begun, free_folder, short
 from training.lock import alone
 from training.loop import RECENT, Loop
+from training.process import left_as_found
 from training.progress import Progress
 from training.run import BEHAVIOUR, MODEL, TRAINING, Run
 from training.start import opened
 from training.trainer import Trainer
 from training.tree import fitting_state, load_tree
 from worldmodel.limits import check_memory
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.replay import SequenceReplay
 
 SAVED = {CONFIG, *(f"{CHECKPOINT}/00001/{name}" for name in (MODEL, BEHAVIOUR, TRAINING, MANIFEST))}  # in its zip file
@@ -63,6 +64,8 @@ class WorldModelAgent:
         ValueError: for a config, an environment or a folder that cannot be used.
     """
 
+    random: torch.Tensor | None  # torch's random state, with which it learns on; that of the process where it has none
+
     def __init__(
         self,
         config: str | Path | Mapping[str, Any],
@@ -74,8 +77,10 @@ class WorldModelAgent:
         given = [*overrides, *(() if env is None else ("--env.id", named(env)))]
         resolved = load_config(config, given, **values)
         name = short(resolved.env.id) if isinstance(config, Mapping) else Path(config).stem
-        made = Run.create(free_folder(name) if run is None else run, resolved)
-        self._adopt(made, name if run is None else None)
+        with left_as_found():
+            made = Run.create(free_folder(name) if run is None else run, resolved)
+            self._adopt(made, name if run is None else None)
+            self.random = torch.get_rng_state()
 
     def _adopt(self, run: Run, name: str | None) -> None:
         """Be the agent of this run; of a free folder called `name`, once there is something to write, or of its own."""
@@ -88,6 +93,7 @@ class WorldModelAgent:
         self.born = time.monotonic()
         self.ep_info_buffer: deque[dict[str, float]] = deque(maxlen=RECENT)  # of the episodes that ended last
         self.ep_success_buffer: deque[Any] = deque(maxlen=RECENT)  # what they said of their success
+        self.random = None
         self.trainer: Trainer | None = None
         self.learned: dict[str, Any] | None = None  # what an earlier trainer gave as such
         self.loop: Loop | None = None
@@ -159,8 +165,6 @@ class WorldModelAgent:
     def _started(self) -> Trainer:
         """What steps the run's environments, from the first call on."""
         if self.trainer is None:
-            torch.set_num_threads(self.run.config.training.threads)
-            keep_memory()
             self.trainer = Trainer(self.run)
             if self.learned is not None:
                 self.trainer.learn_on(self.learned)
@@ -196,22 +200,38 @@ class WorldModelAgent:
             raise ValueError(f"total_timesteps and log_interval must be at least 1: {total_timesteps}, {log_interval}")
         if self.closed:
             raise ValueError("the agent is closed, and its environments with it: save it, and load it to learn on")
+        self.run.check_rows(self.run.env_steps + total_timesteps)
+        with left_as_found():
+            torch.set_num_threads(self.run.config.training.threads)
+            if self.random is not None:
+                torch.set_rng_state(self.random)
+            try:
+                self._learn(total_timesteps, callback, log_interval, reset_num_timesteps, progress_bar)
+            finally:
+                self.random = torch.get_rng_state()
+        return self
+
+    def _learn(
+        self, total_timesteps: int, callback: MaybeCallback, log_interval: int | None, anew: bool, progress_bar: bool
+    ) -> None:
+        """See :meth:`learn`."""
         trainer = self._started()
         self._claim()
-        if reset_num_timesteps:
+        if anew:
             self.num_timesteps, self.steps_before = 0, self.run.env_steps
             self.ep_info_buffer.clear()
             self.ep_success_buffer.clear()
         self._begin_what_was_used()
         if isinstance(self.run.behaviour, SB3Behaviour):
             steps = imagined_steps(self.run.config, total_timesteps, trainer.prefilled)
-            self.run.behaviour.live(steps, reset_num_timesteps)
+            self.run.behaviour.live(steps, anew)
         loop = self.loop = self.loop or Loop(trainer, evaluates=False)
-        if reset_num_timesteps:
+        if anew:
             loop.begun = None
         until = trainer.envs.steps + total_timesteps
         shown = Progress(until, trainer.envs.steps, live=progress_bar)
-        with alone(self.run.folder), shown as progress, opened(loop, progress), self._logging(loop):
+        folder = alone(self.run.folder)
+        with folder, room_for_tensors(), shown as progress, opened(loop, progress), self._logging(loop):
             loop.log_every = log_interval or self.run.config.training.log_every
             asked = self._callback(callback)
             asked.on_training_start({"self": self, "total_timesteps": total_timesteps}, globals())
@@ -220,7 +240,6 @@ class WorldModelAgent:
                 raise KeyboardInterrupt
             asked.on_rollout_end()
             asked.on_training_end()
-        return self
 
     @contextmanager
     def _logging(self, loop: Loop) -> Iterator[None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.dataset import moved
 from training.overlap import unseen
+from training.process import left_as_found
 from training.subject import Recording, Subject, open_subject
 from worldmodel.bounds import AT_A_TIME
 from worldmodel.diagnostics.actions import ActionTest, action_test
@@ -21,7 +22,7 @@ from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import Paired, Scores, gaussian_scores, pit
 from worldmodel.diagnostics.windows import crop, cut, each
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.model import WorldModel
 from worldmodel.spaces import STATE, ObservationSpecs
 from worldmodel.types import Batch, join
@@ -157,9 +158,17 @@ def diagnose(
     config = config or DiagnoseConfig()
     subject = open_subject(run, device, checkpoint)
     other = None if against is None else _opponent(subject, against)
-    torch.set_num_threads(subject.threads)
-    keep_memory()
     recording = subject.read(None if data is None else Path(data), states)
+    with left_as_found(), room_for_tensors():
+        torch.set_num_threads(subject.threads)
+        torch.manual_seed(0)
+        return _measured(subject, other, recording, config, states)
+
+
+def _measured(
+    subject: Subject, other: Subject | None, recording: Recording, config: DiagnoseConfig, states: Sequence[str]
+) -> Diagnosis:
+    """See :func:`diagnose`."""
     stride = None if recording.whole else max(config.window // OVERLAP, 1)
     pictured = bool(subject.model.image_keys)
     samples = FEW_SAMPLES if pictured else config.samples
@@ -167,22 +176,20 @@ def diagnose(
     most = affordable(max(samples, AT_A_TIME) * config.sequence * width, pictured)
     disjoint = thinned(windows(recording.held, config.sequence, stride and config.sequence), most)
     compared = None if other is None else _unseen(subject, other, recording.source, disjoint)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        most = affordable(config.samples * config.window * width, pictured)
-        ahead = thinned(windows(recording.held, config.window, stride), most)
-        return Diagnosis(
-            subject,
-            config,
-            recording,
-            crop(ahead, 0, config.context),
-            outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
-            collapse(subject.model, disjoint)._replace(names=names_of(subject.obs_specs)),
-            action_test(subject.model, disjoint, config.context, samples),
-            None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
-            probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
-            None if other is None or compared is None else _compare(subject, other, compared, len(disjoint.reward)),
-        )
+    most = affordable(config.samples * config.window * width, pictured)
+    ahead = thinned(windows(recording.held, config.window, stride), most)
+    return Diagnosis(
+        subject,
+        config,
+        recording,
+        crop(ahead, 0, config.context),
+        outlooks(subject.model, recording, ahead, config) if subject.model.dynamics.can_imagine else {},
+        collapse(subject.model, disjoint)._replace(names=names_of(subject.obs_specs)),
+        action_test(subject.model, disjoint, config.context, samples),
+        None if subject.model.image_keys else posterior_gap(subject.model, disjoint, GAP_SAMPLES),
+        probed(subject.model, disjoint, recording.states, bool(states), 0 if recording.whole else config.context),
+        None if other is None or compared is None else _compare(subject, other, compared, len(disjoint.reward)),
+    )
 
 
 def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: DiagnoseConfig) -> dict[str, Outlook]:

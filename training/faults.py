@@ -10,12 +10,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from agents.sb3 import SB3Behaviour
 from training.checkpoint import find
 from training.folder import CHECKPOINT
 from training.run import ROWS_THEN, TRAINING
@@ -23,6 +22,10 @@ from training.trainer import Trainer, Update
 from training.tree import load_tree
 from training.weights import save_tensors, write_text_atomic
 from worldmodel.precision import products_in
+
+if TYPE_CHECKING:  # Stable-Baselines3 takes a while to import
+    from agents.build import Trained
+    from agents.sb3 import SB3Behaviour
 
 FAULTS = "faults"  # the folder of the reports
 REPORTS = 3  # that a run writes at most: the first are those that tell something
@@ -95,11 +98,11 @@ class LearningFaults:
     def slow_down(self) -> None:
         """Let every optimiser take the steps that are left to it after so many returns."""
         factor = SLOWER**self.restored
-        behaviour = self.trainer.run.behaviour
+        run = self.trainer.run
         for learner in self.trainer.learners():
             learner.slow_down(factor)
-        if isinstance(behaviour, SB3Behaviour):
-            behaviour.slow_down(factor)
+        if run.config.behaviour.name == "sb3":
+            cast("SB3Behaviour", run.behaviour).slow_down(factor)
 
     def metrics(self) -> dict[str, float]:
         """What the log says of them; nothing where there were none."""
@@ -174,8 +177,8 @@ def _repeated(trainer: Trainer, update: Update) -> tuple[list[str], list[str]]:
             products = products_in(run.config.learner.precision, run.agent.device.type)
             with _watched({"world_model": run.model}, outputs), products:
                 _, (states, metrics) = trainer.loss(update.batch, update.now, update.start)
-            if not isinstance(run.behaviour, SB3Behaviour):  # whose copy would be another environment
-                other = copy.deepcopy(run.behaviour)
+            if run.config.behaviour.name != "sb3":  # whose copy would be another environment
+                other = copy.deepcopy(cast("Trained", run.behaviour))
                 with _watched({"behaviour": other}, outputs):
                     detached = type(states)(*(field.detach() for field in states))
                     metrics = {**metrics, **other.learn(run.model, detached, update.batch)}

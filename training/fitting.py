@@ -12,14 +12,15 @@ import torch
 from training.config import to_mapping
 from training.dataset import Dataset, control_units
 from training.dataset_io import read_parts
-from training.fit_config import load_fit_config
+from training.fit_config import FitConfig, load_fit_config
 from training.fit_run import FitRun
 from training.folder import begun, free_folder, unclaimed
 from training.logger import Averages, Logger
+from training.process import left_as_found
 from training.progress import Progress
 from training.trainer import Metrics, diverged, model_loss
 from worldmodel.learner import Learner
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 from worldmodel.objective import annealed
 from worldmodel.types import Batch
 
@@ -34,6 +35,8 @@ def fit(
     **values: Any,
 ) -> FitRun:
     """Fit a world model to recorded sequences, and score it on data it never saw.
+
+    It leaves the process as it was: threads of torch, random states, filters of warnings and memory.
 
     Args:
         config: a YAML file, or a mapping, of differences from the defaults.
@@ -52,18 +55,23 @@ def fit(
     if data is not None:
         values["data"] = data if isinstance(data, Mapping) else {"file": str(data)}
     resolved = load_fit_config(config, overrides, **values)
-    torch.set_num_threads(resolved.fit.threads)
-    keep_memory()
     name = Path(resolved.data.file or "fit").stem if isinstance(config, Mapping) else Path(config).stem
     folder = unclaimed(free_folder(name) if run is None else run)
+    with left_as_found():
+        torch.set_num_threads(resolved.fit.threads)
+        return _fit(folder, resolved, name if run is None else None)
+
+
+def _fit(folder: Path, resolved: FitConfig, name: str | None) -> FitRun:
+    """See :func:`fit`; where another run claims the folder first, one named like it is taken, if it may be."""
     parts = read_parts(resolved.data)
     units = control_units(parts["train"])
     parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
     made = FitRun(folder, resolved, parts["train"].obs_specs, units, parts["train"].control_offset)
     made.model.fit_units(parts["train"].everything(resolved.fit.device))
-    begun(made, name if run is None else None)
+    begun(made, name)
     made.save_model()  # so that the folder can be loaded from now on, whatever stops it
-    with Progress(resolved.fit.updates, unit="updates") as progress:
+    with room_for_tensors(), Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
         notes = dict.fromkeys(note for part in parts.values() for note in part.notes)
         for line in (f"{made.summary}; {described(parts)}", *notes, *made.decided):

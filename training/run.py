@@ -27,8 +27,9 @@ from worldmodel.disk import MANIFEST, Disk, check_room
 from worldmodel.limits import check_memory, outlined
 from worldmodel.model import WorldModel
 from worldmodel.objective import check_objective
-from worldmodel.replay import SequenceReplay
+from worldmodel.replay import LATENT_BYTES, SequenceReplay
 from worldmodel.spaces import observed
+from worldmodel.types import State, pack
 
 if TYPE_CHECKING:
     from agents.build import Trained
@@ -117,12 +118,27 @@ class Run:
             cast("SB3Behaviour", run.behaviour).check_rounds()
         if config.replay.disk:
             check_room(run.folder, run.replay.max_bytes)
-        else:
-            rows = min(run.replay.max_bytes, config.training.steps * run.replay.row_bytes)
-            check_memory(rows, "the rows of the replay", "set replay.disk: true, or lower replay.capacity")
+        run.check_rows(config.training.steps)
         batch = config.replay.batch_size * config.replay.window * (run.replay.row_bytes + 4 * run.model.feature_size)
         check_memory(batch, "the batches of the replay", "lower replay.batch_size or replay.window")
         return run
+
+    def check_rows(self, steps: int) -> None:
+        """Refuse what so many environment steps would store, if the memory does not hold it; files are no memory.
+
+        Raises:
+            ValueError: with what it takes and what there is.
+        """
+        if self.config.replay.disk:
+            return
+        rows = min(steps, len(self.replay.written) * self.replay.length)
+        latent = LATENT_BYTES * pack(self._one_state()).numel() if self.config.replay.context else 0
+        remedy = "set replay.disk: true, or lower replay.capacity or training.steps"
+        check_memory(rows * (self.replay.row_bytes + latent), "the rows of the replay", remedy)
+
+    def _one_state(self) -> State:
+        state = self.model.initial(1)
+        return type(state)(*(field.unsqueeze(1) for field in state))
 
     def begin(self) -> None:
         """Claim the folder, with the resolved config in it, and take the replay there if that is where it belongs.

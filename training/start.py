@@ -11,7 +11,7 @@ import torch
 
 from envs import EnvironmentFault
 from training.checkpoint import numbers, remove
-from training.config import Config, load_config, to_mapping, too_short
+from training.config import load_config, to_mapping, too_short
 from training.folder import (
     CHECKPOINT,
     CONFIG,
@@ -31,6 +31,7 @@ from training.interrupt import Interrupt, patient
 from training.lock import alone
 from training.logger import Logger
 from training.loop import Loop, describe, film
+from training.process import left_as_found
 from training.progress import Progress
 from training.returns import promise
 from training.run import TRAINING, Run
@@ -38,7 +39,7 @@ from training.schema import dump_yaml
 from training.trainer import Trainer, diverged
 from training.tree import fitting_state, load_tree
 from training.weights import write_text_atomic
-from worldmodel.memory import keep_memory
+from worldmodel.memory import room_for_tensors
 
 if TYPE_CHECKING:
     from agents.sb3 import SB3Behaviour
@@ -54,6 +55,8 @@ def train(
 ) -> Run:
     """Train a world model and an agent in its imagination, and evaluate it at the end.
 
+    It leaves the process as it was: threads of torch, random states, filters of warnings and memory.
+
     Args:
         config: a YAML file, or a mapping, of differences from the defaults.
         overrides: `["--section.key", "value", ...]`, as on the command line.
@@ -67,12 +70,13 @@ def train(
     """
     resolved = load_config(config, overrides, **values)
     name = short(resolved.env.id) if isinstance(config, Mapping) else Path(config).stem
-    prepare(resolved)
-    made = Run.create(free_folder(name) if run is None else run, resolved)
-    loop = Loop(Trainer(made))
-    begun(made, name if run is None else None)
-    with alone(made.folder):
-        return finish(loop)
+    with left_as_found():
+        torch.set_num_threads(resolved.training.threads)
+        made = Run.create(free_folder(name) if run is None else run, resolved)
+        loop = Loop(Trainer(made))
+        begun(made, name if run is None else None)
+        with alone(made.folder):
+            return finish(loop)
 
 
 def resume(folder: str | Path, steps: int | None = None, device: str | None = None, videos: bool | None = None) -> Run:
@@ -93,7 +97,7 @@ def resume(folder: str | Path, steps: int | None = None, device: str | None = No
     folder = Path(folder)
     saved_config(folder, "train")
     check_layout(folder)
-    with alone(folder):
+    with alone(folder), left_as_found():
         return _resume(folder, steps, device, videos)
 
 
@@ -105,6 +109,7 @@ def _resume(folder: Path, steps: int | None, device: str | None, videos: bool | 
     overshot = loop.steps - config.training.steps  # all environments take the last step
     if overshot >= (0 if loop.finished else config.env.num_envs):
         raise ValueError(f"{folder} has taken {loop.steps} steps: give it more than that with --training.steps")
+    loop.trainer.run.check_rows(config.training.steps)
     loop.finished = False
     if config.behaviour.name == "sb3":
         from training.dream import imagined_steps  # which takes a second to import
@@ -117,7 +122,7 @@ def _resume(folder: Path, steps: int | None, device: str | None, videos: bool | 
 def _last(folder: Path, device: str | None) -> Loop:
     """What goes on from the last checkpoint of a run."""
     run = Run.load(folder, device, at_checkpoint=True)
-    prepare(run.config)
+    torch.set_num_threads(run.config.training.threads)
     assert run.checkpoint is not None
     state = load_tree(run.checkpoint.folder / TRAINING)
     if not isinstance(state, dict) or "loop" not in state:
@@ -141,7 +146,7 @@ def _anew(folder: Path, device: str | None) -> Loop:
     """
     config = read_config(folder, saved_config(folder, "train"), load_config)
     config.training.device = device or config.training.device
-    prepare(config)
+    torch.set_num_threads(config.training.threads)
     run = Run(folder, config)  # refuses what cannot be begun, before anything is moved
     aside = set_aside(folder, (METRICS, ROWS))
     kept = f"; what it had recorded is kept in {aside}" if aside else ""
@@ -152,16 +157,15 @@ def _anew(folder: Path, device: str | None) -> Loop:
     return loop
 
 
-def prepare(config: Config) -> None:
-    """Tell torch and the system how a run computes."""
-    torch.set_num_threads(config.training.threads)
-    keep_memory()
-
-
 def finish(loop: "Loop") -> Run:
     """Train to the end and evaluate."""
     run, steps = loop.trainer.run, loop.config.training.steps
-    with closing(loop.trainer.envs), Progress(steps, loop.steps) as progress, opened(loop, progress) as interrupt:
+    with (
+        closing(loop.trainer.envs),
+        room_for_tensors(),
+        Progress(steps, loop.steps) as progress,
+        opened(loop, progress) as interrupt,
+    ):
         for line in (run.summary, *run.decided, *too_short(run.config)):
             progress.note(line)
         if loop.steps:

@@ -10,7 +10,6 @@ from types import CodeType, FunctionType
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
-from torch._functorch import config as functorch
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,15 +52,19 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
         ValueError: if no C++ compiler is found.
     """
     check_compiler(key)
-    _keep_exact_gradients()
+    _prepare()
     return torch.compile(function, **options)
 
 
-def _keep_exact_gradients() -> None:
-    """A compiled backward pass is not in the autocast around its region, as an eager one is not.
+def _prepare() -> None:
+    """Tell torch's compiler, which takes as long to import as torch itself, what holds for all that it makes.
 
-    Torch 2.13 would trace it in that, and round the gradients of what :func:`worldmodel.precision.exact` left alone.
+    A compiled backward pass is not in the autocast around its region, as an eager one is not: torch 2.13 would trace it
+    in that, and round the gradients of what :func:`worldmodel.precision.exact` left alone.
     """
+    from torch._functorch import config as functorch
+
+    torch.compiler.assume_constant_result(on_one_thread)
     if hasattr(functorch, "backward_pass_autocast"):
         functorch.backward_pass_autocast = "off"
 
@@ -102,10 +105,10 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
     """
     key = (function, kind, device)
     if key not in MADE:
-        _keep_exact_gradients()
+        _prepare()
         options: dict[str, Any] = {}
         if device == "cpu":
-            from worldmodel.products import PRODUCTS  # torch's compiler takes a while to import
+            from worldmodel.products import PRODUCTS  # as above
 
             options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS, "cpp_wrapper": True}
             options["realize_reads_threshold"] = READS
@@ -116,7 +119,6 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
     return MADE[key]
 
 
-@torch.compiler.assume_constant_result
 def on_one_thread() -> bool:
     """Whether torch computes on one thread. What is compiled may ask: for another number it is compiled anew."""
     return torch.get_num_threads() == 1

@@ -30,13 +30,23 @@ def at_most(config: Any, **limits: int) -> None:
 
 
 def memory() -> int | None:
-    """Bytes of memory of this machine, or of the container this process is in; None where the system does not say."""
+    """Bytes of memory of this machine, or that the container or the shell allow; None where the system does not say."""
     try:
         own = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on Windows
         return None
     limit = CONTAINER.read_text().strip() if CONTAINER.is_file() else "max"
-    return min(own, int(limit)) if limit.isdigit() else own
+    return min([own, *([int(limit)] if limit.isdigit() else []), *address_limits()])
+
+
+def address_limits() -> list[int]:
+    """Bytes of addresses that this process may use, as `ulimit -v` sets it; empty without a limit."""
+    try:
+        import resource  # there is none on Windows
+    except ImportError:
+        return []
+    limits = [resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return [limit for limit in limits if limit != resource.RLIM_INFINITY]
 
 
 def check_memory(needed: int, what: str, remedy: str) -> None:

@@ -1,56 +1,99 @@
-"""Two settings of the C library that a loop over large tensors needs."""
+"""Memory that a long run asks the system for once: rings of rows, and room for tensors that replace each other."""
 
 import ctypes
+import math
 import mmap
-from functools import cache
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-MOST = 2**31 - 1
-LARGE = 2**30  # bytes that are asked for in large pages
-SMALL_PAGE = 4096  # with which large ones have 2 MB; with others they may have 512
+import numpy as np
+
+from worldmodel.limits import address_limits, memory
+
+NORESERVE = 0x4000 if sys.platform == "linux" else 0  # mman.h: no memory is promised for pages that nobody wrote
+PROMISES = Path("/proc/sys/vm/overcommit_memory")
+STRICT = "2"  # there: each mapping counts in full, written or not
+
+PIECE = 31 * 2**20  # bytes: glibc takes blocks below 32 MiB from the heap, once one of that size was freed
+MOST = 2**34  # bytes of room: more than an update needs
 
 
-@cache
-def keep_memory() -> None:
-    """Let freed tensors be used again, instead of being handed back and asked for anew every time.
+def addresses_are_free() -> bool:
+    """Whether a mapping costs nothing before its pages are written."""
+    strict = PROMISES.is_file() and PROMISES.read_text().strip() == STRICT
+    return sys.platform != "win32" and not address_limits() and not strict
 
-    glibc maps large blocks one by one and unmaps them when they are freed: the system then fills each page with zeros,
-    60,000 of them in an update of DreamerV3 on vectors, a tenth of its time (`mallopt(3)`). From now on they come from
-    the heap, which is not shortened while less than 2 GiB of it is free. The next GiB of it is in pages of 2 MB, where
-    the system has them for who asks (`madvise(2)`): there is less to look up in each pass over a tensor.
 
-    Does nothing where the C library is another, and nothing more when called again. From the main thread, whose heap it
-    is.
+def untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros in a mapping of their own: each page takes memory from when it is first written, and not before.
+
+    An array on the heap may leave a hole there when it goes, and NumPy asks for pages of 2 MB.
+
+    Raises:
+        MemoryError: if the system refuses.
     """
+    count = math.prod(shape)
+    if sys.platform == "win32":
+        return np.zeros(shape, dtype)
+    try:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        block = mmap.mmap(-1, max(count * dtype.itemsize, 1), flags=flags)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"no memory for {shape} of {dtype}") from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # of a system without large ones
+            block.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(block, dtype, count).reshape(shape)
+
+
+@contextmanager
+def room_for_tensors() -> Iterator[None]:
+    """In here, freed tensors leave their memory to the next ones, instead of handing it back each time.
+
+    glibc maps large blocks one by one and unmaps them when they are freed, and shortens the heap when its end is free:
+    the system then fills each page with zeros once more, 60,000 of them in an update of DreamerV3 on vectors, a tenth
+    of its time. But it takes a block from a hole in the heap wherever one is large enough, and a hole is only handed
+    back when asked for. So we make one: many pieces, which nobody touches and which take no memory before, freed below
+    a last one that stays. Nothing is set for the process. At the end the last piece is freed, and all that is free is
+    handed back.
+
+    Does nothing where the C library is another, where addresses are limited, and in other threads than the main one,
+    whose heap it is.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    library = _glibc() if main and addresses_are_free() else None
+    lid = None if library is None else _make_hole(library, min((memory() or MOST) // 2, MOST))
+    try:
+        yield
+    finally:
+        if library is not None and lid is not None:
+            library.free(lid)
+            library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, where it is glibc."""
+    if sys.platform != "linux":
+        return None
     try:
         library = ctypes.CDLL(None)
-        mallopt = library.mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_MAX, 0)
-    mallopt(M_TRIM_THRESHOLD, MOST)
-    if mmap.PAGESIZE == SMALL_PAGE and _unlimited():
-        _take_large_pages(library)
-
-
-def _unlimited() -> bool:
-    """Whether addresses are free: the GiB takes them, used or not."""
-    import resource  # there is none on Windows
-
-    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-    return all(resource.getrlimit(limit)[0] == resource.RLIM_INFINITY for limit in limits)
-
-
-def _take_large_pages(library: ctypes.CDLL) -> None:
-    """The heap becomes longer by a block that nobody touches, so that it takes no memory, and stays so without it."""
-    library.sbrk.restype = library.malloc.restype = ctypes.c_void_p
-    library.sbrk.argtypes, library.malloc.argtypes = [ctypes.c_ssize_t], [ctypes.c_size_t]
-    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        library.gnu_get_libc_version  # noqa: B018  # others have none
+    except (AttributeError, OSError):
+        return None
+    library.malloc.restype = ctypes.c_void_p
+    library.malloc.argtypes, library.malloc_trim.argtypes = [ctypes.c_size_t], [ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
-    begin = library.sbrk(0)
-    begin += -begin % SMALL_PAGE
-    block = library.malloc(LARGE)
-    end = library.sbrk(0)
-    if end > begin:
-        library.madvise(begin, end - begin, mmap.MADV_HUGEPAGE)
-    library.free(block)
+    return library
+
+
+def _make_hole(library: ctypes.CDLL, size: int) -> int | None:
+    """Free pieces of the heap side by side, under one that stays, which is returned; None where there is no memory."""
+    library.free(library.malloc(PIECE + PIECE // 64))  # blocks below this size come from the heap from now on
+    pieces = [library.malloc(PIECE) for _ in range(size // PIECE + 1)]
+    lid: int | None = pieces.pop()
+    for piece in pieces:
+        library.free(piece)
+    return lid

@@ -18,11 +18,13 @@ import torch
 
 from worldmodel.archive import read_archive, write_archive
 from worldmodel.disk import Disk
+from worldmodel.memory import untouched
 from worldmodel.spaces import ActionSpec, ObservationSpecs
 from worldmodel.storage import FLAGS, OBS, Column, Memory, Storage, arrival_columns, row_bytes
 from worldmodel.types import Arrival, Batch
 
 LATENT = "latent"  # the column of states that a model inferred
+LATENT_BYTES = 2  # of each of its numbers
 
 
 class Places(NamedTuple):
@@ -328,7 +330,7 @@ class SequenceReplay:
     def _forget(self) -> None:
         """What was done with other rows than those that are held now."""
         self.served = np.zeros(self.storage.num_envs, np.int64)
-        self.known = np.zeros((self.storage.num_envs, self.length), bool)
+        self.known = untouched((self.storage.num_envs, self.length), np.dtype(bool))
 
     # To go on as if nothing had happened.
 
@@ -409,6 +411,10 @@ class SequenceReplay:
         Raises:
             ValueError: if the file is damaged, or holds other keys, widths or another number of environments.
         """
-        stored, cells = read_archive(Path(file), self.storage.columns, self.storage.num_envs)
-        self.storage.replace(stored, cells)
+        loaded = Memory(self.storage.columns, self.storage.num_envs, self.length)
+        read_archive(Path(file), loaded)  # what is held stays if this fails
+        if isinstance(self.storage, Disk):
+            self.storage.replace(loaded)
+        else:
+            self.storage = loaded
         self._forget()

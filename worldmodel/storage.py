@@ -16,11 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from worldmodel.memory import addresses_are_free, untouched
 from worldmodel.spaces import ActionSpec, ObservationSpecs
 
 OBS = "obs/"  # before the names of columns that hold an observation
 FLAGS = ("is_first", "is_last", "is_terminal")
 CHUNK = 2**24  # bytes copied at a time
+SHORT = 1024  # slots of rings that grow, at first
 
 
 class Column(NamedTuple):
@@ -160,50 +162,51 @@ class Storage(ABC):
         self.begin_writing()
         self.written[:] = np.minimum(self.written, written)
 
-    def replace(self, stored: np.ndarray, cells: Mapping[str, np.ndarray]) -> None:
-        """Hold other rows instead: of stream e the first stored[e] of every column (num_envs, n, *shape).
-
-        Where they are too many for a ring, the newest.
-        """
+    def replace(self, other: "Storage") -> None:
+        """Hold what another storage of the same columns and length holds, instead of what is there."""
         self.begin_writing()
         self.written[:] = 0
-        kept = np.minimum(stored, self.length)
-        for name in self.columns:
-            for env, (count, end) in enumerate(zip(kept, stored, strict=True)):
-                slot = np.arange(count)
-                self.put(name, np.full_like(slot, env), slot, cells[name][env, end - count : end])
-        self.begun[:] = kept
-        self.written[:] = kept
+        self.adopt(other)
 
     def _column(self, name: str) -> Column:
         return self.columns[name] if name in self.columns else self.beside[name]
 
 
 class Memory(Storage):
-    """Arrays that grow with what is stored: rings that would never be full may be larger than the memory."""
+    """Rings in memory of their own, which take room only for the rows that were written.
+
+    Where a mapping costs more than its pages that are written, they begin short and grow with what is stored.
+    """
 
     def __init__(self, columns: Columns, num_envs: int, length: int) -> None:
         super().__init__(columns, length, np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))
-        self.arrays = {name: self._zeros(column, 0) for name, column in columns.items()}
+        self.whole = addresses_are_free()  # whether rings are mapped at once
+        self.arrays = {name: self._rings(column, 0) for name, column in columns.items()}
 
-    def _zeros(self, column: Column, slots: int) -> np.ndarray:
-        return np.zeros((self.num_envs, slots, *column.shape), column.dtype)
+    def _rings(self, column: Column, needed: int) -> np.ndarray:
+        """Zeros (num_envs, slots, *shape), with `needed` slots at least."""
+        if self.whole:
+            try:
+                return untouched((self.num_envs, self.length, *column.shape), column.dtype)
+            except MemoryError:  # more addresses than a process can have
+                self.whole = False
+        slots = min(max(2 * needed, SHORT), self.length)
+        return untouched((self.num_envs, slots, *column.shape), column.dtype)
 
     def array(self, name: str) -> np.ndarray:
         return self.arrays[name]
 
     def put(self, name: str, env: np.ndarray, slot: np.ndarray, values: np.ndarray) -> None:
-        array, needed = self.arrays[name], int(slot.max(initial=-1)) + 1
-        held = array.shape[1]
+        needed, held = int(slot.max(initial=-1)) + 1, self.arrays[name].shape[1]
         if needed > held:
-            grown = self._zeros(self._column(name), min(max(needed, 2 * held, 1024), self.length))
-            grown[:, :held] = array
-            self.arrays[name] = array = grown
-        array[env, slot] = values
+            grown = self._rings(self._column(name), needed)
+            grown[:, :held] = self.arrays[name]
+            self.arrays[name] = grown
+        self.arrays[name][env, slot] = values
 
     def add_beside(self, name: str, column: Column) -> None:
         self.beside[name] = column
-        self.arrays[name] = self._zeros(column, 0)
+        self.arrays[name] = self._rings(column, 0)
 
     def begin_writing(self) -> None:
         """Arrays are always ready."""

@@ -438,8 +438,9 @@ def test_the_lesser_capacity_counts() -> None:
         replay(2, 1000, capacity_bytes=150)
 
 
-def test_memory_grows_with_what_is_stored() -> None:
+def test_memory_grows_with_what_is_stored_where_addresses_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring of 120 GB, of which 3,000 rows are there."""
+    monkeypatch.setattr("worldmodel.storage.addresses_are_free", lambda: False)
     rings = Memory({"pixels": Column(np.dtype(np.uint8), (12288,))}, 1, 10_000_000)
     for row in range(3000):
         rings.append({"pixels": np.full((1, 12288), row % 251, np.uint8)}, np.array([0]))

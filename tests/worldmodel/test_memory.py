@@ -1,4 +1,4 @@
-"""In processes of their own: what is set holds for all of one."""
+"""What a replay, and the tensors of a run, take of the memory: in processes of their own, by what the system says."""
 
 import subprocess
 import sys
@@ -7,52 +7,112 @@ from pathlib import Path
 
 import pytest
 
-ALLOWED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-TOUCHED = """
-import resource, sys, torch
-from worldmodel.memory import keep_memory
-if "keep" in sys.argv:
-    keep_memory()
-    keep_memory()
+linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc")
+
+COUNTED = """
+import resource, sys
+from contextlib import nullcontext
+from pathlib import Path
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def heap():
-    text = open("/proc/self/smaps").read()
-    return [block for block in text.split("VmFlags") if "[heap]" in block]
-def tensors():
-    for _ in range(10):
+"""
+TOUCHED = """
+import torch
+from worldmodel.memory import room_for_tensors
+def refilled():
+    before = faults()
+    for _ in range(3):
         torch.ones(2**23)  # 32 MiB
-tensors()
-before = faults()
-tensors()
-large = sum(int(block.split("AnonHugePages:")[1].split()[0]) for block in heap())
-resident = sum(int(block.split("Rss:")[1].split()[0]) for block in heap())
-print(faults() - before, large, resident)
+        some = [torch.ones(2**22) for _ in range(8)]  # together more than the heap keeps at its end
+        del some
+    return faults() - before
+refilled()
+before = resident()
+with room_for_tensors() if "room" in sys.argv else nullcontext():
+    refilled()
+    inside = refilled()
+print(inside, refilled(), resident() - before)
+"""
+STORED = """
+import numpy as np, torch
+from worldmodel import Arrival, SequenceReplay
+from worldmodel.memory import room_for_tensors
+from worldmodel.spaces import ActionSpec, ObservationSpec
+action = ActionSpec((6,), low=(-1.0,) * 6, high=(1.0,) * 6)
+picture, vector = ObservationSpec((64, 64, 3), image=True), ObservationSpec((17,))
+def fill(replay, rows):
+    count = len(replay.written)
+    obs = {key: np.ones((count, spec.width), spec.dtype) for key, spec in replay.obs_specs.items()}
+    never, real = np.zeros(count, bool), np.ones((count, 6), np.float32)
+    for _ in range(rows // count):
+        replay.add(Arrival(obs, real, real[:, 0], never, never, never), np.arange(count))
+        torch.ones(2**16)  # what else goes on
+def grown(specs, count, capacity, rows):
+    before = resident()
+    replay = SequenceReplay(specs, action, count, capacity)
+    fill(replay, rows)
+    replay.sample(4, 16)
+    return (resident() - before) / (rows * replay.row_bytes)
+both = {"camera": picture, "angles": vector}
+fill(SequenceReplay(both, action, 1, 100), 50)
+with room_for_tensors():
+    torch.ones(2**23)
+    print(grown({"observation": picture}, 1, 100_000_000, 3000))
+    print(grown({"observation": picture}, 1, 3000, 3000))
+    print(grown(both, 4, 1_000_000, 3000))
+    print(grown({"observation": vector}, 16, 10_000_000, 160_000))
+"""
+LOADED = """
+file = sys.argv[1]
+saved = SequenceReplay({"observation": picture}, action, 1, 12_000)
+fill(saved, 12_000)
+saved.save(file)
+del saved
+before = resident()
+replay = SequenceReplay({"observation": picture}, action, 1, 1_000_000)
+replay.load(file)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print((peak - before) / (12_000 * replay.row_bytes), (resident() - before) / (12_000 * replay.row_bytes))
 """
 
 
+def told(code: str, *arguments: str) -> list[float]:
+    """The numbers that a process of its own prints."""
+    command = [sys.executable, "-c", COUNTED + code, *arguments]
+    return [float(word) for word in subprocess.check_output(command, text=True).split()]
+
+
 @cache
-def told(*arguments: str) -> tuple[int, ...]:
-    """Pages that were filled for tensors that replace each other, and KiB of the heap: in large pages, and in all."""
-    command = [sys.executable, "-c", TOUCHED, *arguments]
-    return tuple(int(word) for word in subprocess.check_output(command, text=True).split())
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc and /proc")
+def touched(*arguments: str) -> list[float]:
+    """Pages filled for tensors that replace each other, in the room and after it, and bytes that stay then."""
+    return told(TOUCHED, *arguments)
 
 
 @linux
-def test_freed_memory_is_used_again() -> None:
-    every = 10 * 2**25 // 4096
-    assert told("keep")[0] < every // 100
-    assert told()[0] >= every
+def test_freed_memory_is_used_again_in_the_room_for_tensors() -> None:
+    every = 3 * 2**25 // 4096
+    assert touched("room")[0] < every // 20
+    assert touched()[0] >= every
 
 
 @linux
-def test_the_heap_is_in_large_pages_where_the_system_has_them_and_no_longer_than_what_is_used() -> None:
-    if not ALLOWED.exists() or "[madvise]" not in ALLOWED.read_text():
-        pytest.skip("this system gives large pages to everybody, or to nobody")
-    _, large, resident = told("keep")
-    assert large  # as many as the system finds at once
-    assert resident < 512 * 1024  # of the GiB
-    assert not told()[1]
+def test_the_allocator_is_as_it_was_after_the_room_for_tensors() -> None:
+    """Freed tensors are handed back again, and nothing of the room stays."""
+    _, pages, more = touched("room")
+    assert pages >= 0.9 * touched()[1]
+    assert more < 2**24
+
+
+@linux
+def test_a_replay_in_memory_takes_the_room_of_its_rows() -> None:
+    """Of rows in one ring, in a full one, of several keys and environments, and of small rows in many rings."""
+    assert max(told(STORED)) <= 1.05
+
+
+@linux
+def test_a_replay_that_is_loaded_is_in_memory_once(tmp_path: Path) -> None:
+    """But for a part of one column at a time."""
+    peak, after = told(STORED.partition("both = ")[0] + LOADED, str(tmp_path / "replay.npz"))
+    assert peak < 1.4 and after <= 1.05

@@ -1,0 +1,23 @@
+"""What a run sets for the whole process, for as long as it lasts."""
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def left_as_found() -> Iterator[None]:
+    """Afterwards the process has the threads of torch, the random states and the filters of warnings that it had."""
+    threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with warnings.catch_warnings(), torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            random.setstate(python)
+            np.random.set_state(numpy)
