@@ -52,19 +52,17 @@ def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[.
         ValueError: if no C++ compiler is found.
     """
     check_compiler(key)
-    _prepare()
+    _keep_exact_gradients()
     return torch.compile(function, **options)
 
 
-def _prepare() -> None:
-    """Tell torch's compiler, which takes as long to import as torch itself, what holds for all that it makes.
+def _keep_exact_gradients() -> None:
+    """A compiled backward pass is not in the autocast around its region, as an eager one is not.
 
-    A compiled backward pass is not in the autocast around its region, as an eager one is not: torch 2.13 would trace it
-    in that, and round the gradients of what :func:`worldmodel.precision.exact` left alone.
+    Torch 2.13 would trace it in that, and round the gradients of what :func:`worldmodel.precision.exact` left alone.
     """
-    from torch._functorch import config as functorch
+    from torch._functorch import config as functorch  # torch's compiler takes as long to import as torch itself
 
-    torch.compiler.assume_constant_result(on_one_thread)
     if hasattr(functorch, "backward_pass_autocast"):
         functorch.backward_pass_autocast = "off"
 
@@ -105,7 +103,7 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
     """
     key = (function, kind, device)
     if key not in MADE:
-        _prepare()
+        _keep_exact_gradients()
         options: dict[str, Any] = {}
         if device == "cpu":
             from worldmodel.products import PRODUCTS  # as above
@@ -122,6 +120,10 @@ def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = Non
 def on_one_thread() -> bool:
     """Whether torch computes on one thread. What is compiled may ask: for another number it is compiled anew."""
     return torch.get_num_threads() == 1
+
+
+# What `torch.compiler.assume_constant_result` does, which imports torch's compiler for it.
+on_one_thread._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def region(function: Callable[P, T]) -> Callable[P, T]:
