@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import Env, Space, spaces
 
 from envs import action_spec, make, observation_specs
-from envs.faults import named, numbers, value_faults
+from envs.faults import numbers, value_faults
 from envs.spaces import as_dict, one_line
 from training.config import load_config
 from training.data_config import DataConfig
@@ -19,7 +19,15 @@ from training.dataset import Dataset, recorded
 from training.dataset_io import MINARI, read
 from training.recordings import check_controls, check_finite, chosen_keys
 from worldmodel.digits import Range
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec, ObservationSpecs, encode_observation, observed
+from worldmodel.spaces import (
+    OBSERVATION,
+    ActionSpec,
+    ObservationSpec,
+    ObservationSpecs,
+    encode_observation,
+    keyed,
+    observed,
+)
 from worldmodel.types import Batch
 
 CONFIG = "config.yaml"  # in a run folder
@@ -85,7 +93,7 @@ def _episodes(
             names.append(f"{where}, episode {len(names) + 1}")
             sequences.append(_sequence(names[-1], specs, control, episode))
             for key, seen in ranges.items():
-                values = np.asarray(named(episode.observations)[key])
+                values = np.asarray(keyed(specs, episode.observations)[key])
                 seen.see(values.reshape(len(values), -1))
     except Exception as error:  # see above
         place = names[-1] if names else where

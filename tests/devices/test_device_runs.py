@@ -14,6 +14,7 @@ import torch
 from agents.build import BehaviourConfig
 from envs import ImaginedVectorEnv, ReplayedStarts, make
 from training import FitRun, Run, WorldModelAgent, fit, train
+from training.collect import collect
 from training.config import load_config
 from training.diagnose import DiagnoseConfig, diagnose
 from training.diagnosis_report import to_json
@@ -142,15 +143,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"here": folder / "here", "there": folder / "there"}
 
 
-def test_runs_of_two_devices_are_compared(finished: dict[str, Path], gpu: str) -> None:
-    """The same weights, so that nothing can differ but the samples."""
-    config = DiagnoseConfig(2, 3, 2)
+def test_runs_of_two_devices_are_compared(finished: dict[str, Path], gpu: str, tmp_path: Path) -> None:
+    """The same weights, so that nothing can differ but the samples; on a recording that neither has seen."""
+    config, recording = DiagnoseConfig(2, 3, 2), tmp_path / "unseen.npz"
+    collect(load_config(merge(TINY, FEW), seed=7), 100, recording)
     for one, other, place, asked in (
         ("here", "there", "cpu", None),
         ("there", "here", gpu, None),
         ("here", "here", gpu, gpu),
     ):
-        found = diagnose(finished[one], config=config, against=finished[other], device=asked)
+        found = diagnose(finished[one], recording, config, finished[other], device=asked)
         assert found.against is not None and abs(found.against.difference.mean.item()) < 1
         assert found.context.reward.device.type == place
         assert json.loads(json.dumps(to_json(found)))["horizon"] == 3

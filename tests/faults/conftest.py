@@ -133,7 +133,9 @@ class Commands:
         assert all(line.startswith("  ") for line in lines[1:]) and outcome.out == "", about  # what a list goes on with
         assert lines[0].startswith(f"worldmodel {arguments[0]}: error: ") and "Traceback" not in lines[0], about
         assert len(outcome.err) < 3000 and all(letter.isprintable() for line in lines for letter in line), about
-        assert outcome.kind in ("ValueError", "ConfigError", "usage"), f"unforeseen {outcome.kind}: {about}"
+        assert outcome.kind in ("ValueError", "ConfigError", "TakenError", "usage"), (
+            f"unforeseen {outcome.kind}: {about}"
+        )
         assert not mentions or any(word in lines[0] for word in mentions), f"none of {mentions} in {about}"
         after = content(self.folder)
         assert after == before, f"left behind {sorted(after - before)}, lost {sorted(before - after)}: {about}"

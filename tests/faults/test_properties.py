@@ -156,6 +156,8 @@ def test_a_table_is_read_as_it_was_written(
     if observed == control or "mark" in (observed, control) or observed.startswith("\ufeff"):
         return
     rows = sorted(rows, key=lambda row: row[2])
+    if len({mark for _, _, mark in rows}) == len(rows) > 1:  # a time, by which one is asked about
+        return
     header = ",".join(map(quoted, (observed, control, "mark")))
     text = "\r\n".join([header, *(f"{y!r},{u!r},{mark}" for y, u, mark in rows)])
     (folder / "data.csv").write_text(text, encoding="utf-8", newline="")

@@ -50,7 +50,7 @@ SMALL: dict[str, Any] = {
 def needed(suite: str) -> None:
     """Skip a test of a suite that is not here, by the name of its extra."""
     module, extra, _, _ = NEEDS[suite]
-    if find_spec(module) is None:
+    if find_spec(module) is None or (extra == "mujoco" and find_spec("imageio") is None):  # Gymnasium's need it too
         pytest.skip(f"needs the extra: pip install 'worldmodel[{extra}]'")
 
 
