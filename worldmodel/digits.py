@@ -40,8 +40,9 @@ class Range:
     @property
     def step(self) -> np.ndarray:
         """(width,): how far neighbours in single precision are from each other there."""
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.spacing(self._size.astype(np.float32)).astype(np.float64)
+        with np.errstate(over="ignore"):
+            below = np.nextafter(self._size.astype(np.float32), np.float32(0))  # the largest number has none above it
+        return below.astype(np.float64) - np.nextafter(below, np.float32(0))
 
     @property
     def coarse(self) -> np.ndarray:

@@ -189,3 +189,10 @@ def test_the_names_of_columns_stand_in_every_table(tmp_path: Path, capsys: pytes
     assert list(found["collapse"]["explained_variance"]) == ["level", "pressure"]
     assert found["names"] == {"observation": ["level", "pressure"]}
     assert "level" in told and "pressure" in told and "observation[" not in told + json.dumps(found)
+
+
+def test_the_largest_number_needs_no_offset() -> None:
+    seen = Range(3)
+    seen.see(np.array([[0.0, -3.4e38, 5.3e6], [np.finfo(np.float32).max, 3.4e38, 5.3e6 + 1]]))
+    assert seen.coarse.tolist() == [False, False, True]
+    assert seen.step[2] == 0.5
