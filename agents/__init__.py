@@ -1,12 +1,12 @@
 """Choose actions from latent states. May import worldmodel, never envs: an agent cannot tell a dream from the world."""
 
-from agents.actor_critic import ActorCritic, ActorCriticConfig
-from agents.agent import Agent, AgentState
-from agents.behaviour import Behaviour, Decision
-from agents.build import BehaviourConfig, build_behaviour
-from agents.exploration import ExplorationConfig, Plan2Explore
-from agents.planner import Planner, PlannerConfig
-from agents.random import RandomBehaviour
+from worldmodel.agents.acting.behaviour import Behaviour, Decision
+from worldmodel.agents.acting.random import RandomBehaviour
+from worldmodel.agents.actor_critic.actor_critic import ActorCritic, ActorCriticConfig
+from worldmodel.agents.agent import Agent, AgentState
+from worldmodel.agents.build import BehaviourConfig, build_behaviour
+from worldmodel.agents.exploration.exploration import ExplorationConfig, Plan2Explore
+from worldmodel.agents.planning.planner import Planner, PlannerConfig
 
 __all__ = [
     "ActorCritic",

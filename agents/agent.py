@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.behaviour import Behaviour, Memory
-from worldmodel.compiling import compiled
+from worldmodel.agents.acting.behaviour import Behaviour, Memory
+from worldmodel.kernels.compiling import compiled
 from worldmodel.model import LatentModel
-from worldmodel.spaces import ActionSpec, ObservationSpecs, encode_observation, keyed, observed
+from worldmodel.specs import ActionSpec, ObservationSpecs, encode_observation, keyed, observed
 from worldmodel.types import State, restart
 
 

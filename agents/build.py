@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from agents.actor_critic import ActorCritic, ActorCriticConfig
-from agents.exploration import ExplorationConfig, Plan2Explore
-from agents.planner import Planner, PlannerConfig
-from agents.sb3_config import SB3Config
-from worldmodel.spaces import ActionSpec
+from worldmodel.agents.actor_critic.actor_critic import ActorCritic, ActorCriticConfig
+from worldmodel.agents.exploration.exploration import ExplorationConfig, Plan2Explore
+from worldmodel.agents.planning.planner import Planner, PlannerConfig
+from worldmodel.agents.sb3.config import SB3Config
+from worldmodel.specs import ActionSpec
 
 
 @dataclass

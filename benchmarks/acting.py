@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from update_ours import SIZES
 
-from agents import ActorCritic, Agent
-from training.config import load_config
-from worldmodel.memory import room_for_tensors
+from worldmodel.agents import ActorCritic, Agent
+from worldmodel.kernels.memory import room_for_tensors
 from worldmodel.model import WorldModel
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training.config.config import load_config
 
 FIRST = """
-import sys, training.trainer as trainer
+import sys, worldmodel.training.loop.trainer as trainer
 learn = trainer.Trainer.update
 def update(self):
     result = learn(self)

@@ -20,11 +20,11 @@ import torch
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from envs import ImaginedEnv, ImaginedVectorEnv, PriorStarts, action_spec
-from envs.sb3 import ImaginedVecEnv
 from worldmodel import ModelConfig, WorldModel
-from worldmodel.memory import room_for_tensors
-from worldmodel.spaces import OBSERVATION, ObservationSpec
+from worldmodel.envs import ImaginedEnv, ImaginedVectorEnv, PriorStarts, action_spec
+from worldmodel.envs.imagined.sb3 import ImaginedVecEnv
+from worldmodel.kernels.memory import room_for_tensors
+from worldmodel.specs import OBSERVATION, ObservationSpec
 
 TORQUE = gym.spaces.Box(-2, 2, (1,), np.float32)
 HORIZON = 15

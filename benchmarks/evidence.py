@@ -19,9 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worldmodel.bounds import importance_bound
 from worldmodel.diagnostics.windows import crop
-from worldmodel.distributions import Gaussian, LatentConfig
 from worldmodel.dynamics import DKF, DKFConfig, DynamicsConfig
 from worldmodel.dynamics.linear_gaussian import (
     LinearGaussian,
@@ -29,11 +27,13 @@ from worldmodel.dynamics.linear_gaussian import (
     LinearGaussianEncoder,
     example_system,
 )
-from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.learning.bounds import importance_bound
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.learning.objective import ObjectiveConfig, objective
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.networks import Encoder
-from worldmodel.objective import ObjectiveConfig, objective
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.networks.encoder import Encoder
+from worldmodel.networks.latents import Gaussian, LatentConfig
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
 
 SYSTEM = example_system(torch.float32)

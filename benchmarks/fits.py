@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from training import fit
-from training.fit_config import load_fit_config
-from training.fit_run import RESULTS, FitRun
+from worldmodel.training import fit
+from worldmodel.training.config.fit_config import load_fit_config
+from worldmodel.training.fit.fit_run import RESULTS, FitRun
 
 
 def fitted(config: str, data: str | Path, overrides: Sequence[str], folder: Path, seed: int = 0) -> FitRun:

@@ -20,13 +20,13 @@ from typing import Any
 
 from learning import commit_of_code
 
-from agents import ActorCritic, Plan2Explore
-from envs import RecordTrajectories
-from training.config import load_config
-from training.loop import Loop
-from training.run import Run
-from training.start import train
-from training.trainer import Trainer
+from worldmodel.agents import ActorCritic, Plan2Explore
+from worldmodel.envs import RecordTrajectories
+from worldmodel.training.config.config import load_config
+from worldmodel.training.loop.loop import Loop
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.run import Run
+from worldmodel.training.start import train
 
 PHASES: list[tuple[type, str, str]] = [
     (Trainer, "decide", "acting"),

@@ -33,8 +33,8 @@ from learning_rows import Row
 from learning_runs import JOURNAL, ROOT, Cell, checkout, commit_of_code, journal
 from learning_suites import SUITES
 
-from training.config import load_config
-from training.folder import check_writable
+from worldmodel.training.config.config import load_config
+from worldmodel.training.run.folder import check_writable
 
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 DEVELOPMENT = range(1, 4)  # seeds of control18 that may be looked at while its config is chosen

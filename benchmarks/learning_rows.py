@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from training.weights import write_text_atomic
+from worldmodel.training.run.weights import write_text_atomic
 
 try:
     import fcntl

@@ -15,11 +15,11 @@ import learning_rows
 from learning_rows import Key, Row
 from learning_suites import Curve
 
-import training
-from training.config import Config
-from training.folder import CONFIG, METRICS
-from training.schema import dump_yaml, to_mapping
-from worldmodel.disk import LOCK, locked
+from worldmodel import training
+from worldmodel.replay.disk import LOCK, locked
+from worldmodel.training.config.config import Config
+from worldmodel.training.config.schema import dump_yaml, to_mapping
+from worldmodel.training.run.folder import CONFIG, METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("worldmodel", "envs", "agents", "training", "configs", "benchmarks/learning*.py")

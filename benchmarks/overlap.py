@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from training.config import load_config
-from training.loop import Loop
-from training.progress import Progress
-from training.run import Run
-from training.start import opened
-from training.trainer import Trainer
-from worldmodel.memory import room_for_tensors
+from worldmodel.kernels.memory import room_for_tensors
+from worldmodel.training.config.config import load_config
+from worldmodel.training.logging.progress import Progress
+from worldmodel.training.loop.loop import Loop
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.run import Run
+from worldmodel.training.start import opened
 
 COLUMNS = ["config", "overlap", "steps", "seconds", "steps_per_second", "env_seconds", "ratio"]
 

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from worldmodel.diagnostics.open_loop import open_loop
 from worldmodel.diagnostics.probe import probe
-from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig
 from worldmodel.dynamics.kvae import KVAE
-from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.learning.objective import Annealed, ObjectiveConfig, annealed, objective
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.objective import Annealed, ObjectiveConfig, annealed, objective
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Batch, Inference
 
 PIXELS, STEPS, DT, TORQUE = 16, 15, 0.1, 5.0

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from learning import Curve, make, seed_range
 
-from agents import Agent, Planner, PlannerConfig
-from agents.planning import CEMConfig, ICEMConfig, MPPIConfig, RandomShootingConfig
-from envs import EnvConfig, action_spec, observation_specs
-from envs import make as make_env
-from envs.exact import ExactPendulum
-from training.evaluation import evaluate
-from training.run import FINAL, Run
+from worldmodel.agents import Agent, Planner, PlannerConfig
+from worldmodel.agents.planning.search import CEMConfig, ICEMConfig, MPPIConfig, RandomShootingConfig
+from worldmodel.envs import EnvConfig, action_spec, observation_specs
+from worldmodel.envs import make as make_env
+from worldmodel.envs.testing.exact import ExactPendulum
+from worldmodel.training.evaluation.evaluation import evaluate
+from worldmodel.training.run.run import FINAL, Run
 
 MEMBERS = ("rssm", "dkf", "dvbf", "srnn", "rvae", "storn", "vrnn", "kvae")
 OPTIMISERS = ("icem", "mppi", "cem", "random")

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents import Planner, PlannerConfig
-from agents.planning import CEMConfig, ICEMConfig, MPPIConfig
-from worldmodel.distributions import LatentConfig
+from worldmodel.agents import Planner, PlannerConfig
+from worldmodel.agents.planning.search import CEMConfig, ICEMConfig, MPPIConfig
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
-from worldmodel.memory import room_for_tensors
+from worldmodel.kernels.memory import room_for_tensors
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.specs import OBSERVATION, ActionSpec, ObservationSpec
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -17,18 +17,18 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from agents import RandomBehaviour
-from agents.agent import Agent
-from envs import EnvConfig, RecordTrajectories, action_spec, make_vector, observation_specs
-from envs.episodes import evaluation_seeds
-from envs.images import Images, Rendered
-from training.config import load_config
-from training.fit_run import FitRun, is_fit
-from training.imagine import OpenLoop, open_loop
-from training.run import FINAL, Run
+from worldmodel.agents import RandomBehaviour
+from worldmodel.agents.agent import Agent
 from worldmodel.diagnostics.probe import linear_probe
-from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import OBSERVATION, STATE
+from worldmodel.envs import EnvConfig, RecordTrajectories, action_spec, make_vector, observation_specs
+from worldmodel.envs.rendering.images import Images, Rendered
+from worldmodel.envs.wrappers.episodes import evaluation_seeds
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.specs import OBSERVATION, STATE
+from worldmodel.training.config.config import load_config
+from worldmodel.training.fit.fit_run import FitRun, is_fit
+from worldmodel.training.report.imagine import OpenLoop, open_loop
+from worldmodel.training.run.run import FINAL, Run
 from worldmodel.types import Batch, join
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pendulum_pixels.yaml"  # whose environment a fit has learned from

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from worldmodel import Arrival, SequenceReplay
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 BATCH, WINDOW = 16, 64
 WARM, COLD = 100, 20  # batches

@@ -36,7 +36,7 @@ def filled(rows: int) -> dict[str, float]:
     import torch
 
     from worldmodel import Arrival, SequenceReplay
-    from worldmodel.spaces import ActionSpec, ObservationSpec
+    from worldmodel.specs import ActionSpec, ObservationSpec
 
     torch.set_num_threads(1)
     action = ActionSpec((6,), low=(-1.0,) * 6, high=(1.0,) * 6)
@@ -60,7 +60,7 @@ def filled(rows: int) -> dict[str, float]:
 
 def memory_of_a_run() -> Any:
     """As `worldmodel train` has it in this checkout."""
-    from worldmodel import memory
+    from worldmodel.kernels import memory
 
     if hasattr(memory, "room_for_tensors"):
         return memory.room_for_tensors()

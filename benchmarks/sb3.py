@@ -18,9 +18,9 @@ import torch
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 
-from envs import EnvConfig, make_vector
-from envs.episodes import evaluation_seeds
-from training.loop import PERIODIC
+from worldmodel.envs import EnvConfig, make_vector
+from worldmodel.envs.wrappers.episodes import evaluation_seeds
+from worldmodel.training.loop.loop import PERIODIC
 
 COLUMNS = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds"]
 CASES = [  # task, algorithm, environment steps, steps between evaluations

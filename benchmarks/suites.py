@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from training.checkpoint import find
+from worldmodel.training.run.checkpoint import find
 
 STEPS = {  # environment steps, a few minutes of one core each
     "halfcheetah": 4000,

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from fits import fitted, seconds
 
-from training.fit_run import FitRun
 from worldmodel.diagnostics.open_loop import open_loop
+from worldmodel.training.fit.fit_run import FitRun
 
 SEEN, PATHS = 5, 64
 COLUMNS = ["variant", "seed", "free_run_train", "free_run_test", "elbo_test", "seconds"]

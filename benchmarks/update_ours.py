@@ -19,18 +19,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents.actor_critic import ActorCritic, Replayed
-from agents.returns import lambda_returns, percentile_spread
-from training.config import Config, load_config
-from training.trainer import model_loss
-from worldmodel.coded import detached, in_time
+from worldmodel.agents.actor_critic.actor_critic import ActorCritic, Replayed
+from worldmodel.agents.actor_critic.returns import lambda_returns, percentile_spread
 from worldmodel.imagination import starts
-from worldmodel.learner import Learner
-from worldmodel.memory import room_for_tensors
+from worldmodel.kernels.coded import detached, in_time
+from worldmodel.kernels.memory import room_for_tensors
+from worldmodel.kernels.precision import PRECISIONS
+from worldmodel.learning.learner import Learner
+from worldmodel.learning.objective import annealed
 from worldmodel.model import WorldModel
-from worldmodel.objective import annealed
-from worldmodel.precision import PRECISIONS
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training.config.config import Config, load_config
+from worldmodel.training.loop.trainer import model_loss
 from worldmodel.types import Batch, State
 
 # Sizes as people compare them: a GRU whose memory is not in blocks, two hidden layers in every network.

@@ -1,18 +1,18 @@
 """Real, recorded and imagined environments: make them, know their spaces, record what happens in them."""
 
-from envs import probes
-from envs.alignment import Episode
-from envs.episodes import RepeatableEpisodes
-from envs.faults import EnvironmentFault
-from envs.images import Images, Rendered
-from envs.imagined import ImaginedEnv, ImaginedVectorEnv
-from envs.make import EnvConfig, make, make_vector, time_limit
-from envs.process import ProcessEnv
-from envs.recorder import RecordEnvTrajectories, RecordTrajectories
-from envs.restart import Restart
-from envs.spaces import action_spec, observation_specs
-from envs.starts import PriorStarts, ReplayedStarts
-from envs.wrappers import ActionRepeat
+from worldmodel.envs.contract.faults import EnvironmentFault
+from worldmodel.envs.contract.spaces import action_spec, observation_specs
+from worldmodel.envs.imagined.starts import PriorStarts, ReplayedStarts
+from worldmodel.envs.imagined.vector import ImaginedEnv, ImaginedVectorEnv
+from worldmodel.envs.make import EnvConfig, make, make_vector, time_limit
+from worldmodel.envs.recording.alignment import Episode
+from worldmodel.envs.recording.recorder import RecordEnvTrajectories, RecordTrajectories
+from worldmodel.envs.rendering.images import Images, Rendered
+from worldmodel.envs.testing import probes
+from worldmodel.envs.wrappers.basic import ActionRepeat
+from worldmodel.envs.wrappers.episodes import RepeatableEpisodes
+from worldmodel.envs.wrappers.process import ProcessEnv
+from worldmodel.envs.wrappers.restart import Restart
 
 __all__ = [
     "ActionRepeat",

@@ -7,8 +7,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from envs.headless import REMEDY, draw_without_display
-from envs.suites import atari, crafter, dm_control
+from worldmodel.envs.rendering.headless import REMEDY, draw_without_display
+from worldmodel.envs.suites import atari, crafter, dm_control
 
 SUITES: dict[str, Callable[..., gym.Env[Any, Any]]] = {  # id prefix: what makes an environment of the rest of the id
     dm_control.PREFIX: dm_control.DMControl,

@@ -9,19 +9,19 @@ import gymnasium as gym
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
-from envs.episodes import EVALUATION_SEEDS, RepeatableEpisodes
-from envs.faults import named
-from envs.ids import by_id
-from envs.images import Images, Rendered
-from envs.lives import EndWithLife, console
-from envs.process import ProcessEnv
-from envs.restart import Restart
-from envs.spaces import SMALLEST_IMAGE, layout
-from envs.suites.minigrid import symbolic
-from envs.vector import SameStepVectorEnv
-from envs.wrappers import ActionRepeat, CheckContract, Keyed, RecordState
-from worldmodel.images import stages
-from worldmodel.limits import at_most
+from worldmodel.envs.contract.faults import named
+from worldmodel.envs.contract.spaces import SMALLEST_IMAGE, layout
+from worldmodel.envs.ids import by_id
+from worldmodel.envs.rendering.images import Images, Rendered
+from worldmodel.envs.suites.minigrid import symbolic
+from worldmodel.envs.wrappers.basic import ActionRepeat, CheckContract, Keyed, RecordState
+from worldmodel.envs.wrappers.episodes import EVALUATION_SEEDS, RepeatableEpisodes
+from worldmodel.envs.wrappers.lives import EndWithLife, console
+from worldmodel.envs.wrappers.process import ProcessEnv
+from worldmodel.envs.wrappers.restart import Restart
+from worldmodel.envs.wrappers.vector import SameStepVectorEnv
+from worldmodel.networks.images import stages
+from worldmodel.validation import at_most
 
 MOST_ENVS, MOST_STEPS, LARGEST_IMAGE = 10_000, 10**7, 256  # stepped one by one; of an episode; pixels a side
 DAY = 86_400  # seconds
@@ -87,8 +87,9 @@ def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool =
 
     With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed. Only
     with `training` is it the one to learn from, of which `config.life_loss` may end episodes: all others are the task.
-    Unless lives end them, its episodes can be played again then (:class:`envs.episodes.RepeatableEpisodes`), and where
-    it fails another one takes its place (:class:`envs.restart.Restart`).
+    Unless lives end them, its episodes can be played again then
+    (:class:`worldmodel.envs.wrappers.episodes.RepeatableEpisodes`), and where
+    it fails another one takes its place (:class:`worldmodel.envs.wrappers.restart.Restart`).
 
     A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
     so that repeating actions leaves the task as long as its author made it.
@@ -156,9 +157,10 @@ def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
 def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SameStepVectorEnv:
     """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
 
-    Infos are not merged, so that whatever one holds costs nothing; :func:`envs.infos.said` reads them. An environment
+    Infos are not merged, so that whatever one holds costs nothing; :func:`worldmodel.envs.contract.infos.said` reads
+    them. An environment
     that fails is replaced, as FAULT says in the infos of the last step, or in those of a reset; see
-    :class:`envs.restart.Restart`. `training`: see :func:`make`.
+    :class:`worldmodel.envs.wrappers.restart.Restart`. `training`: see :func:`make`.
 
     Raises:
         ValueError: as :func:`make`.

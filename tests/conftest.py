@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.distributions import LatentConfig
 from worldmodel.dynamics import DynamicsConfig
-from worldmodel.layers import LayerConfig
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.networks.layers import LayerConfig
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
 
 torch.set_num_threads(1)  # small tensors, and other processes share the machine
@@ -143,7 +143,7 @@ CLOCKS = ("seconds", "time/fps", "time_elapsed")  # end the names of what a cloc
 
 def _outcome(folder: Path) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Metrics but for what a clock says; weights, and everything recorded."""
-    from training import Run
+    from worldmodel.training import Run
 
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     metrics = [{k: v for k, v in json.loads(line).items() if not k.endswith(CLOCKS)} for line in lines]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training import train
-from worldmodel.shadow import HOME
+from worldmodel.training import train
+from worldmodel.training.logging.logger import HOME
 
 FEW = '"steps": 60, "prefill": 40, "pretrain": 3}, evaluation={"final_episodes": 1}'
 SHORTER = {

@@ -4,21 +4,25 @@ import re
 import tomllib
 from pathlib import Path
 
-from envs.ids import EXTRAS
+from worldmodel.envs.ids import EXTRAS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TOP = ("worldmodel", "envs", "agents", "training")
 
 
+def folders(top: str) -> set[str]:
+    """The import names of a package and of those in it; links to the others are not followed."""
+    inits = [init for init in (ROOT / top).rglob("__init__.py") if not any(part.is_symlink() for part in init.parents)]
+    names = {init.parent.relative_to(ROOT).as_posix().replace("/", ".") for init in inits}
+    return names if top == "worldmodel" else {f"worldmodel.{name}" for name in names}
+
+
 def test_every_package_is_listed_and_typed() -> None:
-    on_disk = {
-        str(init.parent.relative_to(ROOT)).replace("/", ".")
-        for top in TOP
-        for init in (ROOT / top).rglob("__init__.py")
-    }
-    assert sorted(PROJECT["tool"]["setuptools"]["packages"]) == sorted(on_disk)
-    assert all((ROOT / top / "py.typed").is_file() for top in TOP)
+    setuptools = PROJECT["tool"]["setuptools"]
+    assert sorted(setuptools["packages"]) == sorted(name for top in TOP for name in folders(top))
+    assert setuptools["package-dir"] == {top if top == "worldmodel" else f"worldmodel.{top}": top for top in TOP}
+    assert (ROOT / "worldmodel/py.typed").is_file()
 
 
 def test_every_extra_that_a_message_names_exists() -> None:

@@ -3,23 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from worldmodel.shadow import ensure_ours
-
-ensure_ours("envs", "agents", "training")
-
 if TYPE_CHECKING:
-    from training.algorithm import WorldModelAgent
-    from training.fit_run import FitRun
-    from training.fitting import fit
-    from training.run import Run
-    from training.start import train
+    from worldmodel.training.algorithm import WorldModelAgent
+    from worldmodel.training.fit.fit_run import FitRun
+    from worldmodel.training.fit.fitting import fit
+    from worldmodel.training.run.run import Run
+    from worldmodel.training.start import train
 
 _HOMES = {
-    "train": "training.start",
-    "Run": "training.run",
-    "fit": "training.fitting",
-    "FitRun": "training.fit_run",
-    "WorldModelAgent": "training.algorithm",
+    "train": "start",
+    "Run": "run.run",
+    "fit": "fit.fitting",
+    "FitRun": "fit.fit_run",
+    "WorldModelAgent": "algorithm",
 }
 
 __all__ = ["FitRun", "Run", "WorldModelAgent", "fit", "train"]
@@ -28,5 +24,5 @@ __all__ = ["FitRun", "Run", "WorldModelAgent", "fit", "train"]
 def __getattr__(name: str) -> Any:
     """Import torch and the rest only when they are used: the command line answers `--help` without them."""
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(f"worldmodel.training.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'training' has no attribute '{name}'")

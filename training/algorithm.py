@@ -22,23 +22,23 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 from torch import nn
 
-from agents.sb3 import MetricsWriter, SB3Behaviour
-from training.checkpoint import MANIFEST, PARTIAL
-from training.config import load_config
-from training.dream import imagined_steps
-from training.evaluation import SUCCESS
-from training.folder import CHECKPOINT, CONFIG, begun, free_folder, short
-from training.lock import alone
-from training.loop import RECENT, Loop
-from training.process import left_as_found
-from training.progress import Progress
-from training.run import BEHAVIOUR, MODEL, TRAINING, Run
-from training.start import opened
-from training.trainer import Trainer
-from training.tree import fitting_state, load_tree
-from worldmodel.limits import check_memory
-from worldmodel.memory import room_for_tensors
-from worldmodel.replay import SequenceReplay
+from worldmodel.agents.sb3.behaviour import MetricsWriter, SB3Behaviour
+from worldmodel.kernels.memory import room_for_tensors
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.training.config.config import load_config
+from worldmodel.training.evaluation.evaluation import SUCCESS
+from worldmodel.training.logging.progress import Progress
+from worldmodel.training.loop.loop import RECENT, Loop
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.checkpoint import MANIFEST, PARTIAL
+from worldmodel.training.run.folder import CHECKPOINT, CONFIG, begun, free_folder, short
+from worldmodel.training.run.imagined import imagined_steps
+from worldmodel.training.run.lock import alone
+from worldmodel.training.run.process import left_as_found
+from worldmodel.training.run.run import BEHAVIOUR, MODEL, TRAINING, Run
+from worldmodel.training.run.tree import fitting_state, load_tree
+from worldmodel.training.start import opened
+from worldmodel.validation import check_memory
 
 SAVED = {CONFIG, *(f"{CHECKPOINT}/00001/{name}" for name in (MODEL, BEHAVIOUR, TRAINING, MANIFEST))}  # in its zip file
 
@@ -157,7 +157,7 @@ class WorldModelAgent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """See :meth:`agents.agent.Agent.predict`."""
+        """See :meth:`worldmodel.agents.agent.Agent.predict`."""
         return self.run.agent.predict(observation, state, episode_start, deterministic)
 
     # Learning.

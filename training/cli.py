@@ -211,7 +211,7 @@ def _seed(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _train(options: argparse.Namespace, overrides: list[str]) -> None:
-    from training.start import resume, train
+    from worldmodel.training.start import resume, train
 
     if options.resume is not None:
         if options.config or options.run or options.seed is not None:
@@ -231,7 +231,7 @@ CHANGES = {"training": ("steps", "device"), "evaluation": ("videos",)}  # of a r
 
 def changes(overrides: Sequence[str]) -> tuple[int | None, str | None, bool | None]:
     """What of a run can be changed on the way, as nothing of what it has learned depends on it: see CHANGES."""
-    from training.schema import parse_overrides
+    from worldmodel.training.config.schema import parse_overrides
 
     given = parse_overrides(overrides)
     for section, values in given.items():
@@ -255,18 +255,18 @@ def _more_steps(steps: Any) -> int | None:
 
 
 def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
-    from training.fitting import fit
-    from training.scores import table
+    from worldmodel.training.fit.fitting import fit
+    from worldmodel.training.fit.scores import table
 
     made = fit(options.config, options.data, overrides, run=options.run, **_seed(options))
     print(table(made.results))
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
-    from training.lines import json_safe
-    from training.loop import describe
-    from training.returns import promise
-    from training.run import Run
+    from worldmodel.training.evaluation.returns import promise
+    from worldmodel.training.logging.lines import json_safe
+    from worldmodel.training.loop.loop import describe
+    from worldmodel.training.run.run import Run
 
     run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
     result = run.evaluate(options.episodes)
@@ -290,8 +290,8 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
-    from training.diagnose import DiagnoseConfig, diagnose
-    from training.diagnosis_report import publish
+    from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
+    from worldmodel.training.report.publish import publish
 
     config = DiagnoseConfig(options.context, options.horizon, options.samples)
     states = [name.strip() for name in options.state.split(",") if name.strip()]
@@ -302,8 +302,8 @@ def _diagnose(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _imagine(options: argparse.Namespace, _: list[str]) -> None:
-    from training.imagine import ImagineConfig, imagine
-    from training.subject import load
+    from worldmodel.training.report.imagine import ImagineConfig, imagine
+    from worldmodel.training.report.subject import load
 
     config = ImagineConfig(options.context, options.horizon, options.count, options.seed, options.start)
     run = load(options.run, options.device, options.checkpoint)
@@ -318,9 +318,9 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _play(options: argparse.Namespace, _: list[str]) -> None:
-    from training.keyboard import typed
-    from training.play import play
-    from training.run import Run
+    from worldmodel.training.report.keyboard import typed
+    from worldmodel.training.report.play import play
+    from worldmodel.training.run.run import Run
 
     run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
     with typed() as keys:
@@ -328,15 +328,15 @@ def _play(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
-    from training.collect import collect
-    from training.config import load_config
+    from worldmodel.training.config.config import load_config
+    from worldmodel.training.loop.collect import collect
 
     rows, steps = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
     print(f"{options.out}: {rows} rows, of {steps} environment steps and the resets before them")
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> None:
-    from training.minari_data import export
+    from worldmodel.training.data.minari_export import export
 
     print(f"{options.target}: {export(options.source, options.target)} episodes")
 

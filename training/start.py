@@ -9,40 +9,40 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from envs import EnvironmentFault
-from training.checkpoint import numbers, remove
-from training.config import load_config, to_mapping, too_short
-from training.folder import (
+from worldmodel.envs import EnvironmentFault
+from worldmodel.kernels.memory import room_for_tensors
+from worldmodel.training.config.config import load_config, to_mapping, too_short
+from worldmodel.training.config.schema import dump_yaml
+from worldmodel.training.evaluation.returns import promise
+from worldmodel.training.logging.logger import Logger, films_of
+from worldmodel.training.logging.progress import Progress, whisper
+from worldmodel.training.loop.interrupt import Interrupt, patient
+from worldmodel.training.loop.loop import Loop, describe
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.report.films import film
+from worldmodel.training.run.checkpoint import numbers, remove
+from worldmodel.training.run.errors import diverged
+from worldmodel.training.run.folder import (
     CHECKPOINT,
     CONFIG,
     METRICS,
     ROWS,
     begun,
     check_layout,
-    films_of,
     free_folder,
     read_config,
     saved_config,
     set_aside,
     short,
-    whisper,
 )
-from training.interrupt import Interrupt, patient
-from training.lock import alone
-from training.logger import Logger
-from training.loop import Loop, describe, film
-from training.process import left_as_found
-from training.progress import Progress
-from training.returns import promise
-from training.run import TRAINING, Run
-from training.schema import dump_yaml
-from training.trainer import Trainer, diverged
-from training.tree import fitting_state, load_tree
-from training.weights import write_text_atomic
-from worldmodel.memory import room_for_tensors
+from worldmodel.training.run.lock import alone
+from worldmodel.training.run.process import left_as_found
+from worldmodel.training.run.run import TRAINING, Run
+from worldmodel.training.run.tree import fitting_state, load_tree
+from worldmodel.training.run.weights import write_text_atomic
 
 if TYPE_CHECKING:
-    from agents.sb3 import SB3Behaviour
+    from worldmodel.agents.sb3.behaviour import SB3Behaviour
 
 PATIENCE = 300.0  # seconds for which the last save of a run is tried again
 AGAIN = 5.0  # seconds between two attempts
@@ -73,7 +73,7 @@ def train(
     with left_as_found():
         torch.set_num_threads(resolved.training.threads)
         made = Run.create(free_folder(name) if run is None else run, resolved)
-        loop = Loop(Trainer(made))
+        loop = Loop(Trainer(made), film=film)
         begun(made, name if run is None else None)
         with alone(made.folder):
             return finish(loop)
@@ -112,7 +112,7 @@ def _resume(folder: Path, steps: int | None, device: str | None, videos: bool | 
     loop.trainer.run.check_rows(config.training.steps)
     loop.finished = False
     if config.behaviour.name == "sb3":
-        from training.dream import imagined_steps  # which takes a second to import
+        from worldmodel.training.run.imagined import imagined_steps  # which takes a second to import
 
         cast("SB3Behaviour", loop.trainer.run.behaviour).reach(imagined_steps(config, config.training.steps))
     write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
@@ -128,7 +128,7 @@ def _last(folder: Path, device: str | None) -> Loop:
     if not isinstance(state, dict) or "loop" not in state:
         raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
     with fitting_state(run.checkpoint.folder / TRAINING):
-        loop = Loop(Trainer(run, state["trainer"]))
+        loop = Loop(Trainer(run, state["trainer"]), film=film)
         loop.load_state(state["loop"])
     for number in numbers(folder / CHECKPOINT):
         if number > int(run.checkpoint.folder.name):  # damaged
@@ -152,7 +152,7 @@ def _anew(folder: Path, device: str | None) -> Loop:
     kept = f"; what it had recorded is kept in {aside}" if aside else ""
     whisper(f"{folder} holds no checkpoint: it begins once more, with the same seed{kept}")
     run.keep_rows()
-    loop = Loop(Trainer(run))
+    loop = Loop(Trainer(run), film=film)
     loop.logged = {"bytes": 0, "seconds": 0.0, "wandb": None}
     return loop
 

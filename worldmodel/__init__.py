@@ -1,26 +1,32 @@
-"""Latent dynamics models p(x, z | u) learned from sequences. Knows no environment and no agent."""
+"""A world-model toolkit: learn latent dynamics p(x, z | u) from sequences, act in imagination.
+
+What is named here is imported when it is first used, so that `import worldmodel` needs no torch. The names of
+`worldmodel.training` are the one exception to the rule that nothing imports it.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.episodes import add_episode
     from worldmodel.imagination import rollout
-    from worldmodel.learner import Learner, LearnerConfig
+    from worldmodel.learning.learner import Learner, LearnerConfig
+    from worldmodel.learning.objective import ObjectiveConfig
     from worldmodel.model import ModelConfig, WorldModel
-    from worldmodel.objective import ObjectiveConfig
-    from worldmodel.replay import SequenceReplay
-    from worldmodel.spaces import ActionSpec, ObservationSpec
+    from worldmodel.replay.episodes import add_episode
+    from worldmodel.replay.replay import SequenceReplay
+    from worldmodel.specs import ActionSpec, ObservationSpec
+    from worldmodel.training import FitRun, Run, WorldModelAgent, fit, train
     from worldmodel.types import Arrival, Batch, Elbo, Inference, Prediction, Rollout
 
 _HOMES = {
-    "episodes": ("add_episode",),
     "imagination": ("rollout",),
-    "learner": ("Learner", "LearnerConfig"),
+    "learning.learner": ("Learner", "LearnerConfig"),
+    "learning.objective": ("ObjectiveConfig",),
     "model": ("ModelConfig", "WorldModel"),
-    "objective": ("ObjectiveConfig",),
-    "replay": ("SequenceReplay",),
-    "spaces": ("ActionSpec", "ObservationSpec"),
+    "replay.episodes": ("add_episode",),
+    "replay.replay": ("SequenceReplay",),
+    "specs": ("ActionSpec", "ObservationSpec"),
+    "training": ("FitRun", "Run", "WorldModelAgent", "fit", "train"),
     "types": ("Arrival", "Batch", "Elbo", "Inference", "Prediction", "Rollout"),
 }
 
@@ -29,6 +35,7 @@ __all__ = [
     "Arrival",
     "Batch",
     "Elbo",
+    "FitRun",
     "Inference",
     "Learner",
     "LearnerConfig",
@@ -37,10 +44,14 @@ __all__ = [
     "ObservationSpec",
     "Prediction",
     "Rollout",
+    "Run",
     "SequenceReplay",
     "WorldModel",
+    "WorldModelAgent",
     "add_episode",
+    "fit",
     "rollout",
+    "train",
 ]
 
 
@@ -49,7 +60,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch only when something is used: the command line answers `--help` without it."""
+    """Import what is named when it is first used."""
     for module, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"worldmodel.{module}"), name)

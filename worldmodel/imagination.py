@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from worldmodel.coded import Coded, Features, in_time, of_parts, parts
+from worldmodel.dynamics.scan import in_parts, joined, scan
+from worldmodel.kernels.coded import Coded, Features, in_time, of_parts, parts
 from worldmodel.model import LatentModel, WorldModel
-from worldmodel.scan import in_parts, joined, scan
 from worldmodel.types import Batch, Rollout, State
 
 Policy = Callable[[Any], tuple[Tensor, Tensor]]

@@ -8,17 +8,17 @@ from typing import Literal, Protocol, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from worldmodel.coded import Features, dense, parts
-from worldmodel.compiling import region
-from worldmodel.distributions import LatentConfig, latent_family
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
-from worldmodel.images import ImageDecoder, Pixels
-from worldmodel.layers import LayerConfig
-from worldmodel.limits import LAYERS, at_most
-from worldmodel.networks import Encoder, Head
-from worldmodel.outputs import Bernoulli, Categorical, Normal, Output, Standardise, SymlogNormal, TwoHot
-from worldmodel.spaces import ActionSpec, ObservationSpec, ObservationSpecs
+from worldmodel.kernels.coded import Features, dense, parts
+from worldmodel.kernels.compiling import region
+from worldmodel.networks.encoder import Encoder, Head
+from worldmodel.networks.images import ImageDecoder, Pixels
+from worldmodel.networks.latents import LatentConfig, latent_family
+from worldmodel.networks.layers import LayerConfig
+from worldmodel.networks.outputs import Bernoulli, Categorical, Normal, Output, Standardise, SymlogNormal, TwoHot
+from worldmodel.specs import ActionSpec, ObservationSpec, ObservationSpecs
 from worldmodel.types import Batch, Elbo, Inference, Prediction, State
+from worldmodel.validation import LAYERS, at_most
 
 REWARD, CONTINUE = "reward", "continue"
 
@@ -165,7 +165,7 @@ class WorldModel(nn.Module):
         reward, cont: heads of the reward and of the continuation flag; None where that is not to be explained.
         discount: see above.
         projector: (..., F) -> (..., D), of all images together, where they have no decoder: what a state says that
-            their convolutions say, see :mod:`worldmodel.redundancy`.
+            their convolutions say, see :mod:`worldmodel.learning.redundancy`.
     Raises:
         ValueError: if an observation key is called like one of those two emissions, or nothing is emitted at all.
     """

@@ -12,7 +12,7 @@ F, E   feature (what heads and behaviours read), embedding (what the posterior r
 
 A row is an *arrival*: the observation x_t together with the control u_{t-1} that led to it. A reset is an
 arrival too, with a null control and no reward. This is the only alignment used anywhere in the project, and
-:class:`envs.recorder.RecordTrajectories` is the only place that makes it.
+:class:`worldmodel.envs.recording.recorder.RecordTrajectories` is the only place that makes it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.coded import Features, dense
+from worldmodel.kernels.coded import Features, dense
 
 State = Any
 """A member's latent state: a NamedTuple of tensors whose leading dimensions are (B,) or (B, T)."""

@@ -3,7 +3,7 @@
 Preprocessed as for Atari 100k (Kaiser et al. 2020; Machado et al. 2018 for the terms) by Gymnasium's own
 `AtariPreprocessing`: each action is taken for four frames, the last two are seen as their maximum, since consoles draw
 some sprites in every other frame only, and an episode begins with up to 30 frames of no action. Colour and size are
-left to :class:`envs.images.Images`.
+left to :class:`worldmodel.envs.rendering.images.Images`.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import AtariPreprocessing
 
-from envs.suites.names import unknown
-from envs.wrappers import FRAMES
+from worldmodel.envs.suites.names import unknown
+from worldmodel.envs.wrappers.basic import FRAMES
 
 PREFIX = "atari:"
 LIMIT = 108_000  # frames of a game: half an hour

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.suites.names import unknown
+from worldmodel.envs.suites.names import unknown
 
 PREFIX = "crafter:"
 LIMIT = 10_000  # steps of an episode

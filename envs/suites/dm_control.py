@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.headless import REMEDY
-from envs.suites.names import unknown
+from worldmodel.envs.rendering.headless import REMEDY
+from worldmodel.envs.suites.names import unknown
 
 PREFIX = "dmc:"
 
@@ -73,7 +73,7 @@ class DMControl(gym.Env[Any, Any]):
 
 
 def _suite() -> Any:
-    """`dm_control.suite`; see :func:`envs.headless.draw_without_display`."""
+    """`dm_control.suite`; see :func:`worldmodel.envs.rendering.headless.draw_without_display`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says of a display that nobody asked for

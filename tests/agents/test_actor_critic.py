@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agents import ActorCritic, ActorCriticConfig
-from agents.actor_critic import Replayed
 from worldmodel import Batch, ModelConfig, Prediction, WorldModel
-from worldmodel.distributions import LatentConfig
+from worldmodel.agents import ActorCritic, ActorCriticConfig
+from worldmodel.agents.actor_critic.actor_critic import Replayed
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
-from worldmodel.learner import LearnerConfig
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.learning.learner import LearnerConfig
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 DISCRETE = ActionSpec((), classes=(3,), start=(0,))
 CONTINUOUS = ActionSpec((1,), low=(-2.0,), high=(2.0,))

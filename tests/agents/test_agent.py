@@ -10,12 +10,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents import ActorCritic, ActorCriticConfig, Agent, RandomBehaviour
-from envs import action_spec, observation_specs
 from worldmodel import ModelConfig, WorldModel
-from worldmodel.distributions import LatentConfig
+from worldmodel.agents import ActorCritic, ActorCriticConfig, Agent, RandomBehaviour
 from worldmodel.dynamics import DKFConfig, DynamicsConfig, RSSMConfig
-from worldmodel.spaces import ActionSpec
+from worldmodel.envs import action_spec, observation_specs
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.specs import ActionSpec
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 DICT = spaces.Dict({"x": spaces.Box(-1, 1, (2, 2), np.float32), "phase": spaces.Discrete(3, start=5)})

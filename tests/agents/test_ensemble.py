@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.ensemble import Disagreement, EnsembleConfig
-from worldmodel.learner import LearnerConfig
-from worldmodel.precision import products_in
-from worldmodel.spaces import OBSERVATION, ActionSpec
+from worldmodel.agents.exploration.ensemble import Disagreement, EnsembleConfig
+from worldmodel.kernels.precision import products_in
+from worldmodel.learning.learner import LearnerConfig
+from worldmodel.specs import OBSERVATION, ActionSpec
 from worldmodel.types import Batch
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))

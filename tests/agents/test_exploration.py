@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import ActorCriticConfig, ExplorationConfig, Plan2Explore
-from agents.ensemble import EnsembleConfig
-from envs.exact import ExactPendulum
-from worldmodel.spaces import OBSERVATION, ActionSpec
+from worldmodel.agents import ActorCriticConfig, ExplorationConfig, Plan2Explore
+from worldmodel.agents.exploration.ensemble import EnsembleConfig
+from worldmodel.envs.testing.exact import ExactPendulum
+from worldmodel.specs import OBSERVATION, ActionSpec
 from worldmodel.types import Batch, Rollout
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents import ActorCritic, ActorCriticConfig
-from agents.noise import OCTAVES, PinkNoise, disturbed
-from envs.exact import ExactPendulum
-from worldmodel.spaces import ActionSpec
+from worldmodel.agents import ActorCritic, ActorCriticConfig
+from worldmodel.agents.acting.noise import OCTAVES, PinkNoise, disturbed
+from worldmodel.envs.testing.exact import ExactPendulum
+from worldmodel.specs import ActionSpec
 
 STEPS, SERIES = 1024, 256
 

@@ -10,16 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agents import ActorCritic, ActorCriticConfig, Agent, BehaviourConfig, Planner, PlannerConfig, build_behaviour
-from agents.planning import CEMConfig, ICEMConfig, MPPIConfig, refined
-from envs import EnvConfig, action_spec, make, observation_specs
-from envs.exact import ExactCartPole, ExactModel, ExactPendulum, ExactState
-from training.evaluation import evaluate
 from worldmodel import ModelConfig, WorldModel
-from worldmodel.distributions import LatentConfig
+from worldmodel.agents import (
+    ActorCritic,
+    ActorCriticConfig,
+    Agent,
+    BehaviourConfig,
+    Planner,
+    PlannerConfig,
+    build_behaviour,
+)
+from worldmodel.agents.planning.search import CEMConfig, ICEMConfig, MPPIConfig, refined
 from worldmodel.dynamics import DynamicsConfig, RSSMConfig
-from worldmodel.learner import Learner, LearnerConfig
-from worldmodel.spaces import OBSERVATION, ActionSpec, ObservationSpec
+from worldmodel.envs import EnvConfig, action_spec, make, observation_specs
+from worldmodel.envs.testing.exact import ExactCartPole, ExactModel, ExactPendulum, ExactState
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.specs import OBSERVATION, ActionSpec, ObservationSpec
+from worldmodel.training.evaluation.evaluation import evaluate
 from worldmodel.types import Batch, Prediction
 
 TORQUE = ActionSpec((1,), low=(-2.0,), high=(2.0,))

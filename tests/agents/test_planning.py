@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.planning import (
+from worldmodel.agents.planning.search import (
     CEM,
     ICEM,
     MPPI,
@@ -20,10 +20,10 @@ from agents.planning import (
     Score,
     refined,
 )
-from envs.exact import ExactLinearQuadratic, ExactModel, ExactTree
-from envs.probes import LinearQuadratic, Tree
+from worldmodel.envs.testing.exact import ExactLinearQuadratic, ExactModel, ExactTree
+from worldmodel.envs.testing.probes import LinearQuadratic, Tree
 from worldmodel.imagination import unroll
-from worldmodel.spaces import ActionSpec
+from worldmodel.specs import ActionSpec
 
 CPU = torch.device("cpu")
 BOX = ActionSpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from agents.plans import BoxPlans, OneHotPlans, colour
+from worldmodel.agents.planning.plans import BoxPlans, OneHotPlans, colour
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from agents.policies import ClippedNormal, OneHotCategorical, TanhNormal
+from worldmodel.agents.acting.policies import ClippedNormal, OneHotCategorical, TanhNormal
 
 CLASSES = (2, 5, 3)
 DRAWS = 20_000

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
+from worldmodel.agents.actor_critic.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
 
 N, H = 5, 7
 DISCOUNT = 0.9

@@ -11,15 +11,15 @@ import pytest
 import torch
 from stable_baselines3.common.logger import Logger
 
-from agents.ensemble import Disagreement, EnsembleConfig
-from agents.sb3 import MetricsWriter, SB3Behaviour
-from agents.sb3_config import ALGORITHMS, CONTRIB, SB3Config
-from envs import ImaginedVectorEnv, action_spec
-from envs.exact import ExactCartPole, ExactPendulum, ExactState
-from envs.sb3 import ImaginedVecEnv
-from training.tree import load_tree, save_tree
-from training.weights import load_module, save_module
-from worldmodel.spaces import OBSERVATION
+from worldmodel.agents.exploration.ensemble import Disagreement, EnsembleConfig
+from worldmodel.agents.sb3.behaviour import MetricsWriter, SB3Behaviour
+from worldmodel.agents.sb3.config import ALGORITHMS, CONTRIB, SB3Config
+from worldmodel.envs import ImaginedVectorEnv, action_spec
+from worldmodel.envs.imagined.sb3 import ImaginedVecEnv
+from worldmodel.envs.testing.exact import ExactCartPole, ExactPendulum, ExactState
+from worldmodel.specs import OBSERVATION
+from worldmodel.training.run.tree import load_tree, save_tree
+from worldmodel.training.run.weights import load_module, save_module
 from worldmodel.types import Batch, Rollout
 
 TORQUE, PUSH = gym.spaces.Box(-2, 2, (1,), np.float32), gym.spaces.Discrete(2)

@@ -11,14 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import Agent
-from agents.build import BehaviourConfig, build_behaviour
-from agents.planner import OPTIMISERS
-from training.schema import build as configured
-from training.schema import merge
-from training.trainer import model_loss
-from training.tree import load_tree, save_tree
-from worldmodel.bounds import fivo, log_likelihood
+from worldmodel.agents import Agent
+from worldmodel.agents.build import BehaviourConfig, build_behaviour
+from worldmodel.agents.planning.planner import OPTIMISERS
 from worldmodel.diagnostics.actions import action_test
 from worldmodel.diagnostics.baselines import fit_baselines, series
 from worldmodel.diagnostics.collapse import collapse
@@ -27,11 +22,16 @@ from worldmodel.diagnostics.open_loop import open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe
 from worldmodel.diagnostics.scores import calibration
 from worldmodel.dynamics import DYNAMICS
-from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.learning.bounds import fivo, log_likelihood
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.learning.objective import ObjectiveConfig, annealed
 from worldmodel.model import WorldModel
-from worldmodel.objective import ObjectiveConfig, annealed
-from worldmodel.outputs import Standardise
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.networks.outputs import Standardise
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training.config.schema import build as configured
+from worldmodel.training.config.schema import merge
+from worldmodel.training.loop.trainer import model_loss
+from worldmodel.training.run.tree import load_tree, save_tree
 from worldmodel.types import Batch
 
 OBS = {"x": ObservationSpec((2,)), "phase": ObservationSpec((), classes=(3,), start=(0,))}  # of the fixture `build`

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from agents.build import BehaviourConfig
-from envs import ImaginedVectorEnv, ReplayedStarts, make
-from training import FitRun, Run, WorldModelAgent, fit, train
-from training.collect import collect
-from training.config import load_config
-from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import to_json
-from training.faults import write_report
-from training.imagine import ImagineConfig, imagine
-from training.play import play
-from training.schema import load_yaml, merge
-from training.start import resume
-from training.trainer import Trainer
+from worldmodel.agents.build import BehaviourConfig
+from worldmodel.envs import ImaginedVectorEnv, ReplayedStarts, make
+from worldmodel.training import FitRun, Run, WorldModelAgent, fit, train
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import load_yaml, merge
+from worldmodel.training.loop.collect import collect
+from worldmodel.training.loop.faults import write_report
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
+from worldmodel.training.report.diagnosis_report import to_json
+from worldmodel.training.report.imagine import ImagineConfig, imagine
+from worldmodel.training.report.play import play
+from worldmodel.training.start import resume
 
 Pretended = Callable[[str], AbstractContextManager[str]]
 

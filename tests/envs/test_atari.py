@@ -7,9 +7,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from envs import EnvConfig, make
-from envs.suites import atari
-from envs.wrappers import FRAMES
+from worldmodel.envs import EnvConfig, make
+from worldmodel.envs.suites import atari
+from worldmodel.envs.wrappers.basic import FRAMES
 
 ale_py = pytest.importorskip("ale_py", reason="needs the extra: pip install 'worldmodel[atari]'")
 

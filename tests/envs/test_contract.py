@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import TransformReward
 from gymnasium.wrappers.vector import DictInfoToList
 
-from envs import (
+from worldmodel.envs import (
     ActionRepeat,
     EnvConfig,
     RecordEnvTrajectories,
@@ -22,11 +22,11 @@ from envs import (
     make_vector,
     observation_specs,
 )
-from envs.infos import INFO, final, said
-from envs.vector import SameStepVectorEnv
-from envs.wrappers import FRAMES, CheckContract, Owned
-from training.evaluation import _successes
-from worldmodel.spaces import encode_observation
+from worldmodel.envs.contract.infos import INFO, final, said
+from worldmodel.envs.wrappers.basic import FRAMES, CheckContract, Owned
+from worldmodel.envs.wrappers.vector import SameStepVectorEnv
+from worldmodel.specs import encode_observation
+from worldmodel.training.evaluation.evaluation import _successes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of Gymnasium, about what is tried here
 

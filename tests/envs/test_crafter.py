@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs import EnvConfig, make, make_vector
-from envs.suites import crafter as suite
+from worldmodel.envs import EnvConfig, make, make_vector
+from worldmodel.envs.suites import crafter as suite
 
 crafter = pytest.importorskip("crafter", reason="needs the extra: pip install 'worldmodel[crafter]'")
 

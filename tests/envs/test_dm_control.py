@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from envs import EnvConfig, make, make_vector
+from worldmodel.envs import EnvConfig, make, make_vector
 
 
 def test_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

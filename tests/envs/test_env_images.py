@@ -9,8 +9,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
 
-from envs import EnvConfig, EnvironmentFault, Images, make, make_vector, observation_specs
-from envs.wrappers import RecordState
+from worldmodel.envs import EnvConfig, EnvironmentFault, Images, make, make_vector, observation_specs
+from worldmodel.envs.wrappers.basic import RecordState
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 60, 3), np.uint8)

@@ -7,8 +7,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space, iterate
 
-from envs import action_spec, observation_specs
-from worldmodel.spaces import OBSERVATION, encode_observation
+from worldmodel.envs import action_spec, observation_specs
+from worldmodel.specs import OBSERVATION, encode_observation
 
 DISCRETE = [
     spaces.Discrete(4),

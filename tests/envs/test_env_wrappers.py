@@ -4,10 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from envs import ActionRepeat, EnvConfig, RecordTrajectories, action_spec, make, make_vector, observation_specs
-from envs.probes import Counter
-from envs.wrappers import FRAMES, RecordState
-from worldmodel.replay import SequenceReplay
+from worldmodel.envs import (
+    ActionRepeat,
+    EnvConfig,
+    RecordTrajectories,
+    action_spec,
+    make,
+    make_vector,
+    observation_specs,
+)
+from worldmodel.envs.testing.probes import Counter
+from worldmodel.envs.wrappers.basic import FRAMES, RecordState
+from worldmodel.replay.replay import SequenceReplay
 
 
 def test_action_repeat_sums_rewards_and_stops_at_the_end() -> None:

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from envs import EnvConfig, action_spec, make
-from envs.exact import ExactCartPole, ExactLinearQuadratic, ExactModel, ExactPendulum, ExactTree
-from envs.probes import LinearQuadratic, Tree
-from worldmodel.spaces import OBSERVATION
+from worldmodel.envs import EnvConfig, action_spec, make
+from worldmodel.envs.testing.exact import ExactCartPole, ExactLinearQuadratic, ExactModel, ExactPendulum, ExactTree
+from worldmodel.envs.testing.probes import LinearQuadratic, Tree
+from worldmodel.specs import OBSERVATION
 
 CASES: dict[str, Any] = {
     "Pendulum-v1": ExactPendulum,
     "CartPole-v1": ExactCartPole,
-    "envs.probes:worldmodel/LinearQuadratic-v0": ExactLinearQuadratic,
-    "envs.probes:worldmodel/Tree-v0": lambda: ExactTree(Tree()),
+    "worldmodel.envs.testing.probes:worldmodel/LinearQuadratic-v0": ExactLinearQuadratic,
+    "worldmodel.envs.testing.probes:worldmodel/Tree-v0": lambda: ExactTree(Tree()),
 }
 
 

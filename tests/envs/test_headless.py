@@ -6,10 +6,11 @@ import sys
 
 import pytest
 
-from envs import headless
+from worldmodel.envs.rendering import headless
 
 BARE = """
-from envs import EnvConfig, headless, make
+from worldmodel.envs import EnvConfig, make
+from worldmodel.envs.rendering import headless
 headless.find_library = lambda name: None
 make(EnvConfig("{env}")).reset(seed=0)
 try:
@@ -72,7 +73,7 @@ def broken(name, *rest):
         raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")  # PyOpenGL's way to say it
     return real(name, *rest)
 builtins.__import__ = broken
-from envs import EnvConfig, make
+from worldmodel.envs import EnvConfig, make
 try:
     make(EnvConfig("HalfCheetah-v5"))
 except ValueError as error:

@@ -11,13 +11,13 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from envs import RecordTrajectories, action_spec, observation_specs
-from envs.charts import SIZE, chart
-from envs.exact import ExactCartPole, ExactPendulum, ExactState
-from envs.imagined import ImaginedEnv, ImaginedVectorEnv, decoded
-from envs.starts import PriorStarts, ReplayedStarts
 from worldmodel import ModelConfig, SequenceReplay, WorldModel
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.envs import RecordTrajectories, action_spec, observation_specs
+from worldmodel.envs.imagined.starts import PriorStarts, ReplayedStarts
+from worldmodel.envs.imagined.vector import ImaginedEnv, ImaginedVectorEnv, decoded
+from worldmodel.envs.rendering.charts import SIZE, chart
+from worldmodel.envs.testing.exact import ExactCartPole, ExactPendulum, ExactState
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 TORQUE = spaces.Box(-2, 2, (1,), np.float32)
 PUSH = spaces.Discrete(2)

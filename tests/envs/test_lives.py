@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import EnvConfig, RecordTrajectories, action_spec, make, make_vector, observation_specs
-from envs.lives import EndWithLife
-from envs.wrappers import FRAMES
-from training.config import load_config
-from training.evaluation import evaluate
-from training.loop import Loop
-from training.run import Run
-from training.trainer import Trainer
+from worldmodel.envs import EnvConfig, RecordTrajectories, action_spec, make, make_vector, observation_specs
+from worldmodel.envs.wrappers.basic import FRAMES
+from worldmodel.envs.wrappers.lives import EndWithLife
+from worldmodel.training.config.config import load_config
+from worldmodel.training.evaluation.evaluation import evaluate
+from worldmodel.training.loop.loop import Loop
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.run import Run
 
 LOSSES = (3, 5, 9)  # frames at which the three lives of a game are lost; the last is its end
 ID = "test-lives/Console-v0"

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import TimeLimit
 
-from envs import EnvConfig, make, make_vector
-from training.config import load_config, to_mapping
-from training.schema import dump_yaml
+from worldmodel.envs import EnvConfig, make, make_vector
+from worldmodel.training.config.config import load_config, to_mapping
+from worldmodel.training.config.schema import dump_yaml
 
 
 def episode(env: gym.Env) -> tuple[int, bool, bool]:
@@ -157,7 +157,7 @@ def test_entry_point_that_cannot_be_imported(monkeypatch: Any) -> None:
 
 def test_module_ids(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    register = "import gymnasium\ngymnasium.register('Mine-v0', entry_point='envs.probes:Counter')\n"
+    register = "import gymnasium\ngymnasium.register('Mine-v0', entry_point='worldmodel.envs.testing.probes:Counter')\n"
     (tmp_path / "my_good_envs.py").write_text(register)
     (tmp_path / "my_bad_envs.py").write_text("1 / 0\n")
     assert episode(make(EnvConfig("my_good_envs:Mine-v0"))) == (5, True, False)

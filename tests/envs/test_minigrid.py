@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs import EnvConfig, make, observation_specs
+from worldmodel.envs import EnvConfig, make, observation_specs
 
 minigrid = pytest.importorskip("minigrid", reason="needs the extra: pip install 'worldmodel[minigrid]'")
 KEY, DOOR, LOCKED = 5, 4, 2  # as MiniGrid's papers number objects and states

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.probes import ConstantReward, Counter, DelayedReward, Identity, LinearGaussian
+from worldmodel.envs.testing.probes import ConstantReward, Counter, DelayedReward, Identity, LinearGaussian
 
 GAMMA = 0.9
 
@@ -17,7 +17,9 @@ def test_gymnasium_accepts_it(name: str, continuous: bool | None) -> None:
     if continuous and name not in ("Counter", "Identity"):
         pytest.skip("has one kind of action")
     kwargs = {"continuous": True} if continuous else {}
-    check_env(gym.make(f"envs.probes:worldmodel/{name}-v0", **kwargs).unwrapped, skip_render_check=True)
+    check_env(
+        gym.make(f"worldmodel.envs.testing.probes:worldmodel/{name}-v0", **kwargs).unwrapped, skip_render_check=True
+    )
 
 
 def run(env: gym.Env, actions: list) -> tuple[list, list[float], bool, bool]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import EnvConfig, EnvironmentFault, ProcessEnv, RepeatableEpisodes, make
-from envs.process import begin
-from worldmodel.shadow import HOME
+from worldmodel.envs import EnvConfig, EnvironmentFault, ProcessEnv, RepeatableEpisodes, make
+from worldmodel.envs.wrappers.process import begin
+from worldmodel.training.logging.logger import HOME
 
 ACTION = np.zeros(1, np.float32)
 TIMEOUT = 1.0
@@ -232,7 +232,7 @@ OWNER = """
 import sys, time
 import failing
 from functools import partial
-from envs import ProcessEnv
+from worldmodel.envs import ProcessEnv
 import numpy as np
 if __name__ == "__main__":
     env = ProcessEnv(partial(failing.Failing, sys.argv[1], 1), 1.0)
@@ -279,7 +279,7 @@ def test_what_cannot_be_sent_is_refused() -> None:
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     """Python runs it again in each process that it starts."""
     script = tmp_path / "script.py"
-    script.write_text("from envs import EnvConfig, make\nmake(EnvConfig(timeout=5.0), training=True)\n")
+    script.write_text("from worldmodel.envs import EnvConfig, make\nmake(EnvConfig(timeout=5.0), training=True)\n")
     environment = {**os.environ, "PYTHONPATH": str(HOME)}
     result = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment, timeout=120)
     last = result.stderr.splitlines()[-1]

@@ -10,9 +10,9 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import TransformReward
 
-import envs
-from envs.probes import Counter, Identity
-from worldmodel.replay import SequenceReplay
+from worldmodel import envs
+from worldmodel.envs.testing.probes import Counter, Identity
+from worldmodel.replay.replay import SequenceReplay
 
 MODES = list(AutoresetMode)
 STEPS = 40

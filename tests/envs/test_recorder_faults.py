@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-import envs
-from envs.probes import Counter
-from envs.wrappers import CheckContract
+from worldmodel import envs
+from worldmodel.envs.testing.probes import Counter
+from worldmodel.envs.wrappers.basic import CheckContract
 
 FAULTS = {
     "nan": "observation 'x' of environment 0 is not finite at step 2",

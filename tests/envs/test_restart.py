@@ -8,12 +8,26 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import EnvConfig, EnvironmentFault, RecordEnvTrajectories, RecordTrajectories, RepeatableEpisodes, Restart
-from envs.episodes import EVALUATION_SEEDS, SEED, another_seed, episode_seed, evaluation_seeds, unforeseen_seed
-from envs.faults import FAULT
-from envs.spaces import action_spec, observation_specs
-from envs.wrappers import CheckContract
-from worldmodel.replay import SequenceReplay
+from worldmodel.envs import (
+    EnvConfig,
+    EnvironmentFault,
+    RecordEnvTrajectories,
+    RecordTrajectories,
+    RepeatableEpisodes,
+    Restart,
+)
+from worldmodel.envs.contract.faults import FAULT
+from worldmodel.envs.contract.spaces import action_spec, observation_specs
+from worldmodel.envs.wrappers.basic import CheckContract
+from worldmodel.envs.wrappers.episodes import (
+    EVALUATION_SEEDS,
+    SEED,
+    another_seed,
+    episode_seed,
+    evaluation_seeds,
+    unforeseen_seed,
+)
+from worldmodel.replay.replay import SequenceReplay
 
 ACTION = np.zeros(1, np.float32)
 IN_PROCESS = (

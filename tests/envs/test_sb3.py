@@ -18,9 +18,9 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
-from envs.exact import ExactCartPole, ExactPendulum, ExactState
-from envs.imagined import ImaginedEnv, ImaginedVectorEnv
-from envs.sb3 import ImaginedVecEnv
+from worldmodel.envs.imagined.sb3 import ImaginedVecEnv
+from worldmodel.envs.imagined.vector import ImaginedEnv, ImaginedVectorEnv
+from worldmodel.envs.testing.exact import ExactCartPole, ExactPendulum, ExactState
 
 TORQUE, PUSH = gym.spaces.Box(-2, 2, (1,), np.float32), gym.spaces.Discrete(2)
 

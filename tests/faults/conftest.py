@@ -19,7 +19,7 @@ import pytest
 import yaml
 from gymnasium import spaces
 
-from training import cli
+from worldmodel.training import cli
 
 SECONDS = 20.0  # of one command; other processes share the machine
 ROOM = 6 * 2**30  # bytes that commands may ask for beyond what the process has
@@ -224,9 +224,9 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         loop.trainer.envs.close()
         return loop.trainer.run
 
-    monkeypatch.setattr("training.start.finish", begun)
-    monkeypatch.setattr("training.fitting.Fitting.run", lambda self: None)
-    monkeypatch.setattr("training.fit_run.FitRun.finish", lambda self, parts: None)
+    monkeypatch.setattr("worldmodel.training.start.finish", begun)
+    monkeypatch.setattr("worldmodel.training.fit.fitting.Fitting.run", lambda self: None)
+    monkeypatch.setattr("worldmodel.training.fit.fit_run.FitRun.finish", lambda self, parts: None)
 
 
 @pytest.fixture(name="tiny")

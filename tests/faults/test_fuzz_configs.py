@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from training.config import Config
-from training.fit_config import FitConfig
-from training.schema import _hints, _section, load_yaml, merge
-from worldmodel.shadow import HOME
+from worldmodel.training.config.config import Config
+from worldmodel.training.config.fit_config import FitConfig
+from worldmodel.training.config.schema import _hints, _section, load_yaml, merge
+from worldmodel.training.logging.logger import HOME
 
 Random = np.random.Generator
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
-from training import cli
+from worldmodel.training import cli
 
 Random = np.random.Generator
 
@@ -297,8 +297,8 @@ def reader(
     def stop(*_: Any, **__: Any) -> Any:
         raise SystemExit(0)
 
-    monkeypatch.setattr("training.diagnose.windows", stop)  # everything has been read by then
-    monkeypatch.setattr("training.run.Run.evaluate", stop)
+    monkeypatch.setattr("worldmodel.training.report.diagnose.windows", stop)  # everything has been read by then
+    monkeypatch.setattr("worldmodel.training.run.run.Run.evaluate", stop)
     fit = ["fit", "c.yaml", "data.npz", "--run", "made"]
     name = request.param
 

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from envs import (
+from worldmodel.envs import (
     EnvConfig,
     RecordEnvTrajectories,
     RecordTrajectories,
@@ -27,9 +27,9 @@ from envs import (
     make_vector,
     observation_specs,
 )
-from envs.episodes import episode_seed
-from training.evaluation import evaluate, evaluation_seeds
-from worldmodel.replay import SequenceReplay
+from worldmodel.envs.wrappers.episodes import episode_seed
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.training.evaluation.evaluation import evaluate, evaluation_seeds
 
 QUICK, SLOW = 100, 2_000
 LONG = 2_000  # characters of what a refusal says

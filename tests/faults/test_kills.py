@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from training.schema import dump_yaml, merge
-from worldmodel.shadow import HOME
+from worldmodel.training.config.schema import dump_yaml, merge
+from worldmodel.training.logging.logger import HOME
 
 WATCHED = Path(__file__).with_name("watched.py")
 PHASES = ("starting", "between", "collection", "update", "checkpoint", "evaluation")  # as in watched.py

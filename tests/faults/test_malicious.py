@@ -15,12 +15,13 @@ import pytest
 import torch
 import yaml
 
-from training import FitRun, Run, WorldModelAgent, cli
-from training.diagnose import diagnose
-from training.start import resume
-from worldmodel.disk import Disk, file_name
-from worldmodel.shadow import HOME
-from worldmodel.storage import Column
+from worldmodel.replay.disk import Disk, file_name
+from worldmodel.replay.storage import Column
+from worldmodel.training import FitRun, Run, WorldModelAgent, cli
+from worldmodel.training.data import minari_export
+from worldmodel.training.logging.logger import HOME
+from worldmodel.training.report.diagnose import diagnose
+from worldmodel.training.start import resume
 
 COMMAND = "touch {}"
 LATEST = "checkpoint/00001"  # of the finished run
@@ -104,7 +105,7 @@ COMMANDS: dict[str, Callable[[Path], Any]] = {
     "resume": lambda folder: resume(folder, 50),
     "evaluate": lambda folder: Run.load(folder).evaluate(1),
     "diagnose": diagnose,
-    "export": lambda folder: __import__("training.minari_data").minari_data.export(str(folder), "minari:evil-v0"),
+    "export": lambda folder: minari_export.export(str(folder), "minari:evil-v0"),
 }
 
 
@@ -243,7 +244,7 @@ def test_a_saved_agent_writes_nowhere_else(finished: Path, tmp_path: Path) -> No
 def test_a_saved_agent_that_unpacks_to_more_than_the_memory_is_refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worldmodel.limits.memory", lambda: 10_000)
+    monkeypatch.setattr("worldmodel.validation.memory", lambda: 10_000)
     with pytest.raises(ValueError, match="no saved agent"):
         WorldModelAgent.load(saved(finished, tmp_path / "agent.zip"))
 

@@ -14,16 +14,16 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs import action_spec, observation_specs
-from training.config import Config, byte_count, load_config
-from training.csv_data import read_csv
-from training.data_config import DataConfig
-from training.fit_config import load_fit_config
-from training.npz_data import read_npz
-from training.schema import ConfigError, dump_yaml, load_yaml, parse_overrides, to_mapping
-from training.tree import load_tree, save_tree
-from worldmodel.shadow import HOME
-from worldmodel.spaces import OBSERVATION, encode_observation
+from worldmodel.envs import action_spec, observation_specs
+from worldmodel.specs import OBSERVATION, encode_observation
+from worldmodel.training.config.config import Config, byte_count, load_config
+from worldmodel.training.config.data_config import DataConfig
+from worldmodel.training.config.fit_config import load_fit_config
+from worldmodel.training.config.schema import ConfigError, dump_yaml, load_yaml, parse_overrides, to_mapping
+from worldmodel.training.data.csv_data import read_csv
+from worldmodel.training.data.npz_data import read_npz
+from worldmodel.training.logging.logger import HOME
+from worldmodel.training.run.tree import load_tree, save_tree
 
 QUICK = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from training import loop as loops
-from training import train
+from worldmodel.training import train
+from worldmodel.training.loop import loop as loops
 
 STEPS, UPDATES = 200_000, 20_000
 WARM = STEPS // 4  # environment steps after which nothing may grow

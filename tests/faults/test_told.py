@@ -12,10 +12,10 @@ import pytest
 import torch
 import yaml
 
-from training import cli
-from training.config import load_config
-from training.folder import claim
-from worldmodel.shadow import HOME
+from worldmodel.training import cli
+from worldmodel.training.config.config import load_config
+from worldmodel.training.logging.logger import HOME
+from worldmodel.training.run.folder import claim
 
 MANY = "line one\nline two\x1b[31m" + "x" * 9000
 
@@ -106,7 +106,7 @@ def test_wrong_arguments_are_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_nobody_listens(size: int) -> None:
     """In a process of its own whose output is closed at once, as by `| true`."""
     code = (
-        f"import sys\nfrom training import cli\ncli.COMMANDS['evaluate'] = lambda *_: print('x' * {size})\n"
+        f"import sys\nfrom worldmodel.training import cli\ncli.COMMANDS['evaluate'] = lambda *_: print('x' * {size})\n"
         "sys.stdin.read()\nsys.exit(cli.main(['evaluate', 'run']))"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

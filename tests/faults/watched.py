@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from training import loop
-from training.cli import main
-from training.run import Run
-from training.trainer import Trainer
+from worldmodel.training.cli import main
+from worldmodel.training.loop import loop
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.run import Run
 
 PHASES = ("starting", "between", "collection", "update", "checkpoint", "evaluation")
 

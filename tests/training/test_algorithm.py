@@ -24,10 +24,10 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from envs.episodes import episode_seed
-from training import Run, WorldModelAgent
-from training.config import ConfigError
-from training.folder import short
+from worldmodel.envs.wrappers.episodes import episode_seed
+from worldmodel.training import Run, WorldModelAgent
+from worldmodel.training.config.config import ConfigError
+from worldmodel.training.run.folder import short
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 20},
@@ -507,7 +507,7 @@ def test_what_goes_wrong_is_told_with_and_without_a_bar(
     agent = WorldModelAgent({**TINY, "evaluation": {"every": 30}})
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save", full)
-        patch.setattr("training.start.PATIENCE", 0.0)
+        patch.setattr("worldmodel.training.start.PATIENCE", 0.0)
         with pytest.raises(OSError, match="not saved"):
             agent.learn(40, progress_bar=progress_bar)
     assert "30 steps: not saved" in capsys.readouterr().err

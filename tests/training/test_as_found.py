@@ -16,11 +16,11 @@ from gymnasium import spaces
 from tests.training.test_fit import TINY as FIT
 from tests.training.test_fit import system
 from tests.training.test_train import TINY
-from training import Run, WorldModelAgent, fit, train
-from training.config import load_config
-from training.diagnose import DiagnoseConfig, diagnose
-from training.schema import merge
-from training.start import resume
+from worldmodel.training import Run, WorldModelAgent, fit, train
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import merge
+from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
+from worldmodel.training.start import resume
 
 PICTURES = 2_000  # steps that a run of pictures takes: 12,288 bytes each, and some more
 SHORT = {"every": 1000, "episodes": 1, "final_episodes": 1}  # evaluation
@@ -87,7 +87,7 @@ def test_a_run_whose_rows_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pyt
     """Those of min(capacity, steps) rows; a ring that is never full may be larger than the memory."""
     changes: dict[str, Any] = {"env": {"id": "Pictures-v0"}, "training": {"steps": PICTURES, "prefill": 24}}
     config = merge(TINY, changes | {"replay": {"capacity": 10**8}})
-    monkeypatch.setattr("worldmodel.limits.memory", lambda: ENOUGH)
+    monkeypatch.setattr("worldmodel.validation.memory", lambda: ENOUGH)
     Run.create(tmp_path / "fits", load_config(config))
     more = merge(config, {"training": {"steps": 2 * PICTURES}})
     with pytest.raises(ValueError, match=r"the rows of the replay take 0.* set replay.disk: true, or lower"):
@@ -99,7 +99,7 @@ def test_a_run_whose_rows_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pyt
 def test_states_beside_the_rows_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of Pendulum has 23 bytes, and its state 20 numbers at least, in float16."""
     rows, states = (Run(tmp_path, load_config(TINY, replay={"context": context})) for context in (False, True))
-    monkeypatch.setattr("worldmodel.limits.memory", lambda: 30_000)
+    monkeypatch.setattr("worldmodel.validation.memory", lambda: 30_000)
     rows.check_rows(1000)
     states.check_rows(400)
     with pytest.raises(ValueError, match="the rows of the replay take"):
@@ -111,7 +111,7 @@ def test_more_steps_than_the_memory_has_room_for_are_refused(tmp_path: Path, mon
     config = merge(TINY, {"replay": {"capacity": 10**8}})
     made = train(merge(config, {"evaluation": SHORT}), run=tmp_path / "run")
     agent = WorldModelAgent(config, run=tmp_path / "agent")
-    monkeypatch.setattr("worldmodel.limits.memory", lambda: 10**8)
+    monkeypatch.setattr("worldmodel.validation.memory", lambda: 10**8)
     with pytest.raises(ValueError, match="the rows of the replay take"):
         resume(made.folder, steps=10**8)
     with pytest.raises(ValueError, match="the rows of the replay take"):
@@ -122,7 +122,7 @@ IMPORTED = """
 import sys
 import worldmodel.types
 assert not [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules], "types"
-import training.start, training.fitting, training.diagnose
+import worldmodel.training.start, worldmodel.training.fit.fitting, worldmodel.training.report.diagnose
 assert not [name for name in ("torch._dynamo", "stable_baselines3", "wandb", "matplotlib") if name in sys.modules]
 """
 
@@ -135,6 +135,6 @@ def test_what_a_run_may_not_need_is_not_imported() -> None:
 def test_a_run_does_without_stable_baselines3(tmp_path: Path) -> None:
     """But where an algorithm of it is to learn."""
     folder = str(tmp_path / "run")
-    code = f"import sys; from training import train; train({TINY!r}, run={folder!r})"
+    code = f"import sys; from worldmodel.training import train; train({TINY!r}, run={folder!r})"
     code += "; sys.exit('stable_baselines3' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from training.checkpoint import FORMAT, MANIFEST, Checkpoint, find, new_checkpoint, numbers, prune
+from worldmodel.training.run.checkpoint import FORMAT, MANIFEST, Checkpoint, find, new_checkpoint, numbers, prune
 
 
 def write(root: Path, mean_return: float | None = None, content: bytes = b"weights") -> Path:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import WorldModelAgent, fit, start, train
-from training.dataset import control_units
-from training.folder import TakenError, claim, free_folder
-from training.run import Run
-from training.trainer import Trainer
+from worldmodel.training import WorldModelAgent, fit, start, train
+from worldmodel.training.data.dataset import control_units
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.folder import TakenError, claim, free_folder
+from worldmodel.training.run.run import Run
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 10},
@@ -60,7 +60,7 @@ def test_a_fit_claims_the_next_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         Path("runs/noise/config.yaml").write_text("another: 1\n")
         return control_units(dataset)
 
-    monkeypatch.setattr("training.fitting.control_units", slow)
+    monkeypatch.setattr("worldmodel.training.fit.fitting.control_units", slow)
     assert fit({**settings, "logger": TINY["logger"]}, "noise.npz").folder == Path("runs/noise-2")
 
 
@@ -74,7 +74,7 @@ def test_an_agent_claims_the_next_folder(tmp_path: Path, monkeypatch: pytest.Mon
         claim(found, agent.run.config)
         return found
 
-    monkeypatch.setattr("training.algorithm.free_folder", slow)
+    monkeypatch.setattr("worldmodel.training.algorithm.free_folder", slow)
     agent.learn(12)
     agent.close()
     assert agent.run.folder == Path("runs/Pendulum-v1-2")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
-from training import Run
-from training.cli import main
-from training.config import load_config
-from training.evaluation import Evaluation
-from training.schema import load_yaml
-from worldmodel.shadow import HOME
+from worldmodel.training import Run
+from worldmodel.training.cli import main
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import load_yaml
+from worldmodel.training.evaluation.evaluation import Evaluation
+from worldmodel.training.logging.logger import HOME
 
 TINY: dict[str, Any] = {
     "env": {"id": "worldmodel/Counter-v0", "kwargs": {"length": 5, "continuous": True}},
@@ -80,9 +80,10 @@ def test_train_finds_free_folders_named_after_the_config(
 def test_an_environment_beside_the_user_is_found(config: str, tmp_path: Path) -> None:
     """`module:EnvId` of a file in the working directory, in a process of its own."""
     (tmp_path / "my_envs.py").write_text(
-        "import gymnasium\nfrom envs.probes import Counter\ngymnasium.register('Mine-v0', entry_point=Counter)\n"
+        "import gymnasium\nfrom worldmodel.envs.testing.probes import Counter\n"
+        "gymnasium.register('Mine-v0', entry_point=Counter)\n"
     )
-    code = f"import sys; sys.path.insert(0, {str(HOME)!r}); from training.cli import main; sys.exit(main())"
+    code = f"import sys; sys.path.insert(0, {str(HOME)!r}); from worldmodel.training.cli import main; sys.exit(main())"
     arguments = ["train", config, "--env.id", "my_envs:Mine-v0", "--training.steps", "6", "--run", "out"]
     result = python("-P", "-c", code, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -190,7 +191,7 @@ def test_collect_refuses(
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["diagnose", "--help"]])
 def test_help_is_fast_and_imports_no_torch(arguments: list[str]) -> None:
     code = (
-        "import sys\nfrom training.cli import main\n"
+        "import sys\nfrom worldmodel.training.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
         "print(sorted({'torch', 'wandb', 'gymnasium', 'numpy', 'rich'} & set(sys.modules)))"
     )

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-import training.compilation
-from agents import Agent
-from agents.actor_critic import ActorCritic
-from training import Run, train
-from training.compilation import decide, learners, taken_along
-from training.config import Config, load_config
-from training.faults import _repeated
-from training.fit_config import load_fit_config
-from training.trainer import Trainer
-from worldmodel import compiling
-from worldmodel.learner import Learner, LearnerConfig
-from worldmodel.scan import divided, scan
+from worldmodel.agents import Agent
+from worldmodel.agents.actor_critic.actor_critic import ActorCritic
+from worldmodel.dynamics.scan import divided, scan
+from worldmodel.kernels import compiling
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.training import Run, train
+from worldmodel.training.config import compilation
+from worldmodel.training.config.compilation import decide, learners, taken_along
+from worldmodel.training.config.config import Config, load_config
+from worldmodel.training.config.fit_config import load_fit_config
+from worldmodel.training.loop.faults import _repeated
+from worldmodel.training.loop.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 10},
@@ -363,7 +363,7 @@ def test_a_run_that_was_compiled_can_be_used_where_nothing_can_be(
 ) -> None:
     changes = {**TINY, "learner": {"compile": "step"}, "training": TINY["training"] | {"acting": "compiled"}}
     run = train(changes, run=tmp_path / "run")
-    monkeypatch.setattr(training.compilation, "has_compiler", lambda: False)
+    monkeypatch.setattr(compilation, "has_compiler", lambda: False)
     monkeypatch.setattr(compiling, "has_compiler", lambda: False)
     again = Run.load(run.folder)
     assert again.decided == ["there is no C++ compiler: nothing is compiled from here on"]

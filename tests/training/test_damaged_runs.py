@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from training import train
-from training.cli import main
-from training.start import resume
+from worldmodel.training import train
+from worldmodel.training.cli import main
+from worldmodel.training.start import resume
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 30, "num_envs": 2},
@@ -39,7 +39,8 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_that_is_being_trained_is_left_alone(folder: Path, capsys: Any) -> None:
-    code = f"from training.lock import alone\nwith alone({str(folder)!r}): print('held', flush=True); input()"
+    held = f"with alone({str(folder)!r}): print('held', flush=True); input()"
+    code = f"from worldmodel.training.run.lock import alone\n{held}"
     code = "from pathlib import Path\n" + code.replace("alone('", "alone(Path('").replace("'): print", "')): print")
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"

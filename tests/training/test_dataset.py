@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from training.dataset import Dataset, control_units, matching, recorded
-from training.split import apportioned, split
-from worldmodel.spaces import ObservationSpec
+from worldmodel.specs import ObservationSpec
+from worldmodel.training.data.dataset import Dataset, control_units, matching, recorded
+from worldmodel.training.data.split import apportioned, split
 
 LENGTHS = (5, 9, 3)
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from training.cli import main
-from training.data_config import DataConfig
-from training.dataset import Dataset
-from training.dataset_io import read, read_parts
-from training.schema import build
+from worldmodel.training.cli import main
+from worldmodel.training.config.data_config import DataConfig
+from worldmodel.training.config.schema import build
+from worldmodel.training.data.dataset import Dataset
+from worldmodel.training.data.dataset_io import read, read_parts
 
 Write = Callable[..., Path]
 COLUMNS = ("y", "v", "u", "run")

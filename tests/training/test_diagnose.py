@@ -12,14 +12,21 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from training import fit, train
-from training.cli import main
-from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import calibration_word, open_loop_verdict, quantity_table, to_json, verdicts, wilson
-from training.fit_run import MODEL, SPECS
-from training.run import Run
-from training.scores import cell
-from training.subject import open_subject
+from worldmodel.training import fit, train
+from worldmodel.training.cli import main
+from worldmodel.training.fit.fit_run import MODEL, SPECS
+from worldmodel.training.fit.scores import cell
+from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
+from worldmodel.training.report.diagnosis_report import (
+    calibration_word,
+    open_loop_verdict,
+    quantity_table,
+    to_json,
+    verdicts,
+    wilson,
+)
+from worldmodel.training.report.subject import open_subject
+from worldmodel.training.run.run import Run
 
 TINY: dict[str, Any] = {
     "env": {"id": "worldmodel/Counter-v0", "kwargs": {"length": 20, "continuous": True}},
@@ -53,7 +60,9 @@ def test_diagnose_writes_numbers_that_agree_with_what_it_prints(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as where it is not installed
-    monkeypatch.delitem(sys.modules, "training.diagnosis_plots", raising=False)  # nor has been imported
+    monkeypatch.delitem(
+        sys.modules, "worldmodel.training.report.diagnosis_plots", raising=False
+    )  # nor has been imported
     assert main(["diagnose", str(finished), *SMALL, "--json"]) == 0
     *shown, last = capsys.readouterr().out.splitlines()
     found = json.loads(last)
@@ -271,13 +280,13 @@ def test_cells_keep_to_their_columns() -> None:
 def test_where_much_is_observed_fewer_windows_are_compared(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that samples x windows x steps x numbers, two observed and the reward, stay within what memory holds."""
     config = DiagnoseConfig(context=3, horizon=4, samples=60)
-    monkeypatch.setattr("training.diagnose.MIN_WINDOWS", 2)
-    monkeypatch.setattr("training.diagnose.NUMBERS", 60 * config.sequence * (2 + 1) * 5)
+    monkeypatch.setattr("worldmodel.training.report.diagnose.MIN_WINDOWS", 2)
+    monkeypatch.setattr("worldmodel.training.report.diagnose.NUMBERS", 60 * config.sequence * (2 + 1) * 5)
     found = diagnose(finished, config=config)
     assert config.sequence == 9 and config.window == 7
     assert {len(outlook.place) for outlook in found.outlooks.values()} == {5 * 9 // 7}
     assert len(found.actions.elbo["recorded"]) == 5
-    monkeypatch.setattr("training.diagnose.NUMBERS", 1)
+    monkeypatch.setattr("worldmodel.training.report.diagnose.NUMBERS", 1)
     assert len(diagnose(finished, config=config).context.reward) == 2
 
 

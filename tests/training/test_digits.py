@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from training import FitRun, Run, fit, train
-from training.cli import main
-from training.config import load_config
-from training.data_config import DataConfig
-from training.dataset import matching
-from training.dataset_io import read
-from training.diagnose import DiagnoseConfig, diagnose
-from training.diagnosis_report import to_json
-from training.schema import merge
-from training.trainer import Trainer
 from worldmodel.digits import Range
-from worldmodel.spaces import ObservationSpec
+from worldmodel.specs import ObservationSpec
+from worldmodel.training import FitRun, Run, fit, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.data_config import DataConfig
+from worldmodel.training.config.schema import merge
+from worldmodel.training.data.dataset import matching
+from worldmodel.training.data.dataset_io import read
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
+from worldmodel.training.report.diagnosis_report import to_json
 
 NORTH, SINCE_1970 = 5_334_012.5, 1_796_000_000.0  # metres of a map's grid, and seconds
 TINY: dict[str, Any] = {
@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
     "logger": {"wandb": "disabled"},
 }
 CHOICE: dict[str, Any] = {
-    "env": {"id": "envs.probes:worldmodel/Choice-v0"},
+    "env": {"id": "worldmodel.envs.testing.probes:worldmodel/Choice-v0"},
     "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},
     "behaviour": {"actor_critic": {"hidden": 8, "starts": 4, "horizon": 2}},
     "replay": {"batch_size": 2, "window": 4},

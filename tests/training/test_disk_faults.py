@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import Run, lines, start, train, wandb_run
-from training.checkpoint import numbers
-from training.cli import main
-from training.interrupt import Interrupt
-from training.lines import Lines
-from training.logger import Logger, LoggerConfig
-from training.schema import dump_yaml
-from training.start import resume
-from worldmodel.shadow import HOME
+from worldmodel.training import Run, start, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.schema import dump_yaml
+from worldmodel.training.logging import lines, wandb_run
+from worldmodel.training.logging.lines import Lines
+from worldmodel.training.logging.logger import HOME, Logger, LoggerConfig
+from worldmodel.training.loop.interrupt import Interrupt
+from worldmodel.training.run.checkpoint import numbers
+from worldmodel.training.start import resume
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 30},
@@ -41,7 +41,7 @@ PYTHON: dict[str, Any] = {
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from training.logger import Logger, LoggerConfig
+from worldmodel.training.logging.logger import Logger, LoggerConfig
 
 logger = Logger(Path(sys.argv[1]), LoggerConfig(wandb="offline"), {})
 logger.log({"x": 1}, 1)
@@ -222,7 +222,7 @@ def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     config.write_text(dump_yaml(TINY))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000));"
-        "from training import cli, start; start.PATIENCE = start.AGAIN = 0.1; sys.exit(cli.main())"
+        "from worldmodel.training import cli, start; start.PATIENCE = start.AGAIN = 0.1; sys.exit(cli.main())"
     )
     command = [sys.executable, "-c", code, "train", str(config), "--run", str(tmp_path / "run")]
     done = subprocess.run(command, **PYTHON)

@@ -14,18 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import training.trainer
-from training import Run, WorldModelAgent, train
-from training.checkpoint import find
-from training.cli import main
-from training.config import ConfigError, byte_count, load_config
-from training.data_config import DataConfig
-from training.dataset_io import read
-from training.schema import merge, to_mapping
-from training.trainer import Trainer
-from worldmodel.disk import Disk
-from worldmodel.images import ENOUGH
-from worldmodel.replay import SequenceReplay
+from worldmodel.networks.images import ENOUGH
+from worldmodel.replay.disk import Disk
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.training import Run, WorldModelAgent, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.config import ConfigError, byte_count, load_config
+from worldmodel.training.config.data_config import DataConfig
+from worldmodel.training.config.schema import merge, to_mapping
+from worldmodel.training.data.dataset_io import read
+from worldmodel.training.loop import trainer as trainers
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.checkpoint import find
 from worldmodel.types import Batch
 
 TINY: dict[str, Any] = {
@@ -117,7 +117,7 @@ def test_an_agent_of_another_library_keeps_its_rows_too(tmp_path: Path, monkeypa
 def test_a_killed_run_leaves_every_row_that_it_recorded(tmp_path: Path) -> None:
     """What it recorded after its last save too, which a replay in memory loses."""
     folder, done = tmp_path / "run", merge(DISK, {"training": {"steps": 100_000}, "replay": {"capacity": 100_000}})
-    command = f"from training import train; train({done!r}, run={str(folder)!r})"
+    command = f"from worldmodel.training import train; train({done!r}, run={str(folder)!r})"
     with subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL) as process:
         until = time.monotonic() + 120
         while not (folder / "checkpoint/00001").is_dir() and time.monotonic() < until:
@@ -155,8 +155,8 @@ def pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **replay: Any) -> tu
 def test_units_of_images_come_from_some_pictures_and_are_what_all_would_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.trainer, "ENOUGH", 20)
-    monkeypatch.setattr("worldmodel.images.ENOUGH", 20)
+    monkeypatch.setattr(trainers, "ENOUGH", 20)
+    monkeypatch.setattr("worldmodel.networks.images.ENOUGH", 20)
     trainer, most = pixels(tmp_path, monkeypatch)
     trainer.prefill(58)
     assert most() == 20  # every third of 60
@@ -200,7 +200,7 @@ def test_units_of_vectors_are_taken_from_everything_that_fits(tmp_path: Path, mo
     monkeypatch.setattr(run.model, "fit_units", lambda batch, keep: sizes.append(batch))
     trainer.fit_units(True)
     assert same(sizes[0], rows)
-    monkeypatch.setattr(training.trainer, "ROOM", -(-len(run.replay) * run.replay.row_bytes // 3))
+    monkeypatch.setattr(trainers, "ROOM", -(-len(run.replay) * run.replay.row_bytes // 3))
     trainer.fit_units(True)
     assert torch.equal(sizes[1].reward, rows.reward[:, ::3])
 

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from agents import Agent, RandomBehaviour
-from envs import EnvConfig, EnvironmentFault
-from envs.episodes import another_seed, episode_seed, evaluation_seeds
-from training import Run, train
-from training import loop as loops
-from training.cli import main
-from training.evaluation import evaluate
-from training.loop import describe
-from training.schema import merge
-from training.start import resume
+from worldmodel.agents import Agent, RandomBehaviour
+from worldmodel.envs import EnvConfig, EnvironmentFault
+from worldmodel.envs.wrappers.episodes import another_seed, episode_seed, evaluation_seeds
+from worldmodel.training import Run, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.schema import merge
+from worldmodel.training.evaluation.evaluation import evaluate
+from worldmodel.training.loop import loop as loops
+from worldmodel.training.loop.loop import describe
+from worldmodel.training.start import resume
 
 ID = "failing:test-failing/Failing-v0"
 OF_VALUES = ("nan", "inf", "shape", "dtype", "class", "missing", "reward nan", "reward inf", "reward shape")
@@ -290,7 +290,7 @@ def test_a_failed_step_right_after_a_checkpoint_is_taken_back(
 
 
 def random_agent(tmp_path: Path, **env: Any) -> Agent:
-    from training.config import load_config
+    from worldmodel.training.config.config import load_config
 
     run = Run.create(tmp_path / "none", load_config(merge(TINY, {"env": env})))
     return Agent(run.model, RandomBehaviour(run.action_spec), run.obs_specs, run.action_spec)
@@ -334,7 +334,7 @@ def test_a_long_wait_for_the_end_of_an_episode_is_told(
     length: int, limit: int | None, told: list[int], failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An environment of which nothing says when its episodes end may never end one: the remedy is named meanwhile."""
-    monkeypatch.setattr("training.evaluation.LONG", 9)
+    monkeypatch.setattr("worldmodel.training.evaluation.evaluation.LONG", 9)
     lines: list[str] = []
     config = EnvConfig(ID, kwargs={"length": length}, time_limit=limit)
     evaluate(random_agent(tmp_path), config, 2, 1, say=lines.append)

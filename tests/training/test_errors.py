@@ -13,13 +13,13 @@ import pytest
 import yaml
 from gymnasium import spaces
 
-from envs import EnvironmentFault
-from training import Run, train
-from training.checkpoint import numbers
-from training.cli import main
-from training.config import load_config
-from training.schema import merge
-from worldmodel.shadow import HOME
+from worldmodel.envs import EnvironmentFault
+from worldmodel.training import Run, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import merge
+from worldmodel.training.logging.logger import HOME
+from worldmodel.training.run.checkpoint import numbers
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 20},
@@ -143,7 +143,7 @@ def test_a_missing_config_names_those_that_exist(tmp_path: Path, capsys: pytest.
 
 def test_a_user_sees_one_line_and_no_traceback(tmp_path: Path) -> None:
     """In a process of its own, where warnings and other libraries can speak too."""
-    command = [sys.executable, "-c", "import sys; from training.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from worldmodel.training.cli import main; sys.exit(main())"]
     arguments = ["train", config_file(tmp_path, env={"id": "CartPol-v1"}), "--run", str(tmp_path / "run")]
     result = subprocess.run([*command, *arguments], cwd=HOME, capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""

@@ -10,15 +10,15 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs import EnvConfig, make_vector
-from envs.episodes import EVALUATION_SEEDS, evaluation_seeds
-from envs.sharing import disturbed
-from training import Run, train
-from training.config import load_config
-from training.imagine import lived
-from training.run import FINAL
-from training.schema import merge
-from training.start import resume
+from worldmodel.envs import EnvConfig, make_vector
+from worldmodel.envs.wrappers.episodes import EVALUATION_SEEDS, evaluation_seeds
+from worldmodel.envs.wrappers.sharing import disturbed
+from worldmodel.training import Run, train
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import merge
+from worldmodel.training.report.imagine import lived
+from worldmodel.training.run.run import FINAL
+from worldmodel.training.start import resume
 
 TINY: dict[str, Any] = {
     "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},

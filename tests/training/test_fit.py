@@ -12,16 +12,16 @@ import pytest
 import torch
 import yaml
 
-from training import FitRun, fit
-from training.cli import main
-from training.dataset import Dataset, recorded
-from training.fit_config import load_fit_config
-from training.schema import merge
-from training.scores import Score, score, table
 from worldmodel.dynamics import DynamicsConfig
 from worldmodel.model import WorldModel
-from worldmodel.shadow import HOME
-from worldmodel.spaces import ObservationSpec
+from worldmodel.specs import ObservationSpec
+from worldmodel.training import FitRun, fit
+from worldmodel.training.cli import main
+from worldmodel.training.config.fit_config import load_fit_config
+from worldmodel.training.config.schema import merge
+from worldmodel.training.data.dataset import Dataset, recorded
+from worldmodel.training.fit.scores import Score, score, table
+from worldmodel.training.logging.logger import HOME
 from worldmodel.types import Batch
 
 SIZES = {"deter": 4, "hidden": 4, "size": 2, "static": 2, "matrices": 2}

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import Run
-from training.checkpoint import FORMAT
-from training.start import resume
+from worldmodel.training import Run
+from worldmodel.training.run.checkpoint import FORMAT
+from worldmodel.training.start import resume
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FORMATS = sorted(FIXTURES.glob("format-*"))

@@ -12,13 +12,20 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs import make
-from envs.images import drawn
-from training import fit, train
-from training.cli import main
-from training.diagnose import DiagnoseConfig, diagnose
-from training.evaluation import evaluation_seeds
-from training.imagine import (
+from worldmodel.diagnostics.collapse import r2, r2_of_images
+from worldmodel.diagnostics.emissions import images, without_images
+from worldmodel.diagnostics.open_loop import foretold, last
+from worldmodel.diagnostics.windows import crop
+from worldmodel.envs import make
+from worldmodel.envs.rendering.images import drawn
+from worldmodel.learning.bounds import repeated
+from worldmodel.networks.images import pixels
+from worldmodel.specs import ObservationSpec
+from worldmodel.training import fit, train
+from worldmodel.training.cli import main
+from worldmodel.training.evaluation.evaluation import evaluation_seeds
+from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
+from worldmodel.training.report.imagine import (
     FILMED,
     ImagineConfig,
     OpenLoop,
@@ -32,14 +39,7 @@ from training.imagine import (
     sequences,
     strip,
 )
-from training.video import BAR, IMAGINED, SEEN, check_webm, tiled, write_gif, write_webm
-from worldmodel.bounds import repeated
-from worldmodel.diagnostics.collapse import r2, r2_of_images
-from worldmodel.diagnostics.emissions import images, without_images
-from worldmodel.diagnostics.open_loop import foretold, last
-from worldmodel.diagnostics.windows import crop
-from worldmodel.images import pixels
-from worldmodel.spaces import ObservationSpec
+from worldmodel.training.report.video import BAR, IMAGINED, SEEN, check_webm, tiled, write_gif, write_webm
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 30, "pixels": True, "image_size": 32, "record_state": True},
@@ -335,7 +335,7 @@ def test_world_and_dream_begin_from_the_same_state(run: Any, tmp_path: Path, mon
         begun.append(begin)
         return dreamt(run, begin, steps)
 
-    monkeypatch.setattr("training.imagine.dreamt", noted)
+    monkeypatch.setattr("worldmodel.training.report.imagine.dreamt", noted)
     imagine(run, ImagineConfig(context=3, horizon=7, count=2), tmp_path)
     assert [len(film(tmp_path / f"{name}.webm")) for name in ("dream", "world")] == [8, 8]
     assert len(begun) == 2

@@ -10,12 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from training import Run, faults, train
-from training import trainer as trainers
-from training.checkpoint import find, numbers
-from training.cli import main
-from training.schema import merge
-from training.start import resume
+from worldmodel.training import Run, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.schema import merge
+from worldmodel.training.loop import faults
+from worldmodel.training.loop import trainer as trainers
+from worldmodel.training.run.checkpoint import find, numbers
+from worldmodel.training.start import resume
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 30},

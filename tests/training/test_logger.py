@@ -11,8 +11,8 @@ import pytest
 import torch
 import wandb
 
-from training import wandb_run
-from training.logger import Averages, Logger, LoggerConfig, numbers
+from worldmodel.training.logging import wandb_run
+from worldmodel.training.logging.logger import Averages, Logger, LoggerConfig, numbers
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +132,7 @@ def test_what_was_logged_after_a_checkpoint_is_forgotten(tmp_path: Path) -> None
 
 def test_disabled_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from training.logger import Logger, LoggerConfig;"
+        "import sys; from pathlib import Path; from worldmodel.training.logging.logger import Logger, LoggerConfig;"
         f"Logger(Path({str(tmp_path)!r}), LoggerConfig(wandb='disabled'), {{}}); sys.exit('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(wandb_run.__file__).parent.parent).returncode == 0

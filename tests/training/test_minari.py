@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from training.data_config import DataConfig
-from training.dataset_io import read
+from worldmodel.training.config.data_config import DataConfig
+from worldmodel.training.data.dataset_io import read
 
 
 class Held:
@@ -34,7 +34,10 @@ def test_minari_observations_that_are_not_chosen_are_of_no_interest(
     """And rewards and ends may be columns: an array that holds one number is that number."""
     inner = {"mission": spaces.Text(9), "x": spaces.Box(-9, 9, (1,)), "n": spaces.Discrete(4)}
     space: Any = spaces.Tuple(tuple(inner.values())) if tuples else spaces.Dict(inner)
-    monkeypatch.setattr("training.minari_data._minari", lambda: SimpleNamespace(load_dataset=lambda name: Held(space)))
+    monkeypatch.setattr(
+        "worldmodel.training.data.minari_data.import_minari",
+        lambda: SimpleNamespace(load_dataset=lambda name: Held(space)),
+    )
     mission, x, n = ("0", "1", "2") if tuples else ("mission", "x", "n")
     dataset = read(DataConfig("minari:a/b-v0", observations=[n, x]))
     assert list(dataset.obs_specs) == [n, x] and dataset.rows.obs[x][0, :, 0].tolist() == [0, 1, 2, 3]
@@ -50,6 +53,8 @@ def test_minari_observations_that_are_not_chosen_are_of_no_interest(
 def test_actions_that_no_model_takes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     held = Held(spaces.Dict(x=spaces.Box(-9, 9, (1,))))
     held.action_space = spaces.Text(3)  # type: ignore[assignment]
-    monkeypatch.setattr("training.minari_data._minari", lambda: SimpleNamespace(load_dataset=lambda name: held))
+    monkeypatch.setattr(
+        "worldmodel.training.data.minari_data.import_minari", lambda: SimpleNamespace(load_dataset=lambda name: held)
+    )
     with pytest.raises(ValueError, match=r"minari:a/b-v0: the action space Text.* convert the dataset"):
         read(DataConfig("minari:a/b-v0"))

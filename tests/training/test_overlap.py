@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.overlap import fingerprints, unseen
+from worldmodel.training.data.overlap import fingerprints, unseen
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Planner
-from training import Run, train
-from training.cli import main
-from training.loop import UNSOUND
-from training.trainer import Trainer
+from worldmodel.agents import Planner
+from worldmodel.training import Run, train
+from worldmodel.training.cli import main
+from worldmodel.training.loop.loop import UNSOUND
+from worldmodel.training.loop.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 20},

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from training import train
-from training.cli import main
-from training.keyboard import Keyboard, blocks
-from training.play import Dream, play, state_at
-from training.video import BAR
-from worldmodel.spaces import ActionSpec
+from worldmodel.specs import ActionSpec
+from worldmodel.training import train
+from worldmodel.training.cli import main
+from worldmodel.training.report.keyboard import Keyboard, blocks
+from worldmodel.training.report.play import Dream, play, state_at
+from worldmodel.training.report.video import BAR
 
 TINY: dict[str, Any] = {
     "model": {"hidden": 8, "latent": {"size": 4}, "dynamics": {"rssm": {"deter": 8, "hidden": 8}}},

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training import Run, train
-from training.compilation import learners
-from training.config import Config, load_config
-from training.trainer import Trainer
-from worldmodel.compiling import has_compiler
-from worldmodel.precision import Precision
+from worldmodel.kernels.compiling import has_compiler
+from worldmodel.kernels.precision import Precision
+from worldmodel.training import Run, train
+from worldmodel.training.config.compilation import learners
+from worldmodel.training.config.config import Config, load_config
+from worldmodel.training.loop.trainer import Trainer
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 10},

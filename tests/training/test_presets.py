@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import ActorCritic
-from training import Run
-from training.config import load_config
-from training.loop import Loop
-from training.schema import merge
-from training.trainer import Trainer
-from worldmodel.learner import Learner
+from worldmodel.agents import ActorCritic
+from worldmodel.learning.learner import Learner
+from worldmodel.learning.objective import annealed
 from worldmodel.model import WorldModel
-from worldmodel.objective import annealed
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training import Run
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import merge
+from worldmodel.training.loop.loop import Loop
+from worldmodel.training.loop.trainer import Trainer
 from worldmodel.types import pack, unpack
 
 HOME = Path(__file__).resolve().parents[2] / "configs"

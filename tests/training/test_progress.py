@@ -5,8 +5,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from training import progress as module
-from training.progress import Progress
+from worldmodel.training.logging import progress as module
+from worldmodel.training.logging.progress import Progress
 
 
 def console(terminal: bool) -> Console:

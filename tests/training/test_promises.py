@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents import AgentState, Decision
-from training import Run, train
-from training.evaluation import Evaluation, imagined_returns
-from training.returns import ReturnRange, promise
+from worldmodel.agents import AgentState, Decision
+from worldmodel.training import Run, train
+from worldmodel.training.evaluation.evaluation import Evaluation, imagined_returns
+from worldmodel.training.evaluation.returns import ReturnRange, promise
 from worldmodel.types import Prediction
 
 

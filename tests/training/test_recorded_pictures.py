@@ -9,14 +9,14 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from training import fit, train
-from training.cli import main
-from training.data_config import DataConfig
-from training.dataset import matching
-from training.dataset_io import read
-from training.fit_run import FitRun
-from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training import fit, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.data_config import DataConfig
+from worldmodel.training.data.dataset import matching
+from worldmodel.training.data.dataset_io import read
+from worldmodel.training.fit.fit_run import FitRun
 
 
 def recording(file: Path | str) -> DataConfig:

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Agent
-from envs import EnvConfig, RepeatableEpisodes, make
-from training import Run, train
-from training import loop as loops
-from training.cli import main
-from training.config import load_config
-from training.evaluation import evaluate
-from training.start import resume
+from worldmodel.agents import Agent
+from worldmodel.envs import EnvConfig, RepeatableEpisodes, make
+from worldmodel.training import Run, train
+from worldmodel.training.cli import main
+from worldmodel.training.config.config import load_config
+from worldmodel.training.evaluation.evaluation import evaluate
+from worldmodel.training.loop import loop as loops
+from worldmodel.training.start import resume
 
 TINY: dict[str, Any] = {
     "env": {"id": "Pendulum-v1", "time_limit": 30, "num_envs": 2},

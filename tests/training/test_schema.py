@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.schema import ConfigError, build, dump_yaml, load_yaml, merge, parse_overrides, to_mapping
+from worldmodel.training.config.schema import (
+    ConfigError,
+    build,
+    dump_yaml,
+    load_yaml,
+    merge,
+    parse_overrides,
+    to_mapping,
+)
 
 
 @dataclass

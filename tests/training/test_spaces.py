@@ -13,11 +13,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs import EnvConfig, make
-from envs.spaces import layout
-from training import Run, train
-from worldmodel.shadow import HOME
-from worldmodel.spaces import keyed
+from worldmodel.envs import EnvConfig, make
+from worldmodel.envs.contract.spaces import layout
+from worldmodel.specs import keyed
+from worldmodel.training import Run, train
+from worldmodel.training.logging.logger import HOME
 
 DOCUMENT = (HOME / "docs" / "spaces.md").read_text()
 WORDS = {"np": np, "inf": np.inf, **{name: getattr(spaces, name) for name in spaces.__all__}}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs import make
-from training import Run, train
-from training.config import load_config
-from training.schema import load_yaml
-from worldmodel.shadow import HOME
+from worldmodel.envs import make
+from worldmodel.training import Run, train
+from worldmodel.training.config.config import load_config
+from worldmodel.training.config.schema import load_yaml
+from worldmodel.training.logging.logger import HOME
 
 SUITES = HOME / "configs" / "suites"
 BASE = load_yaml(SUITES.parent / "dream.yaml")

@@ -11,22 +11,22 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file
 
-from agents import ActorCritic, Agent, Decision, RandomBehaviour
-from envs import EnvConfig, action_spec, make, observation_specs
-from envs.episodes import EVALUATION_SEEDS, evaluation_seeds
-from envs.exact import ExactCartPole, ExactModel, ExactPendulum
-from training import Run, train
-from training.checkpoint import find
-from training.config import load_config, too_short
-from training.evaluation import Evaluation, _successes, evaluate
-from training.loop import PERIODIC, Loop, describe
-from training.returns import promise
-from training.run import FINAL
-from training.schema import merge
-from training.trainer import Trainer
-from training.tree import load_tree, save_tree
+from worldmodel.agents import ActorCritic, Agent, Decision, RandomBehaviour
+from worldmodel.envs import EnvConfig, action_spec, make, observation_specs
+from worldmodel.envs.testing.exact import ExactCartPole, ExactModel, ExactPendulum
+from worldmodel.envs.wrappers.episodes import EVALUATION_SEEDS, evaluation_seeds
 from worldmodel.imagination import starts
 from worldmodel.model import WorldModel
+from worldmodel.training import Run, train
+from worldmodel.training.config.config import load_config, too_short
+from worldmodel.training.config.schema import merge
+from worldmodel.training.evaluation.evaluation import Evaluation, _successes, evaluate
+from worldmodel.training.evaluation.returns import promise
+from worldmodel.training.loop.loop import PERIODIC, Loop, describe
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.run.checkpoint import find
+from worldmodel.training.run.run import FINAL
+from worldmodel.training.run.tree import load_tree, save_tree
 from worldmodel.types import Batch
 
 TINY: dict[str, Any] = {

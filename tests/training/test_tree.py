@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.tree import load_tree, save_tree
+from worldmodel.training.run.tree import load_tree, save_tree
 
 
 def test_an_optimiser_comes_back(tmp_path: Path) -> None:

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from envs.probes import Choice
-from training import train
-from training.config import load_config
-from training.run import Run
-from training.trainer import Trainer
-from training.units import FAR, Reach
+from worldmodel.envs.testing.probes import Choice
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.specs import ActionSpec, ObservationSpec
+from worldmodel.training import train
+from worldmodel.training.config.config import load_config
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.loop.units import FAR, Reach
+from worldmodel.training.run.run import Run
 from worldmodel.types import Batch
 
 CHOICE: dict[str, Any] = {
-    "env": {"id": "envs.probes:worldmodel/Choice-v0"},
+    "env": {"id": "worldmodel.envs.testing.probes:worldmodel/Choice-v0"},
     "model": {"hidden": 32, "latent": {"size": 8}, "dynamics": {"rssm": {"deter": 32, "hidden": 32}}},
     "behaviour": {"actor_critic": {"hidden": 32, "starts": 64, "horizon": 5}},
     "replay": {"batch_size": 16, "window": 16},

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from worldmodel.shadow import HOME
+from worldmodel.training.logging.logger import HOME
 
 SCRIPT = '''
 import json, os, sys, threading, time
@@ -38,8 +38,8 @@ server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ.update(WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}", WANDB_API_KEY="a" * 40)
 
-from training import wandb_run
-from training.logger import Logger, LoggerConfig
+from worldmodel.training.logging import wandb_run
+from worldmodel.training.logging.logger import Logger, LoggerConfig
 
 wandb_run.FINISH_SECONDS = 3.0
 logger = Logger(Path(sys.argv[1]), LoggerConfig(wandb="online"), {})

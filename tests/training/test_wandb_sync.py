@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import wandb
 
-from training.logger import Logger, LoggerConfig
-from training.wandb_run import finish_wandb, is_whole
+from worldmodel.training.logging.logger import Logger, LoggerConfig
+from worldmodel.training.logging.wandb_run import finish_wandb, is_whole
 
 PROJECT = {"id": "p", "name": "worldmodel", "entity": {"id": "e", "name": "me"}}
 PATIENCE = 60  # seconds for an upload

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from training import weights
-from training.weights import load_module, load_tensors, save_module, save_tensors, write_text_atomic
+from worldmodel.training.run import weights
+from worldmodel.training.run.weights import load_module, load_tensors, save_module, save_tensors, write_text_atomic
 
 
 def small_net(width: int = 3) -> nn.Module:

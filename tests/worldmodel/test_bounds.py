@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.bounds import Particles, fivo, importance_bound, increments, iwae, log_likelihood, resampled
 from worldmodel.dynamics.linear_gaussian import (
     LinearGaussian,
     LinearGaussianEmission,
@@ -16,6 +15,7 @@ from worldmodel.dynamics.linear_gaussian import (
     example_system,
 )
 from worldmodel.dynamics.vae import VAEState
+from worldmodel.learning.bounds import Particles, fivo, importance_bound, increments, iwae, log_likelihood, resampled
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from agents import ActorCritic, ActorCriticConfig
-from worldmodel import coded
-from worldmodel.coded import Coded, are_codes, dense, in_time, linear, ones, parts
-from worldmodel.distributions import LatentConfig
+from worldmodel.agents import ActorCritic, ActorCriticConfig
 from worldmodel.dynamics import DynamicsConfig
 from worldmodel.dynamics.rssm import RSSM, RSSMConfig
 from worldmodel.imagination import rollout
-from worldmodel.layers import MLP, Logits
+from worldmodel.kernels import coded
+from worldmodel.kernels.coded import Coded, are_codes, dense, in_time, linear, ones, parts
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.networks.latents import LatentConfig
+from worldmodel.networks.layers import MLP, Logits
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 GROUPS, CLASSES, REST = 3, 5, 4
 NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.convolutions import LEAST, Doubling, Halving, doubled
-from worldmodel.images import ChannelNorm
+from worldmodel.kernels.convolutions import LEAST, Doubling, Halving, doubled
+from worldmodel.networks.images import ChannelNorm
 
 
 @pytest.fixture(autouse=True)

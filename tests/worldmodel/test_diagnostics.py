@@ -18,7 +18,6 @@ from worldmodel.diagnostics.open_loop import Forecast, open_loop, scores
 from worldmodel.diagnostics.probe import linear_probe, probe
 from worldmodel.diagnostics.scores import calibration, crps, gaussian_crps, gaussian_scores, paired, pit, skill
 from worldmodel.diagnostics.windows import cut, unbroken
-from worldmodel.distributions import FullGaussian, Gaussian, OneHot
 from worldmodel.dynamics.linear_gaussian import (
     LinearGaussian,
     LinearGaussianEmission,
@@ -28,8 +27,9 @@ from worldmodel.dynamics.linear_gaussian import (
     example_system,
 )
 from worldmodel.model import WorldModel
-from worldmodel.networks import Head
-from worldmodel.outputs import TwoHot
+from worldmodel.networks.encoder import Head
+from worldmodel.networks.latents import FullGaussian, Gaussian, OneHot
+from worldmodel.networks.outputs import TwoHot
 from worldmodel.types import Batch
 
 Build = Callable[..., WorldModel]

@@ -16,11 +16,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from worldmodel import disk
-from worldmodel.disk import Disk, file_name
-from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import ActionSpec, ObservationSpec
-from worldmodel.storage import Column, Memory
+from worldmodel.replay import disk
+from worldmodel.replay.disk import Disk, file_name
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.replay.storage import Column, Memory
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Arrival, Batch
 
 OBS = {
@@ -255,8 +255,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from worldmodel.disk import MANIFEST, Disk
-from worldmodel.storage import Column
+from worldmodel.replay.disk import MANIFEST, Disk
+from worldmodel.replay.storage import Column
 
 folder, long = Path(sys.argv[1]), np.dtype(np.int64)
 columns = {"row": Column(long, ()), "big": Column(long, (40_000,)), "small": Column(np.dtype(np.int32), (3,))}
@@ -440,7 +440,7 @@ def test_the_lesser_capacity_counts() -> None:
 
 def test_memory_grows_with_what_is_stored_where_addresses_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A ring of 120 GB, of which 3,000 rows are there."""
-    monkeypatch.setattr("worldmodel.storage.addresses_are_free", lambda: False)
+    monkeypatch.setattr("worldmodel.replay.storage.addresses_are_free", lambda: False)
     rings = Memory({"pixels": Column(np.dtype(np.uint8), (12288,))}, 1, 10_000_000)
     for row in range(3000):
         rings.append({"pixels": np.full((1, 12288), row % 251, np.uint8)}, np.array([0]))

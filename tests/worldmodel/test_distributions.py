@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import FullGaussian, Gaussian, LatentConfig, OneHot, draw, latent_family
+from worldmodel.networks.latents import FullGaussian, Gaussian, LatentConfig, OneHot, draw, latent_family
 
 UNIMIX = 0.2
 LOGITS = torch.tensor([2.0, 0.0, -1.0, 0.5, 0.5, -30.0])  # two groups of three classes

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.trainer import model_loss
 from worldmodel.imagination import rollout
+from worldmodel.learning.objective import ObjectiveConfig, objective
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.objective import ObjectiveConfig, objective
+from worldmodel.training.loop.trainer import model_loss
 from worldmodel.types import Batch, Rollout, State
 
 B, T, H = 3, 6, 4

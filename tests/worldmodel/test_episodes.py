@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from envs import RecordTrajectories, action_spec, observation_specs
 from worldmodel import SequenceReplay, add_episode
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.envs import RecordTrajectories, action_spec, observation_specs
+from worldmodel.specs import ActionSpec, ObservationSpec
 
 IMAGE = ObservationSpec((4, 4, 3), image=True)
 TWO = {"x": ObservationSpec((2,)), "k": ObservationSpec((), classes=(3,), start=(1,))}

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily, OneHot
 from worldmodel.dynamics.linear_gaussian import (
     LinearGaussian,
     LinearGaussianEmission,
@@ -19,6 +18,7 @@ from worldmodel.dynamics.linear_gaussian import (
     example_system,
 )
 from worldmodel.model import WorldModel
+from worldmodel.networks.latents import FullGaussian, Gaussian, LatentFamily, OneHot
 from worldmodel.types import Batch, Inference
 
 

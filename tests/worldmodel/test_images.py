@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.images import ImageDecoder, ImageEncoder, Pixels, pixels, stages
-from worldmodel.layers import LayerConfig
+from worldmodel.learning.objective import ObjectiveConfig, objective
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.objective import ObjectiveConfig, objective
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.networks.images import ImageDecoder, ImageEncoder, Pixels, pixels, stages
+from worldmodel.networks.layers import LayerConfig
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
 
 ACTION = ActionSpec((1,), low=(-1.0,), high=(1.0,))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.laprop import LaProp, clip_adaptively
-from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.learning.laprop import LaProp, clip_adaptively
+from worldmodel.learning.learner import Learner, LearnerConfig
 
 
 def test_laprop_golden_numbers() -> None:

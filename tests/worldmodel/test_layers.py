@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.layers import MLP, LayerConfig, Logits, PosteriorNet
-from worldmodel.networks import Encoder
-from worldmodel.spaces import ObservationSpec
+from worldmodel.networks.encoder import Encoder
+from worldmodel.networks.layers import MLP, LayerConfig, Logits, PosteriorNet
+from worldmodel.specs import ObservationSpec
 
 NORMED = {
     "none": lambda x: x,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldmodel.bounds import importance_bound
-from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.learning.bounds import importance_bound
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.learning.objective import ObjectiveConfig, annealed, objective, trained_kl
 from worldmodel.model import WorldModel
-from worldmodel.objective import ObjectiveConfig, annealed, objective, trained_kl
 from worldmodel.types import Batch, Inference
 
 Build = Callable[..., WorldModel]

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import Gaussian, OneHot, WithStatic
 from worldmodel.dynamics import DVBF, KVAE, DVBFConfig, KVAEConfig
 from worldmodel.model import WorldModel
+from worldmodel.networks.latents import Gaussian, OneHot, WithStatic
 from worldmodel.types import Batch
 
 Build = Callable[..., WorldModel]

@@ -20,7 +20,7 @@ def faults():
 """
 TOUCHED = """
 import torch
-from worldmodel.memory import room_for_tensors
+from worldmodel.kernels.memory import room_for_tensors
 def refilled():
     before = faults()
     for _ in range(3):
@@ -36,8 +36,8 @@ print(inside, refilled(), resident() - before)
 STORED = """
 import numpy as np, torch
 from worldmodel import Arrival, SequenceReplay
-from worldmodel.memory import room_for_tensors
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.kernels.memory import room_for_tensors
+from worldmodel.specs import ActionSpec, ObservationSpec
 action = ActionSpec((6,), low=(-1.0,) * 6, high=(1.0,) * 6)
 picture, vector = ObservationSpec((64, 64, 3), image=True), ObservationSpec((17,))
 def fill(replay, rows):

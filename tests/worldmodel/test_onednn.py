@@ -9,12 +9,12 @@ from torch import Tensor, fx, ops
 from torch._inductor.utils import fresh_inductor_cache, run_and_get_code
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from worldmodel import onednn, products
-from worldmodel.compiling import by_itself, has_compiler
-from worldmodel.onednn import LEAST_ROWS as ROWS
-from worldmodel.onednn import LEAST_WIDTH as WIDTH
-from worldmodel.onednn import MM, PERMUTE, is_faster, taken_over
-from worldmodel.products import PRODUCTS
+from worldmodel.kernels import onednn, products
+from worldmodel.kernels.compiling import by_itself, has_compiler
+from worldmodel.kernels.onednn import LEAST_ROWS as ROWS
+from worldmodel.kernels.onednn import LEAST_WIDTH as WIDTH
+from worldmodel.kernels.onednn import MM, PERMUTE, is_faster, taken_over
+from worldmodel.kernels.products import PRODUCTS
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a torch without oneDNN")
 PRODUCT = ops.worldmodel.product.default

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.layers import UNLIKELY, Logits
-from worldmodel.networks import Encoder, codes
-from worldmodel.outputs import (
+from worldmodel.networks.encoder import Encoder, codes
+from worldmodel.networks.layers import UNLIKELY, Logits
+from worldmodel.networks.outputs import (
     Bernoulli,
     Categorical,
     Normal,
@@ -22,7 +22,7 @@ from worldmodel.outputs import (
     symexp,
     symlog,
 )
-from worldmodel.spaces import ObservationSpec
+from worldmodel.specs import ObservationSpec
 
 VALUES = torch.tensor([-1e6, -3.0, -1.0, -0.01, 0.0, 1e-4, 0.5, 2.0, 1e4], dtype=torch.float64)
 
@@ -271,7 +271,7 @@ def test_two_hot_learns_in_half_precision_and_from_nothing() -> None:
 
 
 def test_two_hot_reads_logits_of_more_classes_than_bins() -> None:
-    """Those of :class:`worldmodel.layers.Logits`."""
+    """Those of :class:`worldmodel.networks.layers.Logits`."""
     torch.manual_seed(0)
     output, logits = TwoHot(31, 5.0), Logits(4, 31)
     x, value = torch.randn(6, 4), 20 * torch.randn(6, 1)

@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel import compiling
-from worldmodel.distributions import FullGaussian
+from worldmodel.dynamics.kalman import Moments
 from worldmodel.dynamics.linear_mixture import KalmanMixture
-from worldmodel.images import ChannelNorm, ImageDecoder, ImageEncoder
-from worldmodel.kalman import Moments
-from worldmodel.layers import LayerConfig
-from worldmodel.learner import Learner, LearnerConfig
+from worldmodel.kernels import compiling
+from worldmodel.kernels.precision import Precision, exact, products_in
+from worldmodel.learning.learner import Learner, LearnerConfig
+from worldmodel.learning.objective import ObjectiveConfig, objective
+from worldmodel.learning.redundancy import redundancy
 from worldmodel.model import WorldModel
-from worldmodel.objective import ObjectiveConfig, objective
-from worldmodel.outputs import TwoHot
-from worldmodel.precision import Precision, exact, products_in
-from worldmodel.recurrent import GRUCell, PlainGRUCell
-from worldmodel.redundancy import redundancy
+from worldmodel.networks.images import ChannelNorm, ImageDecoder, ImageEncoder
+from worldmodel.networks.latents import FullGaussian
+from worldmodel.networks.layers import LayerConfig
+from worldmodel.networks.outputs import TwoHot
+from worldmodel.networks.recurrent import GRUCell, PlainGRUCell
 from worldmodel.types import Batch
 
 Build = Callable[..., WorldModel]

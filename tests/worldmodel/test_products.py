@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from worldmodel.products import ADD, ADDMM, MANY, MM, PRODUCTS, ROWS, SUM, WIDE
+from worldmodel.kernels.products import ADD, ADDMM, MANY, MM, PRODUCTS, ROWS, SUM, WIDE
 
 
 def rewritten(function: Callable[..., Tensor], *args: Tensor) -> Counter[object]:

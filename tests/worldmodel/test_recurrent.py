@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from worldmodel.recurrent import BlockGRU, BlockLinear
+from worldmodel.networks.recurrent import BlockGRU, BlockLinear
 
 
 def sigma(x: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from worldmodel.diagnostics.probe import probe
+from worldmodel.learning.objective import ObjectiveConfig, check_objective, objective
+from worldmodel.learning.redundancy import redundancy
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.objective import ObjectiveConfig, check_objective, objective
-from worldmodel.redundancy import redundancy
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Batch
 
 ACTION = ActionSpec((1,), low=(-1.0,), high=(1.0,))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from worldmodel.diagnostics.windows import cut
-from worldmodel.replay import SequenceReplay
-from worldmodel.spaces import ActionSpec, ObservationSpec
+from worldmodel.replay.replay import SequenceReplay
+from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.types import Arrival, Batch, join
 
 OBS = {"x": ObservationSpec((1,)), "k": ObservationSpec((), classes=(7,), start=(0,))}

@@ -13,10 +13,10 @@ from torch import Tensor
 from worldmodel.diagnostics.emissions import emissions
 from worldmodel.diagnostics.scores import root_mean_square
 from worldmodel.diagnostics.windows import unbroken
+from worldmodel.dynamics.scan import scan
+from worldmodel.kernels.precision import doubled
 from worldmodel.model import WorldModel
-from worldmodel.outputs import resolved
-from worldmodel.precision import doubled
-from worldmodel.scan import scan
+from worldmodel.networks.outputs import resolved
 from worldmodel.types import Batch
 
 

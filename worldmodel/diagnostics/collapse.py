@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from worldmodel.diagnostics.emissions import emissions, images, is_discrete
-from worldmodel.images import pixels
 from worldmodel.model import WorldModel
-from worldmodel.networks import Head
+from worldmodel.networks.encoder import Head
+from worldmodel.networks.images import pixels
 from worldmodel.types import Batch
 
 ACTIVE_VARIANCE = 0.01

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldmodel.images import Pixels
 from worldmodel.model import REWARD, WorldModel
-from worldmodel.networks import Head
-from worldmodel.outputs import Bernoulli, Categorical, TwoHot
+from worldmodel.networks.encoder import Head
+from worldmodel.networks.images import Pixels
+from worldmodel.networks.outputs import Bernoulli, Categorical, TwoHot
 from worldmodel.types import Batch
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from worldmodel.bounds import log_likelihood, repeated
 from worldmodel.diagnostics.emissions import has_density
 from worldmodel.diagnostics.scores import Paired, paired
+from worldmodel.learning.bounds import log_likelihood, repeated
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.bounds import repeated
 from worldmodel.diagnostics.emissions import emissions, without_images
 from worldmodel.diagnostics.scores import Scores, crps, root_mean_square
 from worldmodel.diagnostics.windows import crop, unbroken
 from worldmodel.imagination import unroll
+from worldmodel.learning.bounds import repeated
 from worldmodel.model import WorldModel
 from worldmodel.types import Batch, State
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import LOG_2PI
+from worldmodel.networks.latents import LOG_2PI
 
 LEVELS = (0.5, 0.8, 0.95)
 """Central intervals whose coverage is reported."""

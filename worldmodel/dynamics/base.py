@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from worldmodel.coded import Features
-from worldmodel.distributions import LatentFamily
-from worldmodel.scan import scan
+from worldmodel.dynamics.scan import scan
+from worldmodel.kernels.coded import Features
+from worldmodel.networks.latents import LatentFamily
 from worldmodel.types import Inference, State, restart
 
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import LatentFamily, WithStatic
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.summary import Recurrence, leaving
-from worldmodel.layers import MLP, PosteriorNet
-from worldmodel.recurrent import GRUCell
+from worldmodel.networks.latents import LatentFamily, WithStatic
+from worldmodel.networks.layers import MLP, PosteriorNet
+from worldmodel.networks.recurrent import GRUCell
 from worldmodel.types import State
 
 

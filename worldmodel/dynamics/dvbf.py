@@ -6,12 +6,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
 from worldmodel.dynamics.linear_mixture import LinearMixture
 from worldmodel.dynamics.summary import Recurrence, leaving
-from worldmodel.layers import MLP, PosteriorNet
-from worldmodel.precision import exact
+from worldmodel.kernels.precision import exact
+from worldmodel.networks.latents import LatentFamily
+from worldmodel.networks.layers import MLP, PosteriorNet
 from worldmodel.types import State
 
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.distributions import FullGaussian, Gaussian, LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
+from worldmodel.dynamics.kalman import Moments
 from worldmodel.dynamics.linear_mixture import KalmanMixture
-from worldmodel.kalman import Moments
-from worldmodel.layers import MLP
-from worldmodel.recurrent import GRUCell
+from worldmodel.networks.latents import FullGaussian, Gaussian, LatentFamily
+from worldmodel.networks.layers import MLP
+from worldmodel.networks.recurrent import GRUCell
 from worldmodel.types import State
 
 

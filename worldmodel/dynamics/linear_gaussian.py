@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from worldmodel.distributions import FullGaussian
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.kalman import product
-from worldmodel.scan import scan
+from worldmodel.dynamics.kalman import product
+from worldmodel.dynamics.scan import scan
+from worldmodel.networks.latents import FullGaussian
 from worldmodel.types import State
 
 Posterior = Literal["smoother", "filter", "prior"]
@@ -182,7 +182,7 @@ class LinearGaussianEncoder(nn.Module):
 
 
 class LinearGaussianEmission(nn.Module):
-    """p(x_t | z_t) = N(C z_t, R), where a learned member has a :class:`worldmodel.networks.Head`."""
+    """p(x_t | z_t) = N(C z_t, R), where a learned member has a :class:`worldmodel.networks.encoder.Head`."""
 
     C: Tensor
     R: Tensor

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from worldmodel import kalman
-from worldmodel.kalman import Moments
-from worldmodel.precision import exact
+from worldmodel.dynamics import kalman
+from worldmodel.dynamics.kalman import Moments
+from worldmodel.kernels.precision import exact
 
 
 def mixed(weights: Tensor, matrices: Tensor) -> Tensor:

@@ -6,13 +6,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.coded import Coded, Features, are_codes, ones
-from worldmodel.distributions import LatentFamily, OneHot
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.layers import MLP, LayerConfig, PosteriorNet
-from worldmodel.limits import LAYERS, at_most
-from worldmodel.recurrent import BlockGRU, GRUCell, PlainGRUCell
+from worldmodel.kernels.coded import Coded, Features, are_codes, ones
+from worldmodel.networks.latents import LatentFamily, OneHot
+from worldmodel.networks.layers import MLP, LayerConfig, PosteriorNet
+from worldmodel.networks.recurrent import BlockGRU, GRUCell, PlainGRUCell
 from worldmodel.types import State
+from worldmodel.validation import LAYERS, at_most
 
 
 @dataclass

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from worldmodel.recurrent import GRUCell
-from worldmodel.scan import scan
+from worldmodel.dynamics.scan import scan
+from worldmodel.networks.recurrent import GRUCell
 from worldmodel.types import restart
 
 

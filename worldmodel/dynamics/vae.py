@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.layers import MLP
+from worldmodel.networks.latents import LatentFamily
+from worldmodel.networks.layers import MLP
 from worldmodel.types import State
 
 

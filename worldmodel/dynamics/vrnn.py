@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.distributions import LatentFamily
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.layers import MLP, PosteriorNet
-from worldmodel.recurrent import GRUCell
+from worldmodel.networks.latents import LatentFamily
+from worldmodel.networks.layers import MLP, PosteriorNet
+from worldmodel.networks.recurrent import GRUCell
 from worldmodel.types import State
 
 

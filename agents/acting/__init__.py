@@ -1,0 +1,1 @@
+"""What every behaviour shares: its contract, policies and exploration noise."""

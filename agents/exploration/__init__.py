@@ -1,0 +1,1 @@
+"""Plan2Explore: an ensemble whose disagreement is the reward."""

@@ -1,0 +1,1 @@
+"""Planning in imagination: random shooting, CEM, iCEM, MPPI."""

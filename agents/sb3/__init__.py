@@ -1,0 +1,1 @@
+"""Any algorithm of Stable-Baselines3 as a behaviour."""

@@ -1,0 +1,1 @@
+"""The recorder: which action a row holds, across every autoreset mode."""

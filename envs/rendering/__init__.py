@@ -1,0 +1,1 @@
+"""Pictures of environments: drawn frames as observations, charts of vectors, screens without a display."""

@@ -1,0 +1,1 @@
+"""Environments with known answers, and their exact models."""

@@ -1,0 +1,53 @@
+"""Environments side by side in this process, one step of each after the other."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
+
+from worldmodel.envs.contract.infos import INFO
+
+
+class SameStepVectorEnv(SyncVectorEnv[Any, Any]):
+    """Gymnasium's `SyncVectorEnv` in its mode SAME_STEP, but for the infos: each stays as its environment gave it.
+
+    `infos[INFO]` is an array (n,) of dictionaries. `infos["final_obs"]` is an array (n,) of the last observations of
+    episodes that ended in this step, and `infos["final_info"][INFO]` one of the infos that came with them, each None
+    elsewhere.
+
+    Args:
+        factories: make the environments. What they return must be their own for good, as
+        :class:`worldmodel.envs.wrappers.basic.Owned`
+            makes it: it is kept while they and others are reset.
+    """
+
+    def __init__(self, factories: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
+        super().__init__(factories, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        infos, reached, outcomes = dict[str, Any](), [], []
+        for env, action in enumerate(iterate(self.action_space, actions)):
+            observation, reward, terminated, truncated, info = self.envs[env].step(action)
+            outcomes.append((reward, terminated, truncated))
+            if terminated or truncated:
+                self._put(infos, "final_obs", observation, env)
+                self._add_info(infos.setdefault("final_info", {}), info, env)
+                observation, info = self.envs[env].reset()
+            self._add_info(infos, info, env)
+            reached.append(observation)
+        space = self.single_observation_space
+        observation = concatenate(space, reached, cast(Any, create_empty_array(space, self.num_envs)))
+        rewards, ends, limits = (np.array(each) for each in zip(*outcomes, strict=True))
+        return observation, rewards.astype(np.float64), ends, limits, infos
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        """Gymnasium's place to merge infos, which resets come by as well."""
+        return self._put(vector_infos, INFO, env_info, env_num)
+
+    def _put(self, infos: dict[str, Any], key: str, value: Any, env: int) -> dict[str, Any]:
+        infos.setdefault(key, np.full(self.num_envs, None))[env] = value
+        infos.setdefault(f"_{key}", np.zeros(self.num_envs, bool))[env] = True
+        return infos

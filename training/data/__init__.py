@@ -1,0 +1,1 @@
+"""Datasets and their readers: CSV, NPZ, Minari, recordings; splits and overlap."""

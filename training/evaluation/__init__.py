@@ -1,0 +1,1 @@
+"""Episodes on seeds of their own, and what their returns mean."""

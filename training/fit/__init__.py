@@ -1,0 +1,1 @@
+"""Fitting a model to recorded data, and its scores."""

@@ -1,0 +1,1 @@
+"""What a run says: metrics, files, Weights & Biases, progress."""

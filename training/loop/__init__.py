@@ -1,0 +1,1 @@
+"""The training loop: collecting, updating, and what happens when something fails."""

@@ -1,0 +1,1 @@
+"""Speed code and numerical kernels. The only room for private parts of torch; each has a plain twin."""

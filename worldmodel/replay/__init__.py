@@ -1,0 +1,1 @@
+"""Recorded time steps: the replay in memory or on disk, its archive, and adding whole episodes."""
