@@ -7,7 +7,7 @@ from pathlib import Path
 
 from worldmodel.training import fit
 from worldmodel.training.config.fit_config import load_fit_config
-from worldmodel.training.fit.fit_run import RESULTS, FitRun
+from worldmodel.training.fitting.fit_run import RESULTS, FitRun
 
 
 def fitted(config: str, data: str | Path, overrides: Sequence[str], folder: Path, seed: int = 0) -> FitRun:

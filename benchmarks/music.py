@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from fits import fitted, seconds
 
-from worldmodel.training.fit.fit_run import FitRun
-from worldmodel.training.fit.scores import score
+from worldmodel.training.fitting.fit_run import FitRun
+from worldmodel.training.fitting.scores import score
 
 FIVO = ("--objective.bound", "fivo", "--objective.particles", "4")
 # A wide deterministic memory learns the chorales by heart within a thousand updates: this one is narrow.

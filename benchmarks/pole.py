@@ -26,7 +26,7 @@ from worldmodel.envs.wrappers.episodes import evaluation_seeds
 from worldmodel.replay.replay import SequenceReplay
 from worldmodel.specs import OBSERVATION, STATE
 from worldmodel.training.config.config import load_config
-from worldmodel.training.fit.fit_run import FitRun, is_fit
+from worldmodel.training.fitting.fit_run import FitRun, is_fit
 from worldmodel.training.report.imagine import OpenLoop, open_loop
 from worldmodel.training.run.run import FINAL, Run
 from worldmodel.types import Batch, join

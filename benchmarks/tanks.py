@@ -16,7 +16,7 @@ import torch
 from fits import fitted, seconds
 
 from worldmodel.diagnostics.open_loop import open_loop
-from worldmodel.training.fit.fit_run import FitRun
+from worldmodel.training.fitting.fit_run import FitRun
 
 SEEN, PATHS = 5, 64
 COLUMNS = ["variant", "seed", "free_run_train", "free_run_test", "elbo_test", "seconds"]

@@ -39,7 +39,7 @@ LAYERS = {
         {"evaluation"},
         {"run"},
         {"data"},
-        {"fit"},
+        {"fitting"},
         {"report", "loop"},
         {"start"},
         {"algorithm"},

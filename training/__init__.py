@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worldmodel.training.algorithm import WorldModelAgent
-    from worldmodel.training.fit.fit_run import FitRun
-    from worldmodel.training.fit.fitting import fit
+    from worldmodel.training.fitting.fit import fit
+    from worldmodel.training.fitting.fit_run import FitRun
     from worldmodel.training.run.run import Run
     from worldmodel.training.start import train
 
 _HOMES = {
     "train": "start",
     "Run": "run.run",
-    "fit": "fit.fitting",
-    "FitRun": "fit.fit_run",
+    "fit": "fitting.fit",
+    "FitRun": "fitting.fit_run",
     "WorldModelAgent": "algorithm",
 }
 

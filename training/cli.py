@@ -255,8 +255,8 @@ def _more_steps(steps: Any) -> int | None:
 
 
 def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
-    from worldmodel.training.fit.fitting import fit
-    from worldmodel.training.fit.scores import table
+    from worldmodel.training.fitting.fit import fit
+    from worldmodel.training.fitting.scores import table
 
     made = fit(options.config, options.data, overrides, run=options.run, **_seed(options))
     print(table(made.results))

@@ -48,7 +48,7 @@ SAID = {
     "mute": "Mute: (it cannot say what) (failing.py, line ",
     "end": "'terminated' has shape (2,) and dtype bool, not true or false, in environment 1 at step 3",
     "info": "'info' is a NoneType, not a dictionary, in environment 1 at step 3",
-    "tuple": "ValueError: not enough values to unpack (expected 5, got 4) (wrappers.py, line ",
+    "tuple": "ValueError: not enough values to unpack (expected 5, got 4) (basic.py, line ",
 }
 
 

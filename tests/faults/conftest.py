@@ -225,8 +225,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
         return loop.trainer.run
 
     monkeypatch.setattr("worldmodel.training.start.finish", begun)
-    monkeypatch.setattr("worldmodel.training.fit.fitting.Fitting.run", lambda self: None)
-    monkeypatch.setattr("worldmodel.training.fit.fit_run.FitRun.finish", lambda self, parts: None)
+    monkeypatch.setattr("worldmodel.training.fitting.fit.Fitting.run", lambda self: None)
+    monkeypatch.setattr("worldmodel.training.fitting.fit_run.FitRun.finish", lambda self, parts: None)
 
 
 @pytest.fixture(name="tiny")

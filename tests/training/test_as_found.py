@@ -122,7 +122,7 @@ IMPORTED = """
 import sys
 import worldmodel.types
 assert not [name for name in ("torch._dynamo", "torch._inductor") if name in sys.modules], "types"
-import worldmodel.training.start, worldmodel.training.fit.fitting, worldmodel.training.report.diagnose
+import worldmodel.training.start, worldmodel.training.fitting.fit, worldmodel.training.report.diagnose
 assert not [name for name in ("torch._dynamo", "stable_baselines3", "wandb", "matplotlib") if name in sys.modules]
 """
 

@@ -60,7 +60,7 @@ def test_a_fit_claims_the_next_folder(tmp_path: Path, monkeypatch: pytest.Monkey
         Path("runs/noise/config.yaml").write_text("another: 1\n")
         return control_units(dataset)
 
-    monkeypatch.setattr("worldmodel.training.fit.fitting.control_units", slow)
+    monkeypatch.setattr("worldmodel.training.fitting.fit.control_units", slow)
     assert fit({**settings, "logger": TINY["logger"]}, "noise.npz").folder == Path("runs/noise-2")
 
 

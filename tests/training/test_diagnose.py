@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from worldmodel.training import fit, train
 from worldmodel.training.cli import main
-from worldmodel.training.fit.fit_run import MODEL, SPECS
-from worldmodel.training.fit.scores import cell
+from worldmodel.training.fitting.fit_run import MODEL, SPECS
+from worldmodel.training.fitting.scores import cell
 from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
 from worldmodel.training.report.diagnosis_report import (
     calibration_word,

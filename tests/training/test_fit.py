@@ -20,7 +20,7 @@ from worldmodel.training.cli import main
 from worldmodel.training.config.fit_config import load_fit_config
 from worldmodel.training.config.schema import merge
 from worldmodel.training.data.dataset import Dataset, recorded
-from worldmodel.training.fit.scores import Score, score, table
+from worldmodel.training.fitting.scores import Score, score, table
 from worldmodel.training.logging.logger import HOME
 from worldmodel.types import Batch
 

@@ -16,7 +16,7 @@ from worldmodel.training.cli import main
 from worldmodel.training.config.data_config import DataConfig
 from worldmodel.training.data.dataset import matching
 from worldmodel.training.data.dataset_io import read
-from worldmodel.training.fit.fit_run import FitRun
+from worldmodel.training.fitting.fit_run import FitRun
 
 
 def recording(file: Path | str) -> DataConfig:

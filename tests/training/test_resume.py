@@ -172,7 +172,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("place", ["training.loop.evaluate", "training.run.evaluate"])
+@pytest.mark.parametrize("place", ["worldmodel.training.loop.loop.evaluate", "worldmodel.training.run.run.evaluate"])
 def test_a_call_to_stop_that_is_swallowed_in_an_evaluation_is_obeyed_after_it(
     place: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from worldmodel.diagnostics.actions import EARLY, LATE, SHUFFLED
 from worldmodel.diagnostics.collapse import labelled
 from worldmodel.diagnostics.scores import LEVELS, Calibration, Paired, calibration, inside, paired, skill
-from worldmodel.training.fit.scores import cell
+from worldmodel.training.fitting.scores import cell
 from worldmodel.training.logging.lines import json_safe
 from worldmodel.training.report.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
 

@@ -23,7 +23,7 @@ from worldmodel.envs.rendering.screen import SIDE, picture
 from worldmodel.envs.wrappers.episodes import evaluation_seeds
 from worldmodel.replay.replay import Places
 from worldmodel.specs import ObservationSpec
-from worldmodel.training.fit.fit_run import FitRun
+from worldmodel.training.fitting.fit_run import FitRun
 from worldmodel.training.logging.logger import MEDIA
 from worldmodel.training.report.subject import replay_of
 from worldmodel.training.report.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm

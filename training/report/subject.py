@@ -20,7 +20,7 @@ from worldmodel.training.data.dataset import Dataset
 from worldmodel.training.data.dataset_io import REPLAY, ROWS, read_rows, rows_of
 from worldmodel.training.data.overlap import fingerprints
 from worldmodel.training.data.recordings import OBS, check_recording
-from worldmodel.training.fit.fit_run import FitRun, is_fit
+from worldmodel.training.fitting.fit_run import FitRun, is_fit
 from worldmodel.training.run.checkpoint import numbers
 from worldmodel.training.run.folder import CHECKPOINT
 from worldmodel.training.run.run import Run

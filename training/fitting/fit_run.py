@@ -18,7 +18,7 @@ from worldmodel.training.config.data_config import DataConfig
 from worldmodel.training.config.fit_config import FitConfig, load_fit_config, renamed
 from worldmodel.training.data.dataset import Dataset, matching
 from worldmodel.training.data.dataset_io import divided, read, read_parts
-from worldmodel.training.fit.scores import Score, as_results, score
+from worldmodel.training.fitting.scores import Score, as_results, score
 from worldmodel.training.run.errors import check_device
 from worldmodel.training.run.folder import claim, read_config, saved_config
 from worldmodel.training.run.weights import load_module, save_module, write_text_atomic
@@ -150,7 +150,7 @@ class FitRun:
 
     def score(self, dataset: Dataset, samples: int = 0) -> Score:
         """How well the model explains whole sequences in the units of this fit; see
-        :func:`worldmodel.training.fit.scores.score`."""
+        :func:`worldmodel.training.fitting.scores.score`."""
         return score(self.model, dataset, self.config.fit.device, samples, self.config.objective)
 
     def finish(self, parts: Mapping[str, Dataset]) -> None:

@@ -16,7 +16,7 @@ from worldmodel.training.config.config import to_mapping
 from worldmodel.training.config.fit_config import FitConfig, load_fit_config
 from worldmodel.training.data.dataset import Dataset, control_units
 from worldmodel.training.data.dataset_io import read_parts
-from worldmodel.training.fit.fit_run import FitRun
+from worldmodel.training.fitting.fit_run import FitRun
 from worldmodel.training.logging.logger import Averages, Logger
 from worldmodel.training.logging.progress import Progress
 from worldmodel.training.run.errors import diverged
