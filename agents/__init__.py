@@ -1,4 +1,7 @@
-"""Choose actions from latent states. May import worldmodel, never envs: an agent cannot tell a dream from the world."""
+"""Choose actions from latent states.
+
+This package must not import `worldmodel.envs`: an agent works in the same way in imagined and in real environments.
+"""
 
 from worldmodel.agents.acting.behaviour import Behaviour, Decision
 from worldmodel.agents.acting.random import RandomBehaviour

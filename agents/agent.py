@@ -1,4 +1,4 @@
-"""Agent = latent filter + behaviour, behind Stable-Baselines3's `predict`."""
+"""An agent: a latent filter and a behaviour, with the `predict` method of Stable-Baselines3."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,25 +15,25 @@ from worldmodel.types import State, restart
 
 
 class AgentState(NamedTuple):
-    """What an agent remembers between two observations."""
+    """The memory of an agent between two observations."""
 
     latent: State  # s_{t-1} of N environments
-    control: Tensor  # u_{t-1} (N, A), the last answer
-    memory: Memory  # of the behaviour
-    sound: Tensor  # (N,) bool: whether the last answer rests on finite numbers
+    control: Tensor  # u_{t-1} (N, A), the last action
+    memory: Memory  # the memory of the behaviour
+    sound: Tensor  # (N,) bool: whether all values behind the last action are finite
 
 
 class Agent:
-    """Filters observations into latent states and lets a behaviour act on them.
+    """Infers latent states from observations, and lets a behaviour choose actions from them.
 
-    The agent does not know whether its environment is real. Its whole memory is the :class:`AgentState` that
-    `predict` returns and takes back, so one agent serves any number of environments.
+    An agent works in the same way in real and imagined environments. Its whole memory is the :class:`AgentState` that
+    `predict` returns and accepts, so one agent can serve any number of environments.
 
     Args:
-        compile: whether a step is compiled, when it is first taken, for as many environments as there are then. It
-            draws other random numbers.
+        compile: whether to compile a step. It is compiled in the first call, for that number of environments. A
+            compiled step draws different random numbers.
     Raises:
-        ValueError: if it is to be compiled and there is no C++ compiler.
+        ValueError: if `compile` is set, but there is no C++ compiler.
     """
 
     def __init__(
@@ -56,13 +56,19 @@ class Agent:
     def act(
         self, state: AgentState, obs: dict[str, Tensor], is_first: Tensor, deterministic: bool = False
     ) -> AgentState:
-        """One step on tensors: {key: (N, width)}, is_first (N,) bool -> the next state, whose control is the answer."""
+        """Take one step with tensors, and return the next state. Its field `control` is the chosen action.
+
+        Args:
+            obs: {key: (N, width)} the encoded observations.
+            is_first: (N,) bool, True at the beginning of an episode.
+            deterministic: whether to use modes instead of samples.
+        """
         latent = self.model.filter(state.latent, obs, state.control, is_first, sample=not deterministic)
         memory = restart(state.memory, self.behaviour.initial(len(is_first)), is_first)
         return AgentState(latent, *self.behaviour.act(self.model, latent, memory, deterministic))
 
     def initial(self, count: int) -> AgentState:
-        """The memory before the first observation of `count` environments."""
+        """Return the memory of `count` environments before their first observation."""
         control = torch.zeros(count, self.action_spec.width, device=self.device)
         sound = torch.ones(count, dtype=torch.bool, device=self.device)
         return AgentState(self.model.initial(count), control, self.behaviour.initial(count), sound)
@@ -74,15 +80,18 @@ class Agent:
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """Environment observations, one or a batch (N, ...) -> environment actions and the next memory.
+        """Choose actions for one observation or for a batch (N, ...).
 
         Args:
-            state: what the previous call returned; None at the start.
-            episode_start: (N,) bool, True where the observation is that of a reset; all True without a state.
-            deterministic: the mode of posterior and policy instead of samples, and no exploration. A planner still
-                draws its candidates at random.
+            observation: observations of the environment.
+            state: the state returned by the previous call, None at the start.
+            episode_start: (N,) bool, True if the observation is that of a reset. Without a state, all are True.
+            deterministic: whether to use the modes of posterior and policy instead of samples, without exploration. A
+                planner still samples its candidates.
+        Returns:
+            The actions of the environment, and the next state.
         Raises:
-            ValueError: if the observation has not the shape this agent was built for, or is none.
+            ValueError: if the observation has a different shape than in training, or is not finite.
         """
         named = observed(keyed(self.obs_specs, observation))
         single = self._is_single(named)
@@ -92,7 +101,7 @@ class Agent:
         encoded = encode_observation(self.obs_specs, named)
         for key, spec in self.obs_specs.items():
             if not spec.valid(encoded[key]).all():
-                raise ValueError(f"observation '{key}' is not finite or outside its space: {named[key]}")
+                raise ValueError(f"observation '{key}' is not finite or lies outside its space: {named[key]}")
         obs = {key: torch.from_numpy(rows).to(device) for key, rows in encoded.items()}
         count = len(next(iter(obs.values())))
         first = np.full(count, state is None) if episode_start is None or state is None else np.asarray(episode_start)
@@ -102,15 +111,21 @@ class Agent:
         return (actions[0] if single else actions), state
 
     def _is_single(self, named: Mapping[str, Any]) -> bool:
-        """Whether observations come without a batch dimension; refuses shapes that fit neither way."""
+        """Return True if the observations have no batch dimension.
+
+        Raises:
+            ValueError: if a shape fits neither with nor without a batch dimension.
+        """
         if set(named) != set(self.obs_specs):
-            raise ValueError(f"observation keys {sorted(named)}; this agent was trained on {sorted(self.obs_specs)}")
+            raise ValueError(
+                f"the observation has the keys {sorted(named)}, but the agent was trained on {sorted(self.obs_specs)}"
+            )
         single = set()
         for key, spec in self.obs_specs.items():
             shape = np.shape(named[key])
             if shape != spec.shape and shape[1:] != spec.shape:
-                raise ValueError(f"observation '{key}' has shape {shape}; this agent was trained on {spec.shape}")
+                raise ValueError(f"observation '{key}' has shape {shape}, but the agent was trained on {spec.shape}")
             single.add(shape == spec.shape)
         if len(single) > 1:
-            raise ValueError(f"observation keys {sorted(named)}: give all of them one by one, or all in batches")
+            raise ValueError(f"either all observations {sorted(named)} must be batches, or none of them")
         return single == {True}

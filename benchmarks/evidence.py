@@ -152,7 +152,7 @@ def learned_p(options: argparse.Namespace, generator: torch.Generator) -> Iterat
     data, test = simulate(31, 64, generator), simulate(1, 5000, generator)
     config = ModelConfig(DynamicsConfig("dkf", dkf=DKFConfig(32, "smoother")), LatentConfig(size=4), hidden=32)
     model = WorldModel.build(config, SPECS, CONTROL, heads=False)
-    model.fit_units(data)
+    model.fit_normalizers(data)
     train(model, list(model.parameters()), options.updates, lambda: data, lr=1e-3)
     yield "dkf smoother, learned p", "free-run RMSE", free_run(model, test)
     exact = WorldModel(LinearGaussianEncoder(), LinearGaussian(SYSTEM, "prior"), {"x": LinearGaussianEmission(SYSTEM)})  # type: ignore[arg-type, dict-item]

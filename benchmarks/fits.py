@@ -7,12 +7,12 @@ from pathlib import Path
 
 from worldmodel.training import fit
 from worldmodel.training.config.fit_config import load_fit_config
-from worldmodel.training.fitting.fit_run import RESULTS, FitRun
+from worldmodel.training.fitting.fit_run import RESULTS_FILE, FitRun
 
 
 def fitted(config: str, data: str | Path, overrides: Sequence[str], folder: Path, seed: int = 0) -> FitRun:
     """`worldmodel fit CONFIG DATA`, made anew unless it is there."""
-    if (folder / RESULTS).is_file():
+    if (folder / RESULTS_FILE).is_file():
         wanted = load_fit_config(config, overrides, seed=seed, data={"file": str(data)})
         if load_fit_config(folder / "config.yaml") == wanted:
             return FitRun.load(folder)

@@ -23,19 +23,21 @@ from learning import commit_of_code
 from worldmodel.agents import ActorCritic, Plan2Explore
 from worldmodel.envs import RecordTrajectories
 from worldmodel.training.config.config import load_config
+from worldmodel.training.loop.evaluations import Evaluations
 from worldmodel.training.loop.loop import Loop
 from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.loop.updater import Updater
 from worldmodel.training.run.run import Run
 from worldmodel.training.start import train
 
 PHASES: list[tuple[type, str, str]] = [
     (Trainer, "decide", "acting"),
     (RecordTrajectories, "step", "environment and recording"),
-    (Trainer, "drawn", "sampling of batches"),
-    (Trainer, "learn", "model update"),
+    (Updater, "drawn", "sampling of batches"),
+    (Updater, "learn", "model update"),
     (Plan2Explore, "learn", "ensemble update"),
     (ActorCritic, "learn", "actor-critic update"),
-    (Loop, "play", "evaluation"),
+    (Evaluations, "play", "evaluation"),
     (Run, "save", "saving"),
     (Loop, "log", "logging"),
 ]

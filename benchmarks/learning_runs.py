@@ -19,7 +19,7 @@ from worldmodel import training
 from worldmodel.replay.disk import LOCK, locked
 from worldmodel.training.config.config import Config
 from worldmodel.training.config.schema import dump_yaml, to_mapping
-from worldmodel.training.run.folder import CONFIG, METRICS
+from worldmodel.training.run.folder import CONFIG_FILE, METRICS_FILE
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("worldmodel", "envs", "agents", "training", "configs", "benchmarks/learning*.py")
@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def begun(self) -> bool:
-        return (self.folder / CONFIG).is_file()
+        return (self.folder / CONFIG_FILE).is_file()
 
     @property
     def running(self) -> bool:
@@ -73,7 +73,7 @@ class Cell:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of the run's metrics."""
-        return _lines(self.folder / METRICS)
+        return _lines(self.folder / METRICS_FILE)
 
     @property
     def finished(self) -> bool:

@@ -137,7 +137,7 @@ def made(member: str, seed: int, restart: int, options: argparse.Namespace) -> d
     data, test = simulate(500, generator), simulate(500, generator)
     torch.manual_seed(seed + 1000 * restart)
     model, began = build(member, options.size), time.monotonic()
-    model.fit_units(data[0])
+    model.fit_normalizers(data[0])
     config = ObjectiveConfig(free_nats=0, anneal=3 * options.updates // 4, beta_start=options.beta_start)
     train(model, data[0], options.updates, config)
     about = (member, seed, restart, options.size, options.updates, options.beta_start, round(time.monotonic() - began))

@@ -22,7 +22,7 @@ from worldmodel.envs import EnvConfig, action_spec, observation_specs
 from worldmodel.envs import make as make_env
 from worldmodel.envs.testing.exact import ExactPendulum
 from worldmodel.training.evaluation.evaluation import evaluate
-from worldmodel.training.run.run import FINAL, Run
+from worldmodel.training.run.run import FINAL_STREAM, Run
 
 MEMBERS = ("rssm", "dkf", "dvbf", "srnn", "rvae", "storn", "vrnn", "kvae")
 OPTIMISERS = ("icem", "mppi", "cem", "random")
@@ -69,9 +69,9 @@ def main() -> None:
             continue
         agent = exact() if member == EXACT else Run.load(curve(member).folder(options.runs, seed)).agent
         for name in wanted:
-            behaviour = Planner(replace(BUDGET, optimiser=name), agent.action_spec)
+            behaviour = Planner(replace(BUDGET, optimizer=name), agent.action_spec)
             planning = Agent(agent.model, behaviour, agent.obs_specs, agent.action_spec)
-            found = evaluate(planning, EnvConfig(), options.episodes, FINAL)
+            found = evaluate(planning, EnvConfig(), options.episodes, FINAL_STREAM)
             steps = 0 if member == EXACT else STEPS
             values = [member, name, seed, steps, steps, f"{found.mean:.1f}", f"{found.std:.1f}", options.episodes]
             rows.append(dict(zip(COLUMNS, map(str, values), strict=True)))

@@ -28,7 +28,7 @@ from worldmodel.specs import OBSERVATION, STATE
 from worldmodel.training.config.config import load_config
 from worldmodel.training.fitting.fit_run import FitRun, is_fit
 from worldmodel.training.report.imagine import OpenLoop, open_loop
-from worldmodel.training.run.run import FINAL, Run
+from worldmodel.training.run.run import FINAL_STREAM, Run
 from worldmodel.types import Batch, join
 
 CONFIG = Path(__file__).parents[1] / "configs" / "pendulum_pixels.yaml"  # whose environment a fit has learned from
@@ -67,7 +67,7 @@ def played(run: Run | FitRun, config: EnvConfig, episodes: int, steps: int, at_r
         agent = run.agent
     replay = SequenceReplay(observation_specs(envs.single_observation_space), controls, episodes, episodes * steps)
     recorded = RecordTrajectories(envs, replay.add)
-    observation, _ = recorded.reset(seed=list(evaluation_seeds(episodes, FINAL)))
+    observation, _ = recorded.reset(seed=list(evaluation_seeds(episodes, FINAL_STREAM)))
     state, start = None, np.ones(episodes, bool)
     for _ in range(steps - 1):
         action, state = agent.predict(observation, state, start, deterministic=not at_random)

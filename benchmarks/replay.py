@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from worldmodel import Arrival, SequenceReplay
+from worldmodel import SequenceReplay, TimeStep
 from worldmodel.specs import ActionSpec, ObservationSpec
 
 BATCH, WINDOW = 16, 64
@@ -55,7 +55,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 // 10**6
 
 
-def arrivals(name: str) -> Iterator[Arrival]:
+def time_steps(name: str) -> Iterator[TimeStep]:
     """Random rows of all environments, in episodes of 500 steps, without end; pictures that cannot be compressed."""
     rng, count, spec = np.random.default_rng(0), ENVS[name], SPECS[name]
     some = rng.integers(256, size=(64, count, spec.width)).astype(spec.dtype)
@@ -63,7 +63,7 @@ def arrivals(name: str) -> Iterator[Arrival]:
     step = 0
     while True:
         first, last = np.full(count, step % 500 == 0), np.full(count, step % 500 == 499)
-        yield Arrival({"observation": some[step % 64]}, control, reward, first, last, last)
+        yield TimeStep({"observation": some[step % 64]}, control, reward, first, last, last)
         step += 1
 
 
@@ -92,7 +92,7 @@ def measured(name: str, steps: int, folder: Path | None = None) -> Iterator[Row]
     replay = SequenceReplay({"observation": SPECS[name]}, ACTION, ENVS[name], steps)
     if folder is not None:
         replay.move(folder)
-    rows, envs = arrivals(name), np.arange(ENVS[name])
+    rows, envs = time_steps(name), np.arange(ENVS[name])
     marks = [10**power for power in range(4, 12) if 10**power < steps] + [steps]
     before, begun = 0, time.perf_counter()
     for mark in marks:

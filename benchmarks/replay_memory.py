@@ -35,7 +35,7 @@ def filled(rows: int) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from worldmodel import Arrival, SequenceReplay
+    from worldmodel import SequenceReplay, TimeStep
     from worldmodel.specs import ActionSpec, ObservationSpec
 
     torch.set_num_threads(1)
@@ -46,7 +46,7 @@ def filled(rows: int) -> dict[str, float]:
         replay = SequenceReplay({"observation": ObservationSpec((64, 64, 3), image=True)}, action, 1, max(ROWS))
         before, began = resident(), time.process_time()
         for row in range(rows):
-            replay.add(Arrival({"observation": pictures[row % 64]}, control, reward, never, never, never), env)
+            replay.add(TimeStep({"observation": pictures[row % 64]}, control, reward, never, never, never), env)
         added, growth = time.process_time() - began, resident() - before
         for _ in range(BATCHES // 4):
             replay.sample(16, 64)

@@ -20,7 +20,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from worldmodel.envs import EnvConfig, make_vector
 from worldmodel.envs.wrappers.episodes import evaluation_seeds
-from worldmodel.training.loop.loop import PERIODIC
+from worldmodel.training.loop.evaluations import PERIODIC
 
 COLUMNS = ["task", "variant", "seed", "env_steps", "frames", "return", "seconds"]
 CASES = [  # task, algorithm, environment steps, steps between evaluations

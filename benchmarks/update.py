@@ -8,7 +8,7 @@
         --out results/update_cuda_bfloat16.csv
 
 An update is all of one: batch 16 x 64, model, 15 steps imagined from each of the 1,024 states, actor and critic, their
-gradients, clipping, optimiser (see benchmarks/update_ours.py; the others: benchmarks/update_peers.py, which says how
+gradients, clipping, optimizer (see benchmarks/update_ours.py; the others: benchmarks/update_peers.py, which says how
 their environment is made). Beside others the critic learns from imagined states alone, as theirs do. Everyone has a
 process of their own and takes turns, ours one for each value of `--compile`, so that a machine that becomes slower
 becomes so for all; `ratio` to the row of ours above is that of the medians of one turn, in the median. With

@@ -22,15 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from worldmodel.agents.actor_critic.actor_critic import ActorCritic, Replayed
 from worldmodel.agents.actor_critic.returns import lambda_returns, percentile_spread
 from worldmodel.imagination import starts
-from worldmodel.kernels.coded import detached, in_time
 from worldmodel.kernels.memory import room_for_tensors
 from worldmodel.kernels.precision import PRECISIONS
 from worldmodel.learning.learner import Learner
-from worldmodel.learning.objective import annealed
+from worldmodel.learning.objective import annealed, model_loss
 from worldmodel.model import WorldModel
 from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.training.config.config import Config, load_config
-from worldmodel.training.loop.trainer import model_loss
 from worldmodel.types import Batch, State
 
 # Sizes as people compare them: a GRU whose memory is not in blocks, two hidden layers in every network.
@@ -100,9 +98,9 @@ class Subject:
         self.batch = random_batch(options.batch, options.window, options.pixels, options.device)
         self.now = annealed(config.objective, 0, options.device)
         self.parameters = [*self.model.parameters(), *self.behaviour.trained]
-        self.joint = not self.behaviour.pathwise  # see `together` in training/trainer.py
+        self.joint = not self.behaviour.pathwise  # see `together` in training/loop/updater.py
         trained = self.parameters if self.joint else list(self.model.parameters())
-        self.learner = Learner(self.loss, trained, config.learner)
+        self.learner = Learner(self.loss, trained, config.learner, self.steps)
 
     def loss(self, batch: Batch) -> tuple[Tensor, tuple[State, dict[str, Tensor]]]:
         """Of the model, and where both have one loss of the behaviour."""
@@ -112,10 +110,14 @@ class Subject:
             loss = loss + more
         return loss, (type(states)(*(field.detach() for field in states)), metrics)
 
+    def steps(self, *_: Any) -> list[tuple[object, str]]:
+        """The methods that `--compile step` compiles."""
+        return [*self.model.steps(), *(self.behaviour.steps(self.model) if self.joint else [])]
+
     def update(self) -> None:
         (states, metrics), _ = self.learner.update(self.batch)
         if self.joint:
-            self.behaviour.follow(metrics)
+            self.behaviour.update_slow_copies(metrics)
         else:
             self.behaviour.learn(self.model, states, self.batch)
 
@@ -129,8 +131,8 @@ class Subject:
         states = type(inference.states)(*(field.detach().requires_grad_() for field in inference.states))
         begin, _ = starts(states, batch, config.starts)
         trajectory = behaviour.imagine(model, begin)
-        feature = in_time(detached(trajectory.known), 0, -1)
-        value = behaviour.value(in_time(trajectory.known)).detach().t()
+        feature = trajectory.features.transpose(0, 1)[:-1].detach()
+        value = behaviour.value(trajectory.features.transpose(0, 1)).detach().t()
         returns = lambda_returns(trajectory.reward, trajectory.cont, value, config.discount, config.lambda_).detach()
         spread = percentile_spread(returns)
 
@@ -153,15 +155,15 @@ class Subject:
             replayed = Replayed(model.feature(states), batch)
             return loss + behaviour.replay_loss(replayed, returns[:, 0]).mean() if config.replay_value else loss
 
-        def optimiser() -> None:
+        def optimizer() -> None:
             self.learner.clipped()
             self.learner.optimizer.step()
-            behaviour.follow({"actor_critic/return_spread": spread})
+            behaviour.update_slow_copies({"actor_critic/return_spread": spread})
 
         losses = {"encode": lambda: model.encoder(batch.obs).mean(), "observe": observe, "decode": decode}
         losses |= {"actor": actor, "critic": critic}
         whole = {name: lambda loss=loss: loss().backward() for name, loss in losses.items()}
-        return {**whole, "imagine": imagine, "optimiser": optimiser}
+        return {**whole, "imagine": imagine, "optimiser": optimizer}
 
 
 def timed(action: Callable[[], Any], count: int) -> list[Clock]:

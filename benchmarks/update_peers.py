@@ -13,7 +13,7 @@ output goes to stderr.
 
 An update is one batch of 16 windows of 64 steps, the same random one each time: the world model (encoder, RSSM,
 decoder, reward as two-hot over 255 bins, continuation, KL), imagination of 15 steps from all 1,024 posterior states,
-the actor, and the critic (two-hot, with its slow copy); every loss with its gradients, clipping and optimiser step.
+the actor, and the critic (two-hot, with its slow copy); every loss with its gradients, clipping and optimizer step.
 Eager, in float32, without metrics. Encoder, decoder, heads, actor and critic have two hidden layers, prior and
 posterior one. A control's actor learns from the score of its actions, as in DreamerV3, or with `--gradient pathwise`
 through the imagined steps, as sheeprl has it by default. The rest is each library's own:
@@ -60,11 +60,11 @@ SIZES = {"S": Size("XS", 256, 16, 16, 256, 16), "M": Size("S", 512, 32, 32, 512,
 
 class Peer(NamedTuple):
     update: Callable[[], Any]
-    parameters: int  # that an optimiser moves
+    parameters: int  # that an optimizer moves
 
 
-def parameters(*optimisers: Any) -> int:
-    return sum(weight.numel() for one in optimisers for group in one.param_groups for weight in group["params"])
+def parameters(*optimizers: Any) -> int:
+    return sum(weight.numel() for one in optimizers for group in one.param_groups for weight in group["params"])
 
 
 def observation(rows: tuple[int, int], options: argparse.Namespace) -> Tensor:
@@ -135,7 +135,7 @@ def sheeprl(options: argparse.Namespace) -> Peer:
     *modules, _ = build_agent(fabric, (ACTION,), True, config, gym.spaces.Dict({"observation": box}))
     critic, slow_critic = modules[2:]
     settings = config.algo.world_model, config.algo.actor, config.algo.critic
-    optimisers = fabric.setup_optimizers(
+    optimizers = fabric.setup_optimizers(
         *(
             hydra.utils.instantiate(one.optimizer, params=module.parameters(), _convert_="all")
             for one, module in zip(settings, modules, strict=False)  # none for the slow critic
@@ -148,9 +148,9 @@ def sheeprl(options: argparse.Namespace) -> Peer:
         with torch.no_grad():  # its training loop moves the slow critic, before `train`
             for weight, slow in zip(critic.module.parameters(), slow_critic.parameters(), strict=True):
                 slow.copy_(config.algo.critic.tau * weight + (1 - config.algo.critic.tau) * slow)
-        train(fabric, *modules, *optimisers, batch, None, config, True, (ACTION,), moments)
+        train(fabric, *modules, *optimizers, batch, None, config, True, (ACTION,), moments)
 
-    return Peer(update, parameters(*optimisers))
+    return Peer(update, parameters(*optimizers))
 
 
 # --- torchrl ---

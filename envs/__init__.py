@@ -1,4 +1,4 @@
-"""Real, recorded and imagined environments: make them, know their spaces, record what happens in them."""
+"""Make real and imagined environments, describe their spaces, and record their trajectories."""
 
 from worldmodel.envs.contract.faults import EnvironmentFault
 from worldmodel.envs.contract.spaces import action_spec, observation_specs

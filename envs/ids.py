@@ -1,4 +1,4 @@
-"""An environment by its id: of Gymnasium, of a module of one's own, of a suite behind an extra."""
+"""Make an environment from its id: an id of Gymnasium, of your own module, or of a suite in an optional extra."""
 
 import difflib
 import importlib
@@ -10,35 +10,36 @@ import gymnasium as gym
 from worldmodel.envs.rendering.headless import REMEDY, draw_without_display
 from worldmodel.envs.suites import atari, crafter, dm_control
 
-SUITES: dict[str, Callable[..., gym.Env[Any, Any]]] = {  # id prefix: what makes an environment of the rest of the id
+SUITES: dict[str, Callable[..., gym.Env[Any, Any]]] = {  # id prefix: a function of the rest of the id
     dm_control.PREFIX: dm_control.DMControl,
     atari.PREFIX: atari.game,
     crafter.PREFIX: crafter.Crafter,
 }
 
-PLUGINS = {  # id prefix: (module that registers the ids, what pip installs it from)
+PLUGINS = {  # id prefix: (module that registers the ids, requirement for pip)
     "ALE/": ("ale_py", "worldmodel[atari]"),
     "BabyAI-": ("minigrid", "worldmodel[minigrid]"),
     "MiniGrid-": ("minigrid", "worldmodel[minigrid]"),
     "dm_control/": ("shimmy", "shimmy[dm-control]"),
 }
 
-EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}  # Gymnasium's own, by where they lie
+EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}  # module of Gymnasium: our extra
 
-MUJOCO = ("mujoco", "imageio")  # what Gymnasium's own robots import
+MUJOCO = ("mujoco", "imageio")  # packages that Gymnasium's MuJoCo environments import
 
 
 def by_id(
     env_id: str, kwargs: Mapping[str, Any], max_episode_steps: int | None = None, draw: bool = False
 ) -> gym.Env[Any, Any]:
-    """The environment that an id names, with as few wrappers as it comes with.
+    """Make the environment with the given id, without any wrappers of our own.
 
     Args:
-        kwargs: of its constructor.
-        max_episode_steps: as `gymnasium.make` has it: None keeps the registered limit, -1 removes it.
-        draw: whether its `render()` is to give pictures.
+        kwargs: keyword arguments of the environment's constructor.
+        max_episode_steps: as in `gymnasium.make`: None keeps the registered limit, -1 removes it.
+        draw: whether `render()` must return images.
     Raises:
-        ValueError: if it is unknown, not installed, or does not take `kwargs`; the message says what to do.
+        ValueError: if the environment is unknown, is not installed, or does not accept `kwargs`. The message says
+            what to do.
     """
     draw_without_display()
     given = {**kwargs, **({"render_mode": "rgb_array"} if draw else {})}
@@ -47,7 +48,7 @@ def by_id(
             try:
                 return make(env_id.removeprefix(prefix), **given, endless=max_episode_steps == -1)
             except TypeError as error:
-                raise ValueError(f"environment '{env_id}' does not take kwargs {dict(kwargs)}: {error}") from error
+                raise ValueError(f"environment '{env_id}' does not accept kwargs {dict(kwargs)}: {error}") from error
             except ValueError:
                 raise
             except Exception as error:
@@ -56,7 +57,7 @@ def by_id(
 
 
 def _of_gymnasium(env_id: str, given: Mapping[str, Any], max_episode_steps: int | None) -> gym.Env[Any, Any]:
-    """`gymnasium.make`, with its many errors told as one kind."""
+    """Call `gymnasium.make`, and raise its many kinds of errors as ValueError."""
     name = _import_home(env_id)
     try:
         return gym.make(name, max_episode_steps=max_episode_steps, **given)
@@ -66,11 +67,11 @@ def _of_gymnasium(env_id: str, given: Mapping[str, Any], max_episode_steps: int 
         raise ValueError(_unknown(env_id, name)) from error
     except ImportError as error:
         remedy = ": pip install 'worldmodel[mujoco]'" if error.name in MUJOCO else _drawing(name)
-        raise ValueError(f"environment '{env_id}' needs a package that is missing: {error}{remedy}") from error
+        raise ValueError(f"environment '{env_id}' needs a package that is not installed: {error}{remedy}") from error
     except AttributeError as error:
         raise ValueError(_broken(env_id, given, error) + _drawing(name)) from error
     except TypeError as error:
-        raise ValueError(f"environment '{env_id}' does not take kwargs {dict(given)}: {error}") from error
+        raise ValueError(f"environment '{env_id}' does not accept kwargs {dict(given)}: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"environment '{env_id}': {error}") from error
     except ValueError:
@@ -80,33 +81,33 @@ def _of_gymnasium(env_id: str, given: Mapping[str, Any], max_episode_steps: int 
 
 
 def _broken(env_id: str, given: Mapping[str, Any], error: Exception) -> str:
-    """What to say of an environment whose own code fails: anything can go wrong in it."""
+    """Return the message for an environment whose constructor raises an error of any kind."""
     with_kwargs = f" with kwargs {dict(given)}" if given else ""
-    return f"environment '{env_id}' cannot be made{with_kwargs}: {type(error).__name__}: {error}"
+    return f"environment '{env_id}' could not be created{with_kwargs}: {type(error).__name__}: {error}"
 
 
 def _extra(name: str) -> str:
-    """What to install an environment of Gymnasium's own with, as the end of a sentence."""
+    """Return the pip command that installs an environment of Gymnasium, as the end of a sentence, or ''."""
     home = str(gym.spec(name).entry_point)
     found = [extra for module, extra in EXTRAS.items() if home.startswith(module)]
-    return f"; here: pip install 'worldmodel[{found[0]}]'" if found else ""
+    return f"; for worldmodel, run pip install 'worldmodel[{found[0]}]'" if found else ""
 
 
 def _drawing(name: str) -> str:
-    """What an environment's import may lack that loads a library to draw with, as the end of a sentence."""
+    """Return how to install MuJoCo's drawing library, as the end of a sentence, or '' for other environments."""
     return f": {REMEDY}" if ".mujoco" in str(gym.spec(name).entry_point) else ""
 
 
 def _import_home(env_id: str) -> str:
-    """Import the module that registers an id, where it has one; return the id without it."""
+    """Import the module that registers an id, if there is one. Return the id without the module's name."""
     module, colon, name = env_id.rpartition(":")
     if colon:
         try:
             importlib.import_module(module)
-        except Exception as error:  # the module is the user's: anything can go wrong in it
+        except Exception as error:  # code of the user can raise any error
             problem = f"{type(error).__name__}: {error}"
             if isinstance(error, ModuleNotFoundError) and error.name == module:
-                problem += "; run the command in the folder that it lies in, or put that folder on PYTHONPATH"
+                problem += ". Run the command in the folder that holds the module, or add that folder to PYTHONPATH"
             raise ValueError(f"module '{module}' of environment '{env_id}' cannot be imported: {problem}") from error
         return name
     for prefix, (plugin, package) in PLUGINS.items():
@@ -123,5 +124,5 @@ def _import_home(env_id: str) -> str:
 def _unknown(env_id: str, name: str) -> str:
     registered = {known.lower(): known for known in gym.registry}
     near = [registered[match] for match in difflib.get_close_matches(name.lower(), registered, n=3)]
-    hint = f"did you mean {', '.join(near)}?" if near else "no registered id is near it."
-    return f"unknown environment '{env_id}': {hint} An id of another package is written 'module:Id'"
+    hint = f"did you mean {', '.join(near)}?" if near else "no registered id is similar to it."
+    return f"unknown environment '{env_id}': {hint} Write an id of another package as 'module:Id'"

@@ -1,4 +1,4 @@
-"""EnvConfig -> environments: what of an environment is configured, and in which order it is put around it."""
+"""Make environments from an `EnvConfig`: the settings, and the order in which the wrappers are applied."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +23,9 @@ from worldmodel.envs.wrappers.vector import SameStepVectorEnv
 from worldmodel.networks.images import stages
 from worldmodel.validation import at_most
 
-MOST_ENVS, MOST_STEPS, LARGEST_IMAGE = 10_000, 10**7, 256  # stepped one by one; of an episode; pixels a side
+MOST_ENVS = 10_000  # they are stepped one after the other
+MOST_STEPS = 10**7  # of an episode
+LARGEST_IMAGE = 256  # pixels a side
 DAY = 86_400  # seconds
 
 LifeLoss = Literal["ignore", "end"]
@@ -31,30 +33,30 @@ LifeLoss = Literal["ignore", "end"]
 
 @dataclass
 class EnvConfig:
-    """One environment, and how many of it.
+    """The settings of an environment, and the number of copies.
 
     Raises:
-        ValueError: if a number is too small or too large, no network takes `image_size`, or `kwargs` sets what has a
-            field of its own.
+        ValueError: if a number is too small or too large, if no network accepts `image_size`, or if `kwargs` sets
+            something that has its own field.
     """
 
-    id: str = "Pendulum-v1"  # of Gymnasium; "module:Id" where importing the module registers it; or of a suite, as
-    # "dmc:walker_walk", "atari:pong", "crafter:reward", "MiniGrid-DoorKey-5x5-v0": README, Suites
-    num_envs: int = 1  # environments stepped together
-    kwargs: dict[str, Any] = field(default_factory=dict)  # of the environment's constructor, as they are written: keys
-    # below may be numbers, and `!!python/tuple [3, 4]` is a tuple
-    action_repeat: int = 1  # times an action is taken: PlaNet 2-8; "atari:" takes it for 4 frames by itself
-    record_state: bool = False  # also what the simulator knows, for `worldmodel diagnose`; no model sees it
-    time_limit: int | None = None  # environment steps; None keeps the registered limit, which counts frames
-    pixels: bool = False  # observe what the environment draws, and nothing else
-    image_size: int = 64  # pixels a side of every image that is observed: 4, 5 or 6 doubled, as 32, 64, 96 and 128
-    grey: bool = False  # whether images lose their colour: a third of the memory
-    life_loss: LifeLoss = "ignore"  # in training; "end": a lost life of Atari ends an episode. Evaluations are of games
-    restarts: int = 10  # of a failed environment, before the run stops; 0: at the first. A resumed run counts anew
-    evaluation_seeds: list[int] = field(default_factory=lambda: list(EVALUATION_SEEDS))  # resets of evaluations begin
-    # from seeds between these two, those of training from seeds below both; docs/own.md, Seeds
-    timeout: float | None = None  # seconds for one step or reset; if given, each environment, of evaluations too, lives
-    # in a process of its own, whose hang or death costs an episode, not the run
+    id: str = "Pendulum-v1"  # an id of Gymnasium; "module:Id" if importing the module registers it; or an id of a
+    # suite: "dmc:walker_walk", "atari:pong", "crafter:reward", "MiniGrid-DoorKey-5x5-v0" (README, Suites)
+    num_envs: int = 1  # number of environments that are stepped together
+    kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of the environment's constructor, passed
+    # unchanged: nested keys may be numbers, and `!!python/tuple [3, 4]` is a tuple
+    action_repeat: int = 1  # how often each action is repeated (PlaNet: 2-8); "atari:" already repeats it for 4 frames
+    record_state: bool = False  # also record the simulator's state for `worldmodel diagnose`; the model does not see it
+    time_limit: int | None = None  # in environment steps; None keeps the registered limit, which counts frames
+    pixels: bool = False  # replace the observation by the rendered image
+    image_size: int = 64  # pixels a side of every observed image: 4, 5 or 6 times a power of two (32, 64, 96, 128)
+    grey: bool = False  # convert images to grey, which needs a third of the memory
+    life_loss: LifeLoss = "ignore"  # "end": in training, a lost life in Atari ends the episode; evaluations play on
+    restarts: int = 10  # failures of an environment before the run stops (0: at the first); resuming resets the count
+    evaluation_seeds: list[int] = field(default_factory=lambda: list(EVALUATION_SEEDS))  # evaluations reset with seeds
+    # from the first to below the second; training uses seeds below the first (docs/own.md, Seeds)
+    timeout: float | None = None  # seconds for one step or reset. If set, each environment runs in its own process,
+    # also in evaluations; a process that hangs or dies costs one episode, not the run
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "action_repeat", "time_limit"):
@@ -63,50 +65,56 @@ class EnvConfig:
                 raise ValueError(f"env.{name} must be at least 1, got {value}")
         if len(self.evaluation_seeds) != 2 or not 1 <= self.evaluation_seeds[0] < self.evaluation_seeds[1] <= 2**32:
             raise ValueError(
-                "env.evaluation_seeds are two numbers, the first seed of evaluations and the one after the last, from "
-                f"1 to 2^32: {self.evaluation_seeds}"
+                "env.evaluation_seeds must be two increasing numbers from 1 to 2^32 (the first seed of evaluations, "
+                f"and the seed after the last), got {self.evaluation_seeds}"
             )
         if self.restarts < 0:
             raise ValueError(f"env.restarts must be at least 0, got {self.restarts}")
         if self.timeout is not None and not 0 < self.timeout <= DAY:
-            known = f"above 0 seconds and at most a day ({DAY}), or null for no process"
-            raise ValueError(f"env.timeout must be {known}, got {self.timeout}")
+            allowed = f"above 0 and at most {DAY} seconds (a day), or null to use no separate process"
+            raise ValueError(f"env.timeout must be {allowed}, got {self.timeout}")
         at_most(self, num_envs=MOST_ENVS, action_repeat=1_000, time_limit=MOST_STEPS, image_size=LARGEST_IMAGE)
         if self.image_size < SMALLEST_IMAGE:
             raise ValueError(f"env.image_size must be at least {SMALLEST_IMAGE}, got {self.image_size}")
         stages((self.image_size, self.image_size, 1))
         if self.life_loss not in get_args(LifeLoss):
-            raise ValueError(f"env.life_loss is one of {', '.join(get_args(LifeLoss))}, got {self.life_loss}")
+            raise ValueError(f"env.life_loss must be one of {', '.join(get_args(LifeLoss))}, got {self.life_loss}")
         for name, instead in (("max_episode_steps", "time_limit"), ("render_mode", "pixels")):
             if name in self.kwargs:
-                raise ValueError(f"env.kwargs may not hold {name}: set env.{instead}")
+                raise ValueError(f"env.kwargs must not contain {name}: set env.{instead} instead")
 
 
 def make(config: EnvConfig, index: int = 0, draw: bool = False, training: bool = False) -> gym.Env[Any, Any]:
-    """One environment of `config`, named `index` in the errors about it.
+    """Make one environment from `config`.
 
-    With `draw` its `render()` gives pictures (H, W, 3), also where it is not `config.pixels` that are observed. Only
-    with `training` is it the one to learn from, of which `config.life_loss` may end episodes: all others are the task.
-    Unless lives end them, its episodes can be played again then
-    (:class:`worldmodel.envs.wrappers.episodes.RepeatableEpisodes`), and where
-    it fails another one takes its place (:class:`worldmodel.envs.wrappers.restart.Restart`).
+    With `training`, the environment is replaced by a new one when it fails
+    (:class:`worldmodel.envs.wrappers.restart.Restart`), and lost lives may end its episodes (`config.life_loss`).
+    Unless they do, its episodes can be replayed (:class:`worldmodel.envs.wrappers.episodes.RepeatableEpisodes`).
+    Without `training`, the environment is the task itself.
 
-    A given `time_limit` replaces the registered one and counts environment steps. The registered one counts frames,
-    so that repeating actions leaves the task as long as its author made it.
+    A given `time_limit` replaces the registered one and counts environment steps. The registered limit counts frames,
+    so repeating actions does not change the length of the task.
 
+    Args:
+        index: the number of the environment in error messages.
+        draw: whether `render()` must return images (H, W, 3), also without `config.pixels`.
+        training: whether the environment is used to collect training data.
     Raises:
-        ValueError: if the environment is unknown, not installed, or does not take `config.kwargs`; if it shows no image
-            and `config` says how large or grey one is to be.
+        ValueError: if the environment is unknown, is not installed, or does not accept `config.kwargs`; or if it
+            returns no image although `config` sets `image_size` or `grey`.
     """
     if not training:
         return CheckContract(_built(config, draw), index)
     env = _replaced(config, index, training)
-    # Games that a lost life interrupts go on without a reset: they have no seed of their own.
+    # A game goes on after a lost life, so its later episodes have no seed of their own.
     return RepeatableEpisodes(env, config.evaluation_seeds[0]) if config.life_loss != "end" else env
 
 
 def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
-    """One environment that is made anew where it fails. What an evaluation plays in has been learned from before."""
+    """Make one environment that is replaced when it fails.
+
+    An environment for evaluation counts as proven, because training has already used it.
+    """
     build = partial(_built, config, training=training)
 
     def fresh() -> gym.Env[Any, Any]:
@@ -116,7 +124,7 @@ def _replaced(config: EnvConfig, index: int, training: bool) -> Restart:
 
 
 def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym.Env[Any, Any]:
-    """An environment with all that `config` puts around it; see :func:`make`."""
+    """Make an environment with the wrappers that `config` asks for; see :func:`make`."""
     limit = None if config.time_limit is None else -1
     env = by_id(config.id, config.kwargs, limit, draw or config.pixels)
     if isinstance(env.observation_space, spaces.Tuple):
@@ -126,7 +134,7 @@ def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym
     if config.time_limit is not None:
         env = TimeLimit(env, config.time_limit)
     if config.life_loss == "end":
-        console(env)  # refuses what has no lives, before anyone learns
+        console(env)  # raises an error early if the environment has no lives
         env = EndWithLife(env) if training else env
     env = Rendered(env, config.record_state) if config.pixels else symbolic(env)
     if any(layout(space) for space in named(env.observation_space).values()):
@@ -137,17 +145,21 @@ def _built(config: EnvConfig, draw: bool = False, training: bool = False) -> gym
 
 
 def _refuse_of_images(config: EnvConfig) -> None:
-    """What would do nothing where no image is observed, and was set for one."""
+    """Raise an error if the config sets an option for images, but no image is observed."""
     for name in ("image_size", "grey"):
         if getattr(config, name) != getattr(EnvConfig, name):
             raise ValueError(
-                f"env.{name} is {getattr(config, name)}, and no observation of {config.id} is an image: set env.pixels "
-                f"to true to observe what it draws, or leave env.{name} out"
+                f"env.{name} is {getattr(config, name)}, but no observation of {config.id} is an image. Set env.pixels "
+                f"to true to observe the rendered image, or remove env.{name}"
             )
 
 
 def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
-    """Environment steps after which an episode of `env`, made of `config`, is truncated; None where it does not say."""
+    """Return after how many environment steps an episode of `env` is truncated, or None if that is not known.
+
+    Args:
+        config: the config that `env` was made from.
+    """
     if config.time_limit is not None:
         return config.time_limit
     limit = env.spec.max_episode_steps if env.spec is not None else None
@@ -155,15 +167,17 @@ def time_limit(config: EnvConfig, env: gym.Env[Any, Any]) -> int | None:
 
 
 def make_vector(config: EnvConfig, num_envs: int | None = None, training: bool = False) -> SameStepVectorEnv:
-    """`num_envs` environments of `config` (its own number by default), reset in the step that ends an episode.
+    """Make a vector of environments, each of which is reset in the step that ends its episode.
 
-    Infos are not merged, so that whatever one holds costs nothing; :func:`worldmodel.envs.contract.infos.said` reads
-    them. An environment
-    that fails is replaced, as FAULT says in the infos of the last step, or in those of a reset; see
-    :class:`worldmodel.envs.wrappers.restart.Restart`. `training`: see :func:`make`.
+    The infos are not merged; :func:`worldmodel.envs.contract.infos.said` reads them. An environment that fails is
+    replaced (:class:`worldmodel.envs.wrappers.restart.Restart`). The key FAULT then describes the failure in the
+    infos of the last step or of the reset.
 
+    Args:
+        num_envs: the number of environments; `config.num_envs` by default.
+        training: see :func:`make`.
     Raises:
-        ValueError: as :func:`make`.
+        ValueError: see :func:`make`.
     """
     count = config.num_envs if num_envs is None else num_envs
     if count < 1:

@@ -87,7 +87,7 @@ def build(member: str, family: str = "gaussian", size: int = 4, seed: int = 0) -
 
 
 def window(batch_size: int, length: int, seed: int = 0) -> Batch:
-    """Random arrivals (B, T) of one episode that has begun before the window."""
+    """Random time steps (B, T) of one episode that has begun before the window."""
     random = torch.Generator().manual_seed(seed)
     obs = {
         "x": torch.randn(batch_size, length, 2, generator=random),

@@ -12,7 +12,8 @@ TOP = ("worldmodel", "envs", "agents", "training")
 
 LAYERS = {
     "worldmodel": [
-        {"digits", "types", "specs", "validation", "kernels"},
+        {"digits", "types", "specs", "validation"},
+        {"kernels"},
         {"networks", "replay"},
         {"dynamics"},
         {"model"},
@@ -66,7 +67,7 @@ READS_VALUES = {"item", "cpu"}
 MAY_READ_VALUES = {
     "agents/agent.py",  # hands actions to an environment, as arrays
     "agents/sb3/behaviour.py",  # asks a policy of Stable-Baselines3, which takes arrays
-    "worldmodel/replay/replay.py",  # stores latent states, as arrays
+    "worldmodel/replay/latents.py",  # stores latent states, as arrays
 }
 
 
@@ -180,7 +181,7 @@ def test_folders_and_files_stay_small(package: str) -> None:
         folders[name] = folders.get(name, 0) + (path.name != "__init__.py")
     assert not {name: count for name, count in folders.items() if count > 12 and name not in MANY_FILES}
     lines = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files(package)}
-    assert not {name: count for name, count in lines.items() if count > 410}
+    assert not {name: count for name, count in lines.items() if count > 400}
 
 
 def test_only_kernels_use_private_parts_of_torch() -> None:

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from worldmodel.training.algorithm import WorldModelAgent
+    from worldmodel.training.algorithm.agent import WorldModelAgent
     from worldmodel.training.fitting.fit import fit
     from worldmodel.training.fitting.fit_run import FitRun
     from worldmodel.training.run.run import Run
@@ -15,7 +15,7 @@ _HOMES = {
     "Run": "run.run",
     "fit": "fitting.fit",
     "FitRun": "fitting.fit_run",
-    "WorldModelAgent": "algorithm",
+    "WorldModelAgent": "algorithm.agent",
 }
 
 __all__ = ["FitRun", "Run", "WorldModelAgent", "fit", "train"]

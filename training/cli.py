@@ -1,6 +1,6 @@
 """The command line: `worldmodel train | fit | evaluate | diagnose | imagine | play | collect | export`.
 
-Imports torch only after the arguments are understood.
+Torch is imported only after the arguments were parsed, so that `--help` is fast.
 """
 
 import argparse
@@ -15,20 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-FAILED, INTERRUPTED, UNHEARD = 2, 130, 141  # exit codes; the last two as a shell has them for SIGINT and SIGPIPE
-LONGEST = 2_000  # characters of an error
-OVERRIDES = "any key of the config can be given as --section.key value, for example --model.hidden 128"
+FAILED, INTERRUPTED, UNHEARD = 2, 130, 141  # exit codes; a shell gives the last two after SIGINT and SIGPIPE
+LONGEST = 2_000  # characters of an error message
+OVERRIDES = "Any key of the config can be set with --section.key value, for example --model.hidden 128."
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line, as all other errors are told."""
+    """A parser that reports wrong arguments in one line, as the commands report all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(FAILED, f"{self.prog}: error: {printable(message)}; {self.prog} --help shows what it takes\n")
+        self.exit(FAILED, f"{self.prog}: error: {printable(message)}. {self.prog} --help lists the arguments.\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of every command."""
+    """Return the parser of all commands."""
     top = Parser(
         prog="worldmodel",
         description="Learn a world model of a Gymnasium environment, and an agent in its imagination.",
@@ -43,103 +43,120 @@ def parser() -> argparse.ArgumentParser:
 def _that_learn(commands: Any) -> None:
     train = commands.add_parser("train", help="train a world model and an agent", epilog=OVERRIDES)
     train.add_argument("config", nargs="?", help="YAML file, for example configs/pendulum.yaml")
-    train.add_argument("--seed", type=int, help="of everything random; default: the config's")
+    train.add_argument("--seed", type=int, help="seed of everything random; default: the config's")
     train.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
     train.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with an interrupted run instead; with --training.steps for longer, --training.device elsewhere, "
-        "--evaluation.videos true to film its evaluations from here on",
+        help="continue an interrupted run instead; --training.steps gives it more steps, --training.device another "
+        "device, and --evaluation.videos true films its evaluations from now on",
     )
     fit = commands.add_parser("fit", help="fit a world model to recorded sequences", epilog=OVERRIDES)
     fit.add_argument("config", help="YAML file, for example configs/tanks.yaml")
     fit.add_argument("data", metavar="DATA", help="a .csv or .npz file, a run folder, or minari:DATASET_ID")
-    fit.add_argument("--seed", type=int, help="of everything random but the split; default: the config's")
+    fit.add_argument("--seed", type=int, help="seed of everything random but the split; default: the config's")
     fit.add_argument("--run", metavar="DIR", help="the run folder to make; default: a free one under runs/")
 
 
 def _that_look(commands: Any) -> None:
     which = Parser(add_help=False)
     which.add_argument(
-        "--checkpoint", default="latest", help="latest, best, or the number of one that was kept; default: %(default)s"
+        "--checkpoint", default="latest", help="latest, best, or the number of a kept checkpoint; default: %(default)s"
     )
-    evaluate = commands.add_parser("evaluate", parents=[which], help="returns of a trained agent on seeds it never saw")
+    evaluate = commands.add_parser("evaluate", parents=[which], help="measure the returns of an agent on unseen seeds")
     evaluate.add_argument("run", metavar="RUN", help="a run folder")
-    evaluate.add_argument("--episodes", type=int, help="default: evaluation.final_episodes of its config")
+    evaluate.add_argument("--episodes", type=int, help="default: evaluation.final_episodes of the run's config")
     evaluate.add_argument("--device", help="default: the one it was trained on")
     evaluate.add_argument("--json", action="store_true", help="end with one line of JSON")
     diagnose = commands.add_parser(
-        "diagnose", parents=[which], help="what a trained model believes: forecasts, collapse, actions"
+        "diagnose",
+        parents=[which],
+        help="measure a model: forecasts, calibration, latent state, use of actions",
     )
-    diagnose.add_argument("run", metavar="RUN", help="a run folder; figures and numbers go into RUN/media")
+    diagnose.add_argument("run", metavar="RUN", help="a run folder; figures and numbers are written to RUN/media")
     diagnose.add_argument(
-        "data", nargs="?", metavar="DATA", help="a recording; default: the run's own replay, a fit's test data"
+        "data", nargs="?", metavar="DATA", help="a recording; default: the replay of the run, or the test data of a fit"
     )
-    diagnose.add_argument("--context", type=int, default=8, help="steps seen before a forecast; default: %(default)s")
-    diagnose.add_argument("--horizon", type=int, default=15, help="steps imagined; default: %(default)s")
-    diagnose.add_argument("--samples", type=int, default=64, help="imagined paths per forecast; default: %(default)s")
-    diagnose.add_argument("--state", default="", metavar="NAME,NAME", help="unobserved columns of a fit's data")
     diagnose.add_argument(
-        "--against", metavar="RUN2", help="another run, to compare the ELBO on data that neither has learned from"
+        "--context", type=int, default=8, help="observed steps before a forecast; default: %(default)s"
+    )
+    diagnose.add_argument("--horizon", type=int, default=15, help="imagined steps; default: %(default)s")
+    diagnose.add_argument("--samples", type=int, default=64, help="sampled paths per forecast; default: %(default)s")
+    diagnose.add_argument("--state", default="", metavar="NAME,NAME", help="columns of a fit's data that it ignores")
+    diagnose.add_argument(
+        "--against",
+        metavar="RUN2",
+        help="another run: compare the ELBO on data that neither was trained on",
     )
     diagnose.add_argument("--device", help="default: the one it was trained on")
     diagnose.add_argument("--json", action="store_true", help="end with one line of JSON")
     imagine = commands.add_parser(
-        "imagine", parents=[which], help="videos of what a trained model foretells, dreams and does"
+        "imagine", parents=[which], help="make videos of forecasts, imagined episodes and real episodes"
     )
-    imagine.add_argument("run", metavar="RUN", help="a run folder; videos and a strip of pictures go into RUN/media")
+    imagine.add_argument("run", metavar="RUN", help="a run folder; videos and pictures are written to RUN/media")
     imagine.add_argument(
-        "data", metavar="DATA", nargs="?", type=Path, help="a recording; default: the run's own, a fit's test data"
+        "data",
+        metavar="DATA",
+        nargs="?",
+        type=Path,
+        help="a recording; default: the replay of the run, or the test data of a fit",
     )
-    imagine.add_argument("--context", type=int, default=5, help="steps seen before a forecast; default: %(default)s")
-    imagine.add_argument("--horizon", type=int, help="steps imagined; default: 45, fewer where episodes are shorter")
+    imagine.add_argument(
+        "--context", type=int, default=5, help="observed steps before a forecast; default: %(default)s"
+    )
+    imagine.add_argument("--horizon", type=int, help="imagined steps; default: 45, or fewer if episodes are shorter")
     imagine.add_argument("--count", type=int, default=4, help="sequences side by side; default: %(default)s")
-    imagine.add_argument("--seed", type=int, default=0, help="which sequences; default: %(default)s")
-    imagine.add_argument("--start", type=int, help="the one sequence from this recorded step on, 0 being the oldest")
+    imagine.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of everything random; default: %(default)s",
+    )
+    imagine.add_argument("--start", type=int, help="show the sequence from this recorded step on; 0 is the oldest")
     imagine.add_argument("--device", help="default: the one it was trained on")
     play = commands.add_parser(
-        "play", parents=[which], help="step inside a trained model's dream, one action for every key"
+        "play", parents=[which], help="act in the imagination of a trained model; every key is an action"
     )
-    play.add_argument("run", metavar="RUN", help="a run folder; the film of it goes into RUN/media")
-    play.add_argument("--seed", type=int, default=0, help="where it begins, and of all chance; default: %(default)s")
-    play.add_argument("--start", type=int, help="begin at this recorded step, 0 being the oldest; default: drawn ones")
+    play.add_argument("run", metavar="RUN", help="a run folder; a video of the game is written to RUN/media")
+    play.add_argument("--seed", type=int, default=0, help="seed of everything random; default: %(default)s")
+    play.add_argument("--start", type=int, help="begin at this recorded step; 0 is the oldest; default: a random one")
     play.add_argument("--device", help="default: the one it was trained on")
 
 
 def _that_record(commands: Any) -> None:
     collect = commands.add_parser("collect", help="record random trajectories of an environment", epilog=OVERRIDES)
-    collect.add_argument("config", help="YAML file, for its env section")
+    collect.add_argument("config", help="YAML file; its env section is used")
     collect.add_argument("--steps", type=int, required=True, help="environment steps")
     collect.add_argument("--out", type=Path, required=True, metavar="PATH", help="an .npz file")
     collect.add_argument("--seed", type=int, help="default: the config's")
-    export = commands.add_parser("export", help="turn a recording into a Minari dataset")
-    export.add_argument("source", metavar="RUN_OR_NPZ", help="a run folder, or what `collect` wrote")
+    export = commands.add_parser("export", help="convert a recording to a Minari dataset")
+    export.add_argument("source", metavar="RUN_OR_NPZ", help="a run folder, or a file written by `collect`")
     export.add_argument("target", metavar="minari:ID", help="for example minari:pendulum/random-v0")
     for command in commands.choices.values():
-        command.add_argument("--debug", action="store_true", help="show where an error came from")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 2 with one line that says what is wrong and what would be right.
+    """Run one command and return its exit code.
 
-    With `--debug` a traceback stands before that line. After an interrupt it returns 130; where nobody reads the output
-    to its end (`| head`), 141 and nothing is said.
+    The code is 0, or 2 after an error. An error is shown in one line; with `--debug`, after its traceback. The code is
+    130 after an interrupt. If the reader of the output has gone (`| head`), it is 141 and no message is shown.
     """
     given, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     options, rest = parser().parse_known_args(given)
-    overrides += rest  # top-level keys, and mistakes that the config will name
+    overrides += rest  # top-level keys; the config reports those that do not exist
     if overrides and options.command in ("evaluate", "diagnose", "imagine", "play", "export"):
         parser().error(f"unknown arguments: {' '.join(overrides)}")
-    signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send: save, as after Ctrl-C
+    signal.signal(signal.SIGTERM, _interrupt)  # batch systems send this: save, as after Ctrl-C
     try:
         if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # for `module:EnvId` beside the user; last, so that it hides nothing of ours
+            sys.path.append(os.getcwd())  # for `module:EnvId` in the current folder; last, so that it hides no module
         COMMANDS[options.command](options, overrides)
         sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         print("; ".join(filter(None, (f"worldmodel {options.command}: interrupted", str(interrupt)))), file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # whatever it is, it is told in one line
+    except Exception as error:  # every error is shown in one line
         if isinstance(error, BrokenPipeError) and _unheard():
             return UNHEARD
         if options.debug:
@@ -150,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def told(error: Exception, debug: bool = False) -> str:
-    """What is wrong, for a person: of mistakes in what was given the text alone, of others also their kind."""
+    """Return the message of an error. Errors that are not caused by the user's input also name their type."""
     text = str(error)
     if isinstance(error, ValueError | FloatingPointError):
         return printable(text)
@@ -165,19 +182,21 @@ def told(error: Exception, debug: bool = False) -> str:
 
 
 def printable(text: str) -> str:
-    """A message that leaves a terminal as it is and fits on its screen; lines that are indented go on with a list."""
+    """Return a message without control characters, shortened to LONGEST. Only indented lines stay separate."""
     text = text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     shown = "".join(letter if letter.isprintable() or letter == "\n" else repr(letter)[1:-1] for letter in text)
-    shown = shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"  # escapes grow
+    shown = (
+        shown if len(shown) <= LONGEST else f"{shown[: LONGEST // 2]} ... {shown[-LONGEST // 2 :]}"
+    )  # escaped characters are longer
     first, *rest = shown.split("\n")
     return first + "".join(f"\n{line}" if line.startswith("  ") else f" {line}" for line in rest)
 
 
 def _unheard() -> bool:
-    """Whether nobody reads standard output any more; then nothing is written there either, at the exit."""
+    """Return True if the reader of standard output has gone. Then the output at exit is discarded, too."""
     try:
         descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):  # it is no file
+    except (OSError, ValueError):  # it is not a file
         return False
     if hasattr(select, "poll"):  # not on Windows
         poll = select.poll()
@@ -189,7 +208,7 @@ def _unheard() -> bool:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Take `--section.key value` and `--section.key=value` out, wherever they stand."""
+    """Separate the arguments `--section.key value` and `--section.key=value` from the others."""
     rest, overrides = [], []
     queue = list(arguments)
     while queue:
@@ -216,32 +235,38 @@ def _train(options: argparse.Namespace, overrides: list[str]) -> None:
     if options.resume is not None:
         if options.config or options.run or options.seed is not None:
             raise ValueError(
-                "--resume goes on with a run as it was begun: it takes no config, --run or --seed; --training.steps "
-                "gives it more steps, --training.device another device, --evaluation.videos films"
+                "--resume continues a run with its own config, so it takes no config, --run or --seed. It can be "
+                "combined with --training.steps, --training.device and --evaluation.videos."
             )
         resume(options.resume, *changes(overrides))
         return
     if options.config is None:
-        raise ValueError("which config? For example configs/pendulum.yaml, or --resume RUN to go on with a run")
+        raise ValueError(
+            "No config is given. Name one, for example configs/pendulum.yaml, or use --resume RUN to continue a run."
+        )
     train(options.config, overrides, run=options.run, **_seed(options))
 
 
-CHANGES = {"training": ("steps", "device"), "evaluation": ("videos",)}  # of a run that goes on
+CHANGES = {"training": ("steps", "device"), "evaluation": ("videos",)}  # possible when a run is resumed
 
 
 def changes(overrides: Sequence[str]) -> tuple[int | None, str | None, bool | None]:
-    """What of a run can be changed on the way, as nothing of what it has learned depends on it: see CHANGES."""
+    """Return the steps, the device and the videos that a resumed run gets; None for each that stays as it was.
+
+    Raises:
+        ValueError: for a change of any other key: what the run has learned depends on it.
+    """
     from worldmodel.training.config.schema import parse_overrides
 
     given = parse_overrides(overrides)
     for section, values in given.items():
         if not isinstance(values, dict) or values.keys() - set(CHANGES.get(section, ())):
             known = ", ".join(f"--{name}.{key}" for name, keys in CHANGES.items() for key in keys)
-            raise ValueError(f"--resume takes no change of the config but {known}: {' '.join(overrides)}")
+            raise ValueError(f"--resume cannot change the config except by {known}. Given: {' '.join(overrides)}")
     training = given.get("training", {})
     device, videos = training.get("device"), given.get("evaluation", {}).get("videos")
     if not isinstance(videos, bool | None):
-        raise ValueError(f"--evaluation.videos is true or false: {videos}")
+        raise ValueError(f"--evaluation.videos must be true or false, not {videos}")
     return _more_steps(training.get("steps")), None if device is None else str(device), videos
 
 
@@ -250,7 +275,7 @@ def _more_steps(steps: Any) -> int | None:
         return None
     whole = isinstance(steps, int | float) and not isinstance(steps, bool) and math.isfinite(steps) and steps % 1 == 0
     if not whole or not 1 <= steps < 2**63:
-        raise ValueError(f"--training.steps must be a whole number from 1 up, of 64 bits: {steps}")
+        raise ValueError(f"--training.steps must be a whole number of at least 1 that fits into 64 bits, not {steps}")
     return int(steps)
 
 
@@ -263,9 +288,9 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
-    from worldmodel.training.evaluation.returns import promise
+    from worldmodel.training.evaluation.imagined_vs_real import promise
     from worldmodel.training.logging.lines import json_safe
-    from worldmodel.training.loop.loop import describe
+    from worldmodel.training.loop.evaluations import describe
     from worldmodel.training.run.run import Run
 
     run = Run.load(options.run, options.device, checkpoint=options.checkpoint)
@@ -309,8 +334,8 @@ def _imagine(options: argparse.Namespace, _: list[str]) -> None:
     run = load(options.run, options.device, options.checkpoint)
     if blind := [key for key in run.obs_specs if key not in run.model.keys]:
         print(
-            f"{blind} left out of what is foretold and dreamt: the model has no decoder of them (model.images: "
-            f"{run.config.model.images}). To see what it believes, train one with model.images: reconstruction",
+            f"The videos do not show {', '.join(blind)}: the model has no decoder for it (model.images: "
+            f"{run.config.model.images}). Train a model with model.images: reconstruction to see it.",
             file=sys.stderr,
         )
     for path in imagine(run, config, data=options.data, note=lambda line: print(line, file=sys.stderr)):
@@ -332,13 +357,13 @@ def _collect(options: argparse.Namespace, overrides: list[str]) -> None:
     from worldmodel.training.loop.collect import collect
 
     rows, steps = collect(load_config(options.config, overrides, **_seed(options)), options.steps, options.out)
-    print(f"{options.out}: {rows} rows, of {steps} environment steps and the resets before them")
+    print(f"{options.out}: {rows} rows, from {steps} environment steps and the resets before them")
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> None:
     from worldmodel.training.data.minari_export import export
 
-    print(f"{options.target}: {export(options.source, options.target)} episodes")
+    print(f"{options.target}: {export(options.source, options.target)} episodes written")
 
 
 COMMANDS = {

@@ -1,4 +1,4 @@
-"""From a config to a finished run, at once or in as many parts as it takes."""
+"""Train a run from a config to its end, and resume one that was interrupted."""
 
 import errno
 import time
@@ -13,20 +13,21 @@ from worldmodel.envs import EnvironmentFault
 from worldmodel.kernels.memory import room_for_tensors
 from worldmodel.training.config.config import load_config, to_mapping, too_short
 from worldmodel.training.config.schema import dump_yaml
-from worldmodel.training.evaluation.returns import promise
+from worldmodel.training.evaluation.imagined_vs_real import promise
 from worldmodel.training.logging.logger import Logger, films_of
 from worldmodel.training.logging.progress import Progress, whisper
+from worldmodel.training.loop.evaluations import describe
 from worldmodel.training.loop.interrupt import Interrupt, patient
-from worldmodel.training.loop.loop import Loop, describe
+from worldmodel.training.loop.loop import Loop
 from worldmodel.training.loop.trainer import Trainer
 from worldmodel.training.report.films import film
 from worldmodel.training.run.checkpoint import numbers, remove
 from worldmodel.training.run.errors import diverged
 from worldmodel.training.run.folder import (
-    CHECKPOINT,
-    CONFIG,
-    METRICS,
-    ROWS,
+    CHECKPOINT_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    REPLAY_FOLDER,
     begun,
     check_layout,
     free_folder,
@@ -37,25 +38,27 @@ from worldmodel.training.run.folder import (
 )
 from worldmodel.training.run.lock import alone
 from worldmodel.training.run.process import left_as_found
-from worldmodel.training.run.run import TRAINING, Run
+from worldmodel.training.run.run import TRAINING_FILE, Run
 from worldmodel.training.run.tree import fitting_state, load_tree
 from worldmodel.training.run.weights import write_text_atomic
 
 if TYPE_CHECKING:
     from worldmodel.agents.sb3.behaviour import SB3Behaviour
 
-PATIENCE = 300.0  # seconds for which the last save of a run is tried again
+PATIENCE = 300.0  # seconds during which the last save of a run is tried again
 AGAIN = 5.0  # seconds between two attempts
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what somebody can mend in that time
-OVERWRITTEN = "its replay is full and has moved on since the checkpoint, so that what follows is not what it would be"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # errors that the user can remove in that time
+OVERWRITTEN = (
+    "the full replay has lost old steps since the checkpoint, so the rest differs from that of an uninterrupted run"
+)
 
 
 def train(
     config: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), run: str | Path | None = None, **values: Any
 ) -> Run:
-    """Train a world model and an agent in its imagination, and evaluate it at the end.
+    """Train a world model and an agent in its imagination, and evaluate the agent at the end.
 
-    It leaves the process as it was: threads of torch, random states, filters of warnings and memory.
+    The call restores the number of threads of torch, random states, warning filters and memory settings.
 
     Args:
         config: a YAML file, or a mapping, of differences from the defaults.
@@ -63,10 +66,10 @@ def train(
         run: the folder to make; by default a free one under `runs/`, named after the config.
         values: `seed=1` or whole sections as mappings.
     Returns:
-        The run, saved in its folder, whatever ended it: an error or an interrupt leaves what was recorded there.
+        The run. It is saved in its folder, also after an error or an interrupt.
     Raises:
-        ValueError: before anything is trained, for a config, an environment or a folder that cannot be used; later
-            only as an `EnvironmentFault`, for an environment that fails more often than `env.restarts` allows.
+        ValueError: before training, for a config, an environment or a folder that cannot be used. During training,
+            only as an `EnvironmentFault`, if an environment fails more often than `env.restarts` allows.
     """
     resolved = load_config(config, overrides, **values)
     name = short(resolved.env.id) if isinstance(config, Mapping) else Path(config).stem
@@ -80,19 +83,19 @@ def train(
 
 
 def resume(folder: str | Path, steps: int | None = None, device: str | None = None, videos: bool | None = None) -> Run:
-    """Go on with an interrupted run from its last checkpoint, as if nothing had happened since; without one, from 0.
+    """Continue an interrupted run from its last checkpoint, or from the start if it has none.
 
-    On the CPU, and in environments that repeat themselves when they are seeded, it ends with the weights and the
-    metrics of a run that was never interrupted, bit for bit. Where an environment does not, its running episode counts
-    as truncated. A finished run can be given more steps.
+    The result equals that of an uninterrupted run bit for bit, weights and metrics, on the CPU and in environments that
+    repeat themselves with the same seed. In other environments the running episode counts as truncated. A finished run
+    can get more steps.
 
     Args:
         steps: environment steps in all; by default those of its config.
-        device: another than the one it was trained on until now. What `auto` chose for that one stays.
-        videos: whether evaluations are filmed from here on; by default as its config says.
+        device: by default the one used so far. Settings that `auto` chose for the first device stay.
+        videos: whether to film evaluations from now on; by default as its config says.
     Raises:
-        ValueError: if the folder holds no run, another process trains it, something else lies where a part of it
-            belongs, none of its checkpoints can be used, or it has taken all its steps.
+        ValueError: if the folder holds no run, if another process trains it, if something else is in the place of a
+            part of it, if none of its checkpoints can be used, or if it has taken all its steps.
     """
     folder = Path(folder)
     saved_config(folder, "train")
@@ -102,37 +105,38 @@ def resume(folder: str | Path, steps: int | None = None, device: str | None = No
 
 
 def _resume(folder: Path, steps: int | None, device: str | None, videos: bool | None) -> Run:
-    loop = (_last if numbers(folder / CHECKPOINT) else _anew)(folder, device)
+    """See :func:`resume`."""
+    loop = (_last if numbers(folder / CHECKPOINT_FOLDER) else _anew)(folder, device)
     config = loop.config
     config.training.steps = steps or config.training.steps
     config.evaluation.videos = config.evaluation.videos if videos is None else videos
-    overshot = loop.steps - config.training.steps  # all environments take the last step
+    overshot = loop.steps - config.training.steps  # all environments take the last step, so there can be a few more
     if overshot >= (0 if loop.finished else config.env.num_envs):
-        raise ValueError(f"{folder} has taken {loop.steps} steps: give it more than that with --training.steps")
+        raise ValueError(f"{folder} has taken {loop.steps} steps. To continue, give it more with --training.steps.")
     loop.trainer.run.check_rows(config.training.steps)
     loop.finished = False
     if config.behaviour.name == "sb3":
-        from worldmodel.training.run.imagined import imagined_steps  # which takes a second to import
+        from worldmodel.training.run.sb3_behaviour import imagined_steps  # this import takes a second
 
         cast("SB3Behaviour", loop.trainer.run.behaviour).reach(imagined_steps(config, config.training.steps))
-    write_text_atomic(folder / CONFIG, dump_yaml(to_mapping(config)))
+    write_text_atomic(folder / CONFIG_FILE, dump_yaml(to_mapping(config)))
     return finish(loop)
 
 
 def _last(folder: Path, device: str | None) -> Loop:
-    """What goes on from the last checkpoint of a run."""
+    """Return a loop that continues from the last checkpoint of a run."""
     run = Run.load(folder, device, at_checkpoint=True)
     torch.set_num_threads(run.config.training.threads)
     assert run.checkpoint is not None
-    state = load_tree(run.checkpoint.folder / TRAINING)
+    state = load_tree(run.checkpoint.folder / TRAINING_FILE)
     if not isinstance(state, dict) or "loop" not in state:
-        raise ValueError(f"{folder} holds a run that was saved to be used, not to be resumed")
-    with fitting_state(run.checkpoint.folder / TRAINING):
+        raise ValueError(f"{folder} was saved without the state of its training, so it can be used but not resumed")
+    with fitting_state(run.checkpoint.folder / TRAINING_FILE):
         loop = Loop(Trainer(run, state["trainer"]), film=film)
         loop.load_state(state["loop"])
-    for number in numbers(folder / CHECKPOINT):
+    for number in numbers(folder / CHECKPOINT_FOLDER):
         if number > int(run.checkpoint.folder.name):  # damaged
-            remove(folder / CHECKPOINT / f"{number:05d}")
+            remove(folder / CHECKPOINT_FOLDER / f"{number:05d}")
     torch.set_rng_state(state["random"]["cpu"])
     if state["random"]["cuda"] is not None and loop.cuda:
         torch.cuda.set_rng_state(state["random"]["cuda"], run.agent.device)
@@ -140,25 +144,25 @@ def _last(folder: Path, device: str | None) -> Loop:
 
 
 def _anew(folder: Path, device: str | None) -> Loop:
-    """What begins a run once more that has no checkpoint: as it was begun, with the same seed.
+    """Return a loop that starts a run without checkpoint again, with the same seed.
 
-    Most have ended before their first; of others somebody has removed them, and what they had recorded is precious.
+    Its records are kept in another folder: its checkpoints may have been removed by hand.
     """
     config = read_config(folder, saved_config(folder, "train"), load_config)
     config.training.device = device or config.training.device
     torch.set_num_threads(config.training.threads)
-    run = Run(folder, config)  # refuses what cannot be begun, before anything is moved
-    aside = set_aside(folder, (METRICS, ROWS))
-    kept = f"; what it had recorded is kept in {aside}" if aside else ""
-    whisper(f"{folder} holds no checkpoint: it begins once more, with the same seed{kept}")
+    run = Run(folder, config)  # raises for a config that cannot be used, before anything is moved
+    aside = set_aside(folder, (METRICS_FILE, REPLAY_FOLDER))
+    kept = f". Its earlier records are kept in {aside}" if aside else ""
+    whisper(f"{folder} holds no checkpoint, so the run starts again with the same seed{kept}")
     run.keep_rows()
     loop = Loop(Trainer(run), film=film)
-    loop.logged = {"bytes": 0, "seconds": 0.0, "wandb": None}
+    loop.record.logged = {"bytes": 0, "seconds": 0.0, "wandb": None}
     return loop
 
 
 def finish(loop: "Loop") -> Run:
-    """Train to the end and evaluate."""
+    """Train to the end, evaluate, and return the run."""
     run, steps = loop.trainer.run, loop.config.training.steps
     with (
         closing(loop.trainer.envs),
@@ -169,30 +173,33 @@ def finish(loop: "Loop") -> Run:
         for line in (run.summary, *run.decided, *too_short(run.config)):
             progress.note(line)
         if loop.steps:
-            lost = f"; {loop.trainer.lost} running episode(s) count as truncated" if loop.trainer.lost else ""
+            lost = (
+                f"; {loop.trainer.collector.lost} running episode(s) count as truncated"
+                if loop.trainer.collector.lost
+                else ""
+            )
             full = f"; {OVERWRITTEN}" if loop.trainer.overwritten else ""
-            progress.note(f"goes on at {loop.steps} environment steps{lost}{full}")
+            progress.note(f"resumed at {loop.steps} environment steps{lost}{full}")
         if not loop.run(steps) and interrupt.asked:
             raise KeyboardInterrupt
         if run.config.evaluation.final_episodes:
-            result = loop.play("final", lambda: run.evaluate(say=progress.note, lent=loop.lent))
+            evaluations = loop.evaluations
+            result = evaluations.play("final", lambda: run.evaluate(say=progress.note, lent=evaluations.lent))
             progress.note(f"final evaluation on unseen seeds: {describe(result)}")
             if line := promise(result):
                 progress.note(line)
         interrupt.at_once = True
         loop.finished = True
         if loop.config.evaluation.videos and not films_of(run.folder, loop.steps).exists():
-            film(run, loop.logger, progress, loop.steps)
+            film(run, loop.record.logger, progress, loop.steps)
     return run
 
 
 def insist(save: Callable[[], None], say: Callable[[str], None], folder: Path, interrupt: Interrupt) -> None:
-    """Save what would be lost otherwise: a disk that is full is tried again for `PATIENCE` seconds.
-
-    Whoever has asked the run to stop does not wait for that: then one attempt is all.
+    """Save, and try again for `PATIENCE` seconds if the disk is full. If the user stops the run, stop trying.
 
     Raises:
-        OSError: if it stays full, or for another reason.
+        OSError: if the disk stays full, or for another reason.
     """
     until, said = time.monotonic() + PATIENCE, False
     while True:
@@ -201,36 +208,37 @@ def insist(save: Callable[[], None], say: Callable[[str], None], folder: Path, i
         except OSError as error:
             full = error.errno in FULL
             if not full or interrupt.asked or time.monotonic() >= until:
-                rest = f"worldmodel train --resume {folder} does again what came after the last checkpoint"
-                once = "once there is room, " if full else ""
+                rest = f"worldmodel train --resume {folder} continues from the last checkpoint"
+                once = "when there is space on the disk, " if full else ""
                 raise OSError(error.errno, f"{error.strerror}: not saved; {once}{rest}") from error
             if not said:
-                say(f"not saved ({error}): tried again for {PATIENCE / 60:.0f} minutes, in which space can be made")
+                say(
+                    f"not saved ({error}). Free some disk space: saving is tried again for {PATIENCE / 60:.0f} minutes."
+                )
             said = True
             time.sleep(AGAIN)
 
 
 @contextmanager
 def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
-    """A loop with a logger, until whatever ends it: then what was recorded and learned is saved.
+    """Open the logger of a loop for this context, and save the run at its end, also after an error.
 
     Raises:
         FloatingPointError: if the training diverged.
-        RuntimeError: from a `ValueError` that is no mistake in what the user gave, which was found before.
+        RuntimeError: instead of a `ValueError`, which would mean wrong input; input was checked before.
     """
     run = loop.trainer.run
-    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note, loop.logged)
-    loop.logger, loop.progress = logger, progress
-    loop.began = time.monotonic() - (loop.logged["seconds"] if loop.logged else 0.0)
+    logger = Logger(run.folder, run.config.logger, to_mapping(run.config), progress.note, loop.record.logged)
+    loop.record.open(logger, progress)
     try:
-        with patient(progress.note) as loop.interrupt:
+        with patient(progress.note, loop.interrupt):
             try:
                 yield loop.interrupt
             finally:
-                loop.interrupt.at_once = False  # a first call lets it be saved
+                loop.interrupt.at_once = False  # a first signal does not stop the save
                 _closed(loop)
-    except KeyboardInterrupt as interrupt:  # wherever it came
-        raise KeyboardInterrupt(f"to go on: worldmodel train --resume {run.folder}") from interrupt
+    except KeyboardInterrupt as interrupt:
+        raise KeyboardInterrupt(f"to continue: worldmodel train --resume {run.folder}") from interrupt
     except EnvironmentFault:
         raise
     except torch.linalg.LinAlgError as error:
@@ -240,17 +248,17 @@ def opened(loop: "Loop", progress: Progress) -> Iterator[Interrupt]:
 
 
 def _closed(loop: "Loop") -> None:
-    """Save the run, and finish its records."""
-    folder, say = loop.trainer.run.folder, loop.progress.note
-    before = numbers(folder / CHECKPOINT)[-1:]
+    """Save the run and close its logger."""
+    folder, record = loop.trainer.run.folder, loop.record
+    before = numbers(folder / CHECKPOINT_FOLDER)[-1:]
     try:
-        insist(loop.save, say, folder, loop.interrupt)
+        insist(loop.save, record.note, folder, loop.interrupt)
     finally:
-        loop.logged = loop.logger.position()
-        loop.logger.close()
-    last = numbers(folder / CHECKPOINT)[-1:]
-    if last == before:  # an update has been interrupted, or the last one was not finite
-        weights = "the weights there are those of its last checkpoint" if last else "there is no checkpoint of it yet"
-        say(f"what was recorded is saved in {folder}; {weights}")
-    elif loop.progress.live:
-        say(f"run saved in {folder}")
+        record.logged = record.logger.position()
+        record.logger.close()
+    last = numbers(folder / CHECKPOINT_FOLDER)[-1:]
+    if last == before:  # an update was interrupted, or the last one was not finite
+        weights = "the weights are those of the last checkpoint" if last else "there is no checkpoint yet"
+        record.note(f"the records are saved in {folder}; {weights}")
+    elif record.progress.live:
+        record.note(f"run saved in {folder}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from worldmodel.replay.replay import SequenceReplay
     from worldmodel.specs import ActionSpec, ObservationSpec
     from worldmodel.training import FitRun, Run, WorldModelAgent, fit, train
-    from worldmodel.types import Arrival, Batch, Elbo, Inference, Prediction, Rollout
+    from worldmodel.types import Batch, Elbo, Inference, Prediction, Rollout, TimeStep
 
 _HOMES = {
     "imagination": ("rollout",),
@@ -27,12 +27,11 @@ _HOMES = {
     "replay.replay": ("SequenceReplay",),
     "specs": ("ActionSpec", "ObservationSpec"),
     "training": ("FitRun", "Run", "WorldModelAgent", "fit", "train"),
-    "types": ("Arrival", "Batch", "Elbo", "Inference", "Prediction", "Rollout"),
+    "types": ("TimeStep", "Batch", "Elbo", "Inference", "Prediction", "Rollout"),
 }
 
 __all__ = [
     "ActionSpec",
-    "Arrival",
     "Batch",
     "Elbo",
     "FitRun",
@@ -46,6 +45,7 @@ __all__ = [
     "Rollout",
     "Run",
     "SequenceReplay",
+    "TimeStep",
     "WorldModel",
     "WorldModelAgent",
     "add_episode",

@@ -1,18 +1,15 @@
 """Imagined rollouts, with no observation: of given controls, or where policy and prior take turns."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from worldmodel.dynamics.scan import in_parts, joined, scan
-from worldmodel.kernels.coded import Coded, Features, in_time, of_parts, parts
-from worldmodel.model import LatentModel, WorldModel
+from worldmodel.dynamics.scan import scan
+from worldmodel.model import LatentModel
 from worldmodel.types import Batch, Rollout, State
 
-Policy = Callable[[Any], tuple[Tensor, Tensor]]
+Policy = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (N, F) -> controls (N, A), and the parameters (N, P) of the distribution they were drawn from."""
 
 
@@ -46,55 +43,34 @@ def starts(states: State, batch: Batch, count: int = 0) -> tuple[State, Tensor]:
     return type(states)(*fields), alive
 
 
-def rollout(
-    model: LatentModel, start: State, policy: Policy, horizon: int, through: bool = True, coded: bool = False
-) -> Rollout:
+def rollout(model: LatentModel, start: State, policy: Policy, horizon: int, through: bool = True) -> Rollout:
     """Imagine `horizon` steps from filtered states (derivation Eq. 36).
 
     Args:
-        start: s_0, each field (N, ...). A smoothed state would leak the future it was inferred from.
-        policy: called with the features of s_0..s_{H-1}; gradients flow through what it returns.
-        through: whether they also flow through the model, from one step to the next and to what it predicts.
-        coded: whether the policy takes :class:`Coded` features, which it is given where they are known to be such.
+        start: s_0, each field (N, ...). A smoothed state would leak the future that it was inferred from.
+        policy: Called with the features of s_0..s_{H-1}. Gradients flow through what it returns.
+        through: Whether gradients also flow through the model, from one step to the next and to its predictions.
     Returns:
-        H + 1 features and H controls, rewards and continuations; see :class:`Rollout` for their indices.
+        H + 1 features and H actions, rewards and continuations; see :class:`Rollout` for their indices.
     Raises:
-        ValueError: if there is no step to imagine.
+        ValueError: If `horizon` is below 1.
     """
-    through = through and torch.is_grad_enabled()
-    look: Callable[[State], Features] = model.feature
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1: {horizon}")
-    first = look(start)
-    if coded and not through and not torch.compiler.is_compiling() and isinstance(model, WorldModel):
-        first = model.coded(start, sampled=False)
-        look = partial(model.coded, sampled=True) if isinstance(first, Coded) else look
-
-    def step(carry: tuple[State, Features], _: tuple[Tensor, ...]) -> tuple[tuple[State, Features], tuple[Tensor, ...]]:
-        state, feature = carry
-        action, params = policy(feature)
+    through = through and torch.is_grad_enabled()
+    state, features = start, [model.feature(start)]
+    actions: list[Tensor] = []
+    params: list[Tensor] = []
+    for _ in range(horizon):
+        action, parameters = policy(features[-1])
         with torch.set_grad_enabled(through):
-            if isinstance(feature, Coded):
-                state = cast(WorldModel, model).imagine(state, action, ones=feature.ones)
-            else:
-                state = model.imagine(state, action)
-            feature = look(state)
-        return (state, feature), (action, params, *parts(feature))
-
-    _, outputs = in_parts(step, (start, first), (), horizon)
-    actions, params, *found = zip(*outputs, strict=True)
-    begun = [one.unsqueeze(1) for one in parts(first)]
-    every = [time_first([one, *more]) for one, more in zip(begun, found, strict=True)]
-    known = of_parts(every, first)
+            state = model.imagine(state, action)
+            features.append(model.feature(state))
+        actions.append(action)
+        params.append(parameters)
+    by_time = torch.stack(features)  # (H + 1, N, F): a slice of time is then contiguous, and needs no copy
     with torch.set_grad_enabled(through):
-        # Coded for a WorldModel alone, which takes them: any other model is given the features that it makes itself.
-        outcome = model.predict(cast(Tensor, in_time(known, 1)), decode=False)
-    return Rollout(known, joined(actions), joined(params), outcome.reward.t(), outcome.cont.t())
-
-
-def time_first(parts: Sequence[Tensor]) -> Tensor:
-    """Parts of imagined sequences, each (N, n, ...) -> (N, H, ...), in memory step by step.
-
-    Whoever reads all but the first or the last of them then needs no copy.
-    """
-    return torch.cat([part.transpose(0, 1) for part in parts]).transpose(0, 1)
+        outcome = model.predict(by_time[1:], decode=False)
+    return Rollout(
+        by_time.transpose(0, 1), torch.stack(actions, 1), torch.stack(params, 1), outcome.reward.t(), outcome.cont.t()
+    )

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.dynamics import DYNAMICS, DynamicsConfig, SequentialVAE
-from worldmodel.kernels.coded import Features, dense, parts
-from worldmodel.kernels.compiling import region
 from worldmodel.networks.encoder import Encoder, Head
-from worldmodel.networks.images import ImageDecoder, Pixels
+from worldmodel.networks.images import ImageDecoder, ImageEncoder, Pixels
 from worldmodel.networks.latents import LatentConfig, latent_family
 from worldmodel.networks.layers import LayerConfig
-from worldmodel.networks.outputs import Bernoulli, Categorical, Normal, Output, Standardise, SymlogNormal, TwoHot
+from worldmodel.networks.outputs import Bernoulli, Categorical, Normal, Normalizer, Output, SymlogNormal, TwoHot
 from worldmodel.specs import ActionSpec, ObservationSpec, ObservationSpecs
 from worldmodel.types import Batch, Elbo, Inference, Prediction, State
 from worldmodel.validation import LAYERS, at_most
@@ -251,7 +249,7 @@ class WorldModel(nn.Module):
         """Names of everything the latent state explains: the keys of `Elbo.log_likelihood`."""
         return [name for name, _ in self.heads]
 
-    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+    def fit_normalizers(self, batch: Batch, keep: bool = False) -> None:
         """Take the units of inputs and outputs from a recorded batch.
 
         Once before the first update; and again, with `keep`, when there is much more to measure: then what the model
@@ -265,14 +263,14 @@ class WorldModel(nn.Module):
             self.reward.fit(batch.reward.unsqueeze(-1), batch.mask * ~batch.is_first, keep)
 
     @property
-    def units(self) -> dict[str, Standardise]:
-        """Of every observation, and of the reward, that has units which :meth:`fit_units` takes."""
-        entrances = zip(self.encoder.keys, self.encoder.units, strict=True)
-        found = {key: units for key, units in entrances if isinstance(units, Standardise)}
-        return found | {name: head.output.units for name, head in self.heads if isinstance(head.output, Normal)}
+    def normalizers(self) -> dict[str, Normalizer]:
+        """Of every observation, and of the reward, that has units which :meth:`fit_normalizers` takes."""
+        entrances = zip(self.encoder.keys, self.encoder.entrances, strict=True)
+        found = {key: module for key, module in entrances if isinstance(module, Normalizer)}
+        return found | {name: head.output.normalizer for name, head in self.heads if isinstance(head.output, Normal)}
 
     def fit_images(self, batch: Batch) -> None:
-        """Take the units of the images in a recorded batch, as :meth:`fit_units`, and of nothing else.
+        """Take the units of the images in a recorded batch, as :meth:`fit_normalizers`, and of nothing else.
 
         A few thousand pictures are enough (`worldmodel.images.ENOUGH`), where of vectors everything recorded counts.
         """
@@ -316,15 +314,12 @@ class WorldModel(nn.Module):
         """One step of :meth:`observe`: s_{t-1}, {key: (B, width)}, u_{t-1} (B, A), is_first (B,) -> s_t."""
         return self.dynamics.filter(state, self.encoder(obs), prev_action, is_first, sample)
 
-    def imagine(self, state: State, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> State:
+    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
         """s_{t-1}, u_{t-1} (B, A) -> a sample of s_t from the prior, or its mode.
 
         A member whose next state depends on what is observed is shown a sample of its own emission, or its mean.
-
-        Args:
-            ones: (B, G), those of the features of s_{t-1}, where :meth:`coded` knows them.
         """
-        state = self.dynamics.imagine(state, control, sample, ones)
+        state = self.dynamics.imagine(state, control, sample)
         if not self.dynamics.feeds_back:
             return state
         feature = self.feature(state)
@@ -335,29 +330,14 @@ class WorldModel(nn.Module):
         """s_t -> (..., F)."""
         return self.dynamics.feature(state)
 
-    def coded(self, state: State, sampled: bool = False) -> Features:
-        """As :meth:`feature`, beside the classes of one-hot latents where layers gain by them: on a CPU.
-
-        Args:
-            sampled: whether z_t is known to be a sample, as that of every imagined state is; else it is looked at,
-                since that of an initial state is none.
-        """
-        device, followed = state[0].device.type, any(field.requires_grad for field in state)
-        if followed or device != "cpu" or torch.is_autocast_enabled("cpu"):
-            return self.feature(state)
-        return self.dynamics.coded(state, sampled)
-
-    @region
-    def predict(self, feature: Features, decode: bool = True) -> Prediction:
+    def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
         """(..., F) -> means of the reward, the continuation and, if `decode`, every observation key."""
-        obs = {key: head.mean(dense(feature)) for key, head in self._decoders()} if decode else {}
-        first = parts(feature)[0]
-        ones = first.new_ones(first.shape[:-1])
+        obs = {key: head.mean(feature) for key, head in self._decoders()} if decode else {}
+        ones = feature.new_ones(feature.shape[:-1])
         reward = torch.zeros_like(ones) if self.reward is None else self.reward.mean(feature).squeeze(-1)
         cont = ones if self.cont is None else self.cont.mean(feature).squeeze(-1)
         return Prediction(obs, reward, cont)
 
-    @region
     def log_likelihood(self, batch: Batch, feature: Tensor) -> dict[str, Tensor]:
         """{emission: (B, T)} log p(. | s_t) in nats; a reset brings no reward to explain (derivation Eq. 11, 33)."""
         logs = {key: head.log_prob(feature, batch.obs[key]) for key, head in self._decoders()}
@@ -380,3 +360,9 @@ class WorldModel(nn.Module):
         kl = self.dynamics.latent.kl(inference.posterior, inference.prior) * batch.mask
         assert kl.shape == batch.reward.shape, (kl.shape, batch.reward.shape)
         return Elbo(torch.stack(list(logs.values())).sum(0) - kl, logs, kl)
+
+    def steps(self) -> list[tuple[object, str]]:
+        """Return the methods that `learner.compile: step` compiles, each with its owner. None loops over time."""
+        images = [(module, "forward") for module in self.modules() if isinstance(module, ImageEncoder)]
+        inference = [(self.dynamics, "step"), (self.dynamics.latent, "kl"), (self, "log_likelihood"), *images]
+        return [*inference, (self, "imagine"), (self, "predict")]

@@ -1,4 +1,4 @@
-"""What an observation key and an action look like to a model: shapes, classes and bounds, without Gymnasium."""
+"""Descriptions of observations and actions for a model: shapes, classes and bounds, without Gymnasium."""
 
 import math
 from collections.abc import Mapping
@@ -14,15 +14,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ObservationSpec:
-    """One observation key: a real vector, discrete variables where it has `classes`, or an image.
+    """One observation key: a real vector, an image, or discrete variables if `classes` is not empty.
 
     Args:
-        shape: shape of one observation as the environment returns it; of an image (H, W, C).
-        classes: categories of each discrete variable, flattened; empty for a real vector and an image.
-        start: the smallest value of each discrete variable (Gymnasium's `Discrete(n, start=s)`); 0 where empty.
-        image: whether it holds pixels from 0 to 255.
-        names: of each entry of a real vector, as the columns of a table have them; empty where they have none.
-        offset: subtracted from each entry of a real vector before it is stored in single precision; 0 where empty.
+        shape: the shape of one observation as the environment returns it; (H, W, C) for an image.
+        classes: the number of classes of each discrete variable, flattened. Empty for a real vector and an image.
+        start: the smallest value of each discrete variable, as in Gymnasium's `Discrete(n, start=s)`. If it is empty,
+            all are 0.
+        image: whether the observation holds pixels from 0 to 255.
+        names: the name of each entry of a real vector, such as the columns of a table. Empty if there are none.
+        offset: the numbers that are subtracted from the entries of a real vector before they are stored in single
+            precision. If it is empty, all are 0.
     Raises:
         ValueError: if these do not fit each other.
     """
@@ -38,44 +40,55 @@ class ObservationSpec:
         _check_sizes(self.shape, self.classes, self.start)
         for of_each in (self.names, self.offset):
             if of_each and (self.classes or self.image or len(of_each) != self.width):
-                raise ValueError(f"names and offset are of each of the {self.width} entries of a vector: {of_each}")
+                raise ValueError(
+                    f"names and offset need one value for each of the {self.width} entries of a real vector, but one "
+                    f"of them is {of_each}"
+                )
         if not self.width:
-            raise ValueError(f"an observation has one number at least: {self.shape}")
+            raise ValueError(f"an observation of shape {self.shape} is empty. It needs at least one number.")
         if self.image and (len(self.shape) != 3 or self.classes):
-            raise ValueError(f"an image has the shape (H, W, C) and no classes, got {self.shape} and {self.classes}")
+            raise ValueError(
+                f"an image must have the shape (H, W, C) and no classes, but its shape is {self.shape} and its classes "
+                f"are {self.classes}"
+            )
 
     @property
     def width(self) -> int:
-        """Numbers per stored observation: vector entries, pixels, or one index per discrete variable."""
+        """The number of numbers in a stored observation: entries, pixels, or one index for each discrete variable."""
         return len(self.classes) or int(np.prod(self.shape))
 
     @property
     def binary(self) -> bool:
-        """Whether every variable is on or off."""
+        """Whether all variables are discrete and have two classes."""
         return bool(self.classes) and set(self.classes) == {2}
 
     @property
     def dtype(self) -> np.dtype:
-        """Of a stored observation."""
+        """The type of the numbers of a stored observation."""
         return np.dtype(np.uint8 if self.image else np.int64 if self.classes else np.float32)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """(n, *shape) as the environment gives it -> (n, width) as the replay and the model take it.
+        """Convert observations (n, *shape) of the environment to the form (n, width) of the replay and the model.
 
-        Values are taken as they are, see :meth:`valid`.
+        The values are not checked; see :meth:`valid`.
 
         Raises:
-            ValueError: for an image of floats.
+            ValueError: if an image holds floating-point numbers.
         """
         flat = np.asarray(values).reshape(len(values), -1)
         if self.classes:
             return _indices(flat, self.start)
         if self.image and flat.dtype.kind == "f":
-            raise ValueError(f"an image is recorded as pixels from 0 to 255, not as {flat.dtype}: scale and round it")
+            raise ValueError(
+                f"an image must hold whole pixels from 0 to 255, but its type is {flat.dtype}. Scale and round it."
+            )
         return flat.astype(self.dtype) if self.image else less(flat, self.offset)
 
     def labels(self, key: str) -> list[str]:
-        """What each entry is called where it is shown as it is stored: its name, or the key with its index."""
+        """Return the name of each stored entry for display: its own name, or the key with its index.
+
+        An offset is part of the label, with the sign that turns the name into the stored number: "time -1700000000".
+        """
         alone = self.width == 1
         names = self.names or tuple(key if alone else f"{key}[{entry}]" for entry in range(self.width))
         return [
@@ -84,22 +97,23 @@ class ObservationSpec:
         ]
 
     def valid(self, rows: np.ndarray) -> np.ndarray:
-        """Encoded (n, width) -> (n,) bool: whether all classes are among those there are, all numbers finite."""
+        """Return for encoded rows (n, width) whether all classes exist and all numbers are finite: (n,) bool."""
         return np.all(_among(rows, self.classes) if self.classes else np.isfinite(rows), axis=-1)
 
 
 @dataclass(frozen=True)
 class ActionSpec:
-    """The action; of no width where there is none.
+    """The action of an environment. Its width is 0 if there are no actions.
 
-    A control vector u is the action in [-1, 1]^A, or the concatenated one-hot codes of its variables.
+    A model sees an action as a control vector u. For a continuous action, u is the action scaled to [-1, 1]^A. For a
+    discrete one, it is the concatenation of the one-hot vectors of its variables.
 
     Args:
-        shape: shape of one action as the environment takes it.
-        classes: categories of each discrete variable, flattened; empty for a continuous action.
-        start: the smallest value of each discrete variable; 0 where empty.
-        low, high: bounds of each entry of a continuous action, flattened, in the environment's units; -1 and 1 where
-            empty.
+        shape: the shape of one action as the environment takes it.
+        classes: the number of classes of each discrete variable, flattened. Empty for a continuous action.
+        start: the smallest value of each discrete variable. If it is empty, all are 0.
+        low, high: the bounds of each entry of a continuous action, flattened, in the units of the environment. If they
+            are empty, they are -1 and 1.
     Raises:
         ValueError: if these do not fit each other, or the bounds are not finite.
     """
@@ -115,38 +129,43 @@ class ActionSpec:
         if not self.low and not self.high:
             return
         if self.classes or not len(self.low) == len(self.high) == self.width:
-            raise ValueError(f"low and high are of each entry of a continuous action {self.shape}: {self}")
+            raise ValueError(f"low and high need one value for each entry of a continuous action: {self}")
         with np.errstate(over="ignore"):
             apart = np.asarray(self.high, np.float32) - np.asarray(self.low, np.float32)
         if not ((apart > 0) & np.isfinite(apart)).all():
-            raise ValueError(f"low must be below high, both finite in single precision: {self.low}, {self.high}")
+            raise ValueError(
+                f"low must be below high, and both must be finite in single precision, but low is {self.low} and high "
+                f"is {self.high}"
+            )
 
     @property
     def width(self) -> int:
-        """A, the width of a control vector."""
+        """The width A of a control vector."""
         return sum(self.classes) or int(np.prod(self.shape))
 
     def encode(self, actions: np.ndarray) -> np.ndarray:
-        """Environment actions (n, *shape) -> controls (n, A), clipped to the bounds as environments do.
+        """Convert actions of the environment (n, *shape) to control vectors (n, A).
+
+        Continuous actions are clipped to the bounds, as environments clip them.
 
         Raises:
-            ValueError: for a discrete action that there is not.
+            ValueError: if a discrete action does not exist.
         """
         flat = np.asarray(actions).reshape(len(actions), -1)
         if self.classes:
             index = _indices(flat, self.start)
             known = _among(index, self.classes).all(-1)
             if not known.all():
-                raise ValueError(f"{flat[~known][0]} is no action: {self}")
+                raise ValueError(f"the action {flat[~known][0]} does not exist in {self}")
             codes = np.zeros((len(index), self.width), np.float32)
-            first = np.cumsum(np.asarray((0, *self.classes[:-1]), np.int64))  # where the code of each variable begins
+            first = np.cumsum(np.asarray((0, *self.classes[:-1]), np.int64))  # the first column of each variable
             np.put_along_axis(codes, index + first, 1.0, -1)
             return codes
         low, high = self._bounds
         return np.clip(2 * (flat.astype(np.float32) - low) / (high - low) - 1, -1, 1)
 
     def decode(self, controls: np.ndarray) -> np.ndarray:
-        """Controls (n, A) -> environment actions (n, *shape). Inverse of :meth:`encode`."""
+        """Convert control vectors (n, A) to actions of the environment (n, *shape), the inverse of :meth:`encode`."""
         if self.classes:
             groups = np.split(controls, np.cumsum(self.classes)[:-1], -1)
             index = np.stack([group.argmax(-1) for group in groups], -1) + np.asarray(self.start or 0, np.int64)
@@ -157,46 +176,51 @@ class ActionSpec:
 
     @property
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each entry of a continuous action, (A,) each."""
+        """The lower and the upper bound of each entry of a continuous action: (A,) each."""
         ones = (1.0,) * self.width
         return np.asarray(self.low or np.negative(ones), np.float32), np.asarray(self.high or ones, np.float32)
 
 
 def _check_sizes(shape: tuple[int, ...], classes: tuple[int, ...], start: tuple[int, ...]) -> None:
     if min(shape, default=0) < 0 or min(classes, default=1) < 1:
-        raise ValueError(f"shape must not be negative, classes at least 1: {shape}, {classes}")
+        raise ValueError(
+            f"sizes must not be negative and classes must be at least 1, but shape is {shape} and classes is {classes}"
+        )
     if classes and len(classes) != math.prod(shape):
-        raise ValueError(f"classes {classes} are of each of the {math.prod(shape)} variables of the shape {shape}")
+        raise ValueError(
+            f"classes is {classes}, but it needs one number for each of the {math.prod(shape)} variables of the shape "
+            f"{shape}"
+        )
     if start and len(start) != len(classes):
-        raise ValueError(f"start {start} is of each discrete variable, of which there are {len(classes)}")
+        raise ValueError(f"start is {start}, but it needs one number for each of the {len(classes)} discrete variables")
 
 
 def _indices(values: np.ndarray, start: tuple[int, ...]) -> np.ndarray:
-    """Discrete values (n, G) from `start` on -> from 0 on."""
+    """Return discrete values (n, G) counted from 0 instead of from `start`."""
     return values.astype(np.int64) - np.asarray(start or 0, np.int64)
 
 
 def _among(index: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
-    """(n, G) -> bool: whether there is such a class."""
+    """Return whether each class index (n, G) exists."""
     return (index >= 0) & (index < np.asarray(classes))
 
 
 ObservationSpecs = Mapping[str, ObservationSpec]
 
 OBSERVATION = "observation"
-"""The key of an observation that is not a dictionary."""
+"""The key of a plain observation, one that is neither a dictionary nor a tuple."""
 
 STATE = "state/"
-"""Before the keys of what an environment gives away of its state: recorded for diagnosis, never shown to a model."""
+"""The prefix of keys that reveal the state of an environment. They are recorded for diagnosis; no model sees them."""
 
 
 def observed(named: Mapping[str, T]) -> dict[str, T]:
-    """Those of the keys that a model may see."""
+    """Return the entries that a model may see."""
     return {key: value for key, value in named.items() if not key.startswith(STATE)}
 
 
 def keyed(specs: ObservationSpecs, observation: Any) -> Mapping[str, Any]:
-    """An observation as a dictionary: a tuple that is none of a plain observation has the keys "0", "1", ..."""
+    """Return an observation as a dictionary. The entries of a tuple get the keys "0", "1", ..."""
     if isinstance(observation, dict | Mapping):
         return observation
     if isinstance(observation, tuple | list) and OBSERVATION not in specs:
@@ -205,6 +229,6 @@ def keyed(specs: ObservationSpecs, observation: Any) -> Mapping[str, Any]:
 
 
 def encode_observation(specs: ObservationSpecs, observation: object) -> dict[str, np.ndarray]:
-    """A batched environment observation, array, dictionary or tuple -> {key: (n, width)}."""
+    """Encode a batched observation of an environment, an array, dictionary or tuple: {key: (n, width)}."""
     values = keyed(specs, observation)
     return {key: spec.encode(np.asarray(values[key])) for key, spec in specs.items()}

@@ -10,8 +10,8 @@ Z, P   latent size, number of parameters of a latent distribution
 F, E   feature (what heads and behaviours read), embedding (what the posterior reads)
 ====== ==============================================================================
 
-A row is an *arrival*: the observation x_t together with the control u_{t-1} that led to it. A reset is an
-arrival too, with a null control and no reward. This is the only alignment used anywhere in the project, and
+A row is a *time step*: the observation x_t together with the action u_{t-1} that led to it. A reset is a
+time step, too, with a null action and no reward. This is the only alignment used anywhere in the project, and
 :class:`worldmodel.envs.recording.recorder.RecordTrajectories` is the only place that makes it.
 """
 
@@ -21,8 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-
-from worldmodel.kernels.coded import Features, dense
 
 State = Any
 """A member's latent state: a NamedTuple of tensors whose leading dimensions are (B,) or (B, T)."""
@@ -48,8 +46,8 @@ def unpack(packed: Tensor, like: State) -> State:
     return type(like)(*(part.view_as(field) for part, field in zip(packed.split(sizes, -1), like, strict=True)))
 
 
-class Arrival(NamedTuple):
-    """n simultaneous arrivals, one per environment, as NumPy arrays."""
+class TimeStep(NamedTuple):
+    """n simultaneous time steps, one per environment, as NumPy arrays."""
 
     obs: dict[str, np.ndarray]  # {key: (n, width)} float32, or (n, groups) int64 where discrete
     prev_action: np.ndarray  # (n, A) float32: the control u_{t-1} that led here; zero where is_first
@@ -60,7 +58,7 @@ class Arrival(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """B windows of T consecutive arrivals, as tensors on the model's device."""
+    """B windows of T consecutive time steps, as tensors on the model's device."""
 
     obs: dict[str, Tensor]  # {key: (B, T, width)}
     prev_action: Tensor  # (B, T, A)
@@ -105,13 +103,8 @@ class Prediction(NamedTuple):
 class Rollout(NamedTuple):
     """An imagined trajectory: H + 1 states, and the H controls, rewards and continuations between them."""
 
-    known: Features  # (N, H + 1, F) of s_0..s_H, and which classes they are codes of, where that is known
+    features: Tensor  # (N, H + 1, F) of s_0..s_H
     actions: Tensor  # (N, H, A): actions[:, h] leads from s_h to s_{h+1}
     policy: Tensor  # (N, H, P): parameters of the policy that drew actions[:, h] at s_h
     reward: Tensor  # (N, H): reward[:, h] is received on arriving at s_{h+1}
     cont: Tensor  # (N, H): cont[:, h] is the probability that the return goes on after s_{h+1}, times `discount`
-
-    @property
-    def features(self) -> Tensor:
-        """(N, H + 1, F) of s_0..s_H; copied each time where codes are kept apart."""
-        return dense(self.known)

@@ -1,1 +1,1 @@
-"""What every behaviour shares: its contract, policies and exploration noise."""
+"""Parts that all behaviours share: their interface, policy distributions and exploration noise."""

@@ -1,4 +1,4 @@
-"""What every behaviour answers: one that was learned, one that plans, one that draws at random."""
+"""The interface of behaviours: learned policies, planners, and random actions."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -8,24 +8,24 @@ from worldmodel.model import LatentModel
 from worldmodel.types import State
 
 Memory = Any
-"""What a behaviour carries from one decision to the next: a tuple of tensors (N, ...), empty where it needs none."""
+"""The memory of a behaviour between two decisions: a tuple of tensors (N, ...), which may be empty."""
 
 
 class Decision(NamedTuple):
-    """The answer for N environments."""
+    """The actions chosen for N environments."""
 
-    control: Tensor  # (N, A): valid always where a behaviour plans; where it was learned, as finite as its weights
+    control: Tensor  # (N, A): always valid from a planner; finite from a learned policy if its weights are finite
     memory: Memory
-    sound: Tensor  # (N,) bool: False where numbers that it rests on are not finite
+    sound: Tensor  # (N,) bool: whether all values behind the action are finite
 
 
 class Behaviour(Protocol):
-    """Chooses controls from latent states."""
+    """Chooses actions from latent states."""
 
     def initial(self, count: int) -> Memory:
-        """The memory of `count` environments before the first decision of an episode."""
+        """Return the memory of `count` environments before the first decision of an episode."""
         ...
 
     def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
-        """Latent states (N, ...), and what was remembered, to the controls u_t that are taken there."""
+        """Choose the actions u_t in the latent states (N, ...), given the memory."""
         ...

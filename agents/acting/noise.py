@@ -1,4 +1,4 @@
-"""Noise for exploration: added to a control, or what it is drawn with, correlated over time."""
+"""Noise for exploration: added to an action, or used to sample it with correlation over time."""
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ OCTAVES = 9
 class PinkNoise:
     """Gaussian noise with variance 1 at every step and a power spectrum of about 1/f.
 
-    White noise, summed up by a sluggish environment, cancels itself; noise of one long time constant overshoots. Pink
-    noise has all time constants in equal shares and needs no tuning (Eberhard et al. 2023, "Pink Noise Is All You
-    Need"). Here it is the sum of relaxation processes an octave apart (Bernamont 1937), so that it has no length:
+    A slow environment sums the actions, so white noise cancels itself, while noise with a single long time constant
+    overshoots. Pink noise contains all time constants in equal shares, and needs no tuning (Eberhard et al. 2023, "Pink
+    Noise Is All You Need"). Here it is the sum of K relaxation processes an octave apart (Bernamont 1937), so that its
+    length need not be fixed:
 
         x_k <- a_k x_k + sqrt(1 - a_k^2) w,   a_k = exp(-1 / 2^k),   noise = sum_k x_k / sqrt(K)
 
@@ -27,20 +28,23 @@ class PinkNoise:
         self.fresh = (1 - self.decay.square()).sqrt()
 
     def initial(self, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        """Of processes that have been going on for ever: (..., K)."""
+        """Sample the memory (..., K) from the stationary distribution of the processes."""
         return torch.randn(*shape, OCTAVES, device=device)
 
     def step(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory (..., K) -> noise (...), and the next memory."""
+        """Return the noise (...) and the next memory (..., K)."""
         memory = self.decay.to(memory) * memory + self.fresh.to(memory) * torch.randn_like(memory)
         return memory.sum(-1) / OCTAVES**0.5, memory
 
 
 def disturbed(spec: ActionSpec, control: Tensor, noise: float) -> Tensor:
-    """(N, A): a valid control near the given one: plus N(0, noise^2), clipped; where discrete, drawn anew.
+    """Add exploration noise to actions (N, A), and return valid actions (N, A).
+
+    A continuous action gets Gaussian noise and is clipped. A discrete variable is replaced by a uniform sample with
+    the probability `noise`.
 
     Args:
-        noise: a standard deviation (PlaNet, Dreamer V1), or the probability that a variable is drawn uniformly.
+        noise: a standard deviation for continuous actions (PlaNet, Dreamer V1), a probability for discrete ones.
     """
     if not spec.classes:
         return (control + noise * torch.randn_like(control)).clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""Policy distributions over control vectors: squashed or clipped Gaussians in [-1, 1]^A, and one-hot groups."""
+"""Policy distributions over encoded actions: squashed or clipped Gaussians in [-1, 1]^A, and one-hot groups."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,37 +11,37 @@ from worldmodel.networks.latents import LOG_2PI, positive, straight_through
 
 
 class PolicyFamily(ABC):
-    """A family of distributions over controls (..., A), indexed by parameters (..., P)."""
+    """A family of distributions over actions (..., A) with parameters (..., P)."""
 
     parameters: int
 
     @abstractmethod
     def sample(self, params: Tensor, noise: Tensor | None = None) -> Tensor:
-        """A control; differentiable in the parameters where the family allows it.
+        """Sample an action. It is differentiable with respect to the parameters if the family allows it.
 
         Args:
-            noise: (..., A), standard normal: what a Gaussian is drawn with. Others draw their own.
+            noise: standard normal noise (..., A) for a Gaussian. Other families ignore it.
         """
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
-        """The deterministic control."""
+        """Return the deterministic action."""
 
     @abstractmethod
     def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
-        """(..., P), (..., A) -> (...): log density or mass of a given control, in nats."""
+        """Return the log density or log mass (...) of an action (..., A) in nats."""
 
     @abstractmethod
     def entropy(self, params: Tensor) -> Tensor:
-        """(..., P) -> (...): entropy in nats, exact or an unbiased estimate, differentiable in the parameters."""
+        """Return the entropy (...) in nats, exact or as an unbiased estimate, differentiable in the parameters."""
 
 
 class TanhNormal(PolicyFamily):
-    """u = tanh(a), a ~ N(mu, diag sigma^2), as in Dreamer V1 and SAC. Parameters are [mu, raw].
+    """u = tanh(a), a ~ N(mu, diag sigma^2), as in Dreamer V1 and SAC. The parameters are [mu, raw].
 
-    mu = 5 tanh(raw_mu / 5) keeps the mean from drifting to where tanh has no gradient (Dreamer V1). Near the bounds
-    float32 tells few controls apart, and of 1 itself the a is lost: |u| ends at `edge`, which has the probability that
-    |a| lies beyond, see :class:`ClippedNormal`.
+    mu = 5 tanh(raw_mu / 5) keeps the mean where tanh has a gradient (Dreamer V1). Near the bounds, float32 has few
+    values, and a cannot be recovered from u = 1. Therefore |u| is limited to `edge`, which has the probability that
+    |a| lies beyond it; see :class:`ClippedNormal`.
     """
 
     limit = 5.0
@@ -53,7 +53,7 @@ class TanhNormal(PolicyFamily):
         self.shift = initial_std + math.log(-math.expm1(-initial_std))  # softplus(shift) = initial_std
 
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation before the squashing, each (..., A)."""
+        """Return the mean and the standard deviation before tanh, each (..., A)."""
         mean, raw = params.chunk(2, -1)
         return self.limit * torch.tanh(mean / self.limit), positive(raw + self.shift) + self.min_std
 
@@ -66,18 +66,18 @@ class TanhNormal(PolicyFamily):
         return torch.tanh(self.moments(params)[0])
 
     def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
-        """Log density inside of the edges, log mass on them and beyond."""
+        """Return the log density between the edges, and the log mass at and beyond them."""
         mean, std = self.moments(params)
         control = control.clamp(-self.edge, self.edge)
         error = (control.atanh() - mean) / std
         jacobian = torch.log1p(-control.square())  # log |d tanh(a) / da|
         inside = -0.5 * error.square() - std.log() - 0.5 * LOG_2PI - jacobian
-        # What is drawn lies within some standard deviations; far beyond, torch's gradient of the mass is not finite.
+        # Samples lie within a few standard deviations. Far beyond, torch's gradient of log_ndtr is not finite.
         outside = torch.special.log_ndtr((-control.sign() * error).clamp(min=-100))
         return torch.where(control.abs() < self.edge, inside, outside).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """H[N(mu, sigma)] + E[log |d tanh(a) / da|]: the first exact, the second from one sample."""
+        """Return H[N(mu, sigma)] + E[log |d tanh(a) / da|]. The first term is exact, the second uses one sample."""
         mean, std = self.moments(params)
         sample = torch.addcmul(mean, std, torch.randn_like(std))
         jacobian = 2 * (math.log(2) - sample - F.softplus(-2 * sample))  # log (1 - tanh(a)^2), stable for large a
@@ -87,9 +87,9 @@ class TanhNormal(PolicyFamily):
 class ClippedNormal(PolicyFamily):
     """u = a clipped to [-1, 1], a ~ N(tanh(mu), diag sigma^2), sigma in (0.1, 1), as in DreamerV3.
 
-    DreamerV3 clips in the environment and takes the density of a. Here u is what the model imagines with and what is
-    recorded, so a control at a bound has the probability that a lies beyond it, which is the policy gradient of the
-    same policy with less variance (Fujita and Maeda 2018, "Clipped Action Policy Gradient").
+    DreamerV3 clips in the environment and uses the density of a. Here the model and the replay use the clipped u. So
+    an action at a bound has the probability that a lies beyond it. This gives the policy gradient of the same policy
+    with less variance (Fujita and Maeda 2018, "Clipped Action Policy Gradient").
     """
 
     min_std, max_std = 0.1, 1.0
@@ -98,7 +98,7 @@ class ClippedNormal(PolicyFamily):
         self.parameters = 2 * size
 
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of a, each (..., A)."""
+        """Return the mean and the standard deviation of a, each (..., A)."""
         mean, raw = params.chunk(2, -1)
         return torch.tanh(mean), (self.max_std - self.min_std) * torch.sigmoid(raw + 2) + self.min_std
 
@@ -110,23 +110,23 @@ class ClippedNormal(PolicyFamily):
         return self.moments(params)[0]
 
     def log_prob(self, params: Tensor, control: Tensor) -> Tensor:
-        """Log density inside of the bounds, log mass on them."""
+        """Return the log density between the bounds, and the log mass at the bounds."""
         mean, std = self.moments(params)
         inside = -0.5 * ((control - mean) / std).square() - std.log() - 0.5 * LOG_2PI
         outside = torch.special.log_ndtr((control.sign() * mean - 1) / std)
         return torch.where(control.abs() < 1, inside, outside).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
-        """That of a, exact: the regulariser of DreamerV3."""
+        """Return the exact entropy of a, which DreamerV3 uses as the regularizer."""
         _, std = self.moments(params)
         return (std.log() + 0.5 * (LOG_2PI + 1)).sum(-1)
 
 
 class OneHotCategorical(PolicyFamily):
-    """One categorical per discrete variable, as concatenated one-hot codes. Parameters are logits (..., A).
+    """One categorical distribution per discrete variable, as concatenated one-hot vectors.
 
-    A share `unimix` of the uniform distribution keeps every action possible (DreamerV3), so that the log
-    probabilities of the score-function gradient stay bounded.
+    The parameters are logits (..., A). A share `unimix` of the uniform distribution keeps every action possible
+    (DreamerV3). This bounds the log probabilities of the score-function gradient.
     """
 
     def __init__(self, classes: tuple[int, ...], unimix: float = 0.01) -> None:

@@ -1,4 +1,4 @@
-"""The behaviour that collects the first data: uniform over the action space, whatever the state."""
+"""A behaviour with uniform random actions, which collects the first data."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from worldmodel.types import State
 
 
 class RandomBehaviour(nn.Module):
-    """Uniform controls: in [-1, 1]^A, or one category per discrete variable."""
+    """Uniform random actions: in [-1, 1]^A, or one category per discrete variable."""
 
     def __init__(self, action_spec: ActionSpec) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class RandomBehaviour(nn.Module):
         return ()
 
     def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
-        """Controls (N, A) for N states; random even where a deterministic answer is asked for."""
+        """Return actions (N, A) for N states. They are random also with `deterministic`."""
         count, device = len(state[0]), state[0].device
         return Decision(self.draw(count, device), memory, torch.ones(count, dtype=torch.bool, device=device))
 
     def draw(self, count: int, device: torch.device) -> Tensor:
-        """(count, A)."""
+        """Sample actions (count, A)."""
         if not self.action_spec.classes:
             return torch.rand(count, self.action_spec.width, device=device) * 2 - 1
         draws = [(n, torch.randint(n, (count,), device=device)) for n in self.action_spec.classes]

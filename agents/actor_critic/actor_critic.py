@@ -13,13 +13,11 @@ from torch.func import functional_call
 from worldmodel.agents.acting.behaviour import Decision, Memory
 from worldmodel.agents.acting.noise import PinkNoise, disturbed
 from worldmodel.agents.acting.policies import ClippedNormal, OneHotCategorical, PolicyFamily, TanhNormal
-from worldmodel.agents.actor_critic.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
+from worldmodel.agents.actor_critic.returns import ReturnScale, discount_weights, lambda_returns, percentile_spread
 from worldmodel.imagination import rollout, starts
-from worldmodel.kernels.coded import Features, detached, in_time, of_parts, parts
-from worldmodel.kernels.compiling import region
 from worldmodel.kernels.precision import doubled
 from worldmodel.learning.learner import Learner, LearnerConfig
-from worldmodel.model import LatentModel, ScalarOutput, scalar_output
+from worldmodel.model import LatentModel, ScalarOutput, WorldModel, scalar_output
 from worldmodel.networks.encoder import Head
 from worldmodel.networks.layers import MLP, LayerConfig
 from worldmodel.networks.outputs import SMALLEST, Normal
@@ -87,7 +85,7 @@ class ActorCriticConfig:
                 raise ValueError(f"{name} must lie in (0, 1]: {getattr(self, name)}")
 
 
-def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
+def polyak_update(slow: nn.Module, fast: nn.Module, rate: float) -> None:
     """slow <- (1 - rate) slow + rate fast, for every parameter."""
     with torch.no_grad():
         for average, latest in zip(slow.parameters(), fast.parameters(), strict=True):
@@ -95,7 +93,7 @@ def follow(slow: nn.Module, fast: nn.Module, rate: float) -> None:
 
 
 @contextmanager
-def constant(model: object) -> Iterator[None]:
+def frozen(model: object) -> Iterator[None]:
     """Nothing of the model is trained in here, whatever flows through it.
 
     A compiled backward pass computes the gradient of all that asks for one; without this, of every weight it passes.
@@ -160,14 +158,14 @@ class ActorCritic(nn.Module):
         self.scale = ReturnScale(config.scale_rate, corrected=config.scale_corrected)
         self.updates = 0
         self.trained = [*self.actor.parameters(), *self.critic.parameters()]
-        self.learner = Learner(self.loss, self.trained, config.learner)
+        self.learner = Learner(self.loss, self.trained, config.learner, self.steps)
 
-    def fit_units(self, batch: Batch, keep: bool = False) -> None:
+    def fit_normalizers(self, batch: Batch, keep: bool = False) -> None:
         """Take the unit of the value from recorded rewards: their root mean square over a discounted lifetime.
 
-        With `keep` the values stay what they were; see :meth:`worldmodel.model.WorldModel.fit_units`. The scale of
-        returns learns how large a reward is. Values that are read in symlog have a unit of their own, about 1, and so
-        has their scale, as in DreamerV3.
+        With `keep` the predicted values stay the same; see :meth:`worldmodel.model.WorldModel.fit_normalizers`. The
+        scale of returns learns how large a reward is. A value that is predicted in symlog has a unit of about 1, and so
+        has its scale, as in DreamerV3.
         """
         if not isinstance(self.critic.output, Normal):
             return
@@ -177,7 +175,7 @@ class ActorCritic(nn.Module):
         unit = torch.where(unit > SMALLEST, unit, torch.ones_like(unit))
         for critic in (self.critic, self.slow_critic):
             output = cast(Normal, critic.output)
-            change = output.units.change(torch.zeros(1), unit.reshape(1))
+            change = output.normalizer.change(torch.zeros(1), unit.reshape(1))
             if keep:
                 output.keep(critic.last, *change)
         self.scale.lower_floor(torch.cat([rewards.abs(), rewards.new_zeros(1)]).amax().to(self.scale.floor))
@@ -205,14 +203,14 @@ class ActorCritic(nn.Module):
             control = disturbed(self.action_spec, control, self.config.action_noise)
         return Decision(control, memory, params.isfinite().all(-1) & control.isfinite().all(-1))  # a class always is
 
-    def value(self, feature: Features) -> Tensor:
+    def value(self, feature: Tensor) -> Tensor:
         """(..., F) -> (...): what returns bootstrap from. Gradients reach the feature, and never a critic."""
         if self.config.bootstrap == "slow":
             return self.slow_critic.mean(feature).squeeze(-1)
         fixed = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         return self.critic.output.mean(functional_call(self.critic, fixed, (feature,))).squeeze(-1)
 
-    def values(self, features: Features, judged: Tensor) -> Tensor:
+    def values(self, features: Tensor, judged: Tensor) -> Tensor:
         """(H + 1, N): of every imagined state (H + 1, N, F).
 
         Args:
@@ -221,8 +219,7 @@ class ActorCritic(nn.Module):
         """
         if self.pathwise or self.config.bootstrap == "slow":
             return self.value(features)
-        last = of_parts([part[-1:] for part in parts(features)], features)
-        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(last)])
+        return torch.cat([self.critic.output.mean(judged).squeeze(-1), self.value(features[-1:])])
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """One update in imagination from replayed states (B, T, ...)."""
@@ -239,22 +236,22 @@ class ActorCritic(nn.Module):
 
     def update(self, model: LatentModel, starts: State, alive: Tensor, replayed: Replayed | None = None) -> Metrics:
         """Learn from trajectories imagined from `starts` (N, ...); `alive` (N,) is 0 where nothing can follow."""
-        with constant(model):
+        with frozen(model):
             metrics, report = self.learner.update(model, starts, alive, replayed)
-        self.follow(metrics)
+        self.update_slow_copies(metrics)
         return {**metrics, **{f"actor_critic/{name}": value for name, value in report.items()}}
 
-    def follow(self, metrics: Metrics) -> None:
+    def update_slow_copies(self, metrics: Metrics) -> None:
         """After each update: the slow copies, and the scale of returns.
 
         Args:
             metrics: of the loss.
         """
         self.scale.update(metrics["actor_critic/return_spread"])
-        follow(self.slow_actor, self.actor, self.config.slow_actor_rate)
+        polyak_update(self.slow_actor, self.actor, self.config.slow_actor_rate)
         self.updates += 1
         if self.updates % self.config.slow_critic_every == 0:
-            follow(self.slow_critic, self.critic, self.config.slow_critic_rate)
+            polyak_update(self.slow_critic, self.critic, self.config.slow_critic_rate)
 
     def training_state(self) -> dict[str, Any]:
         """What learning on needs besides the weights; see :meth:`worldmodel.learning.learner.Learner.state`."""
@@ -273,7 +270,6 @@ class ActorCritic(nn.Module):
         discount = self.config.discount / model.discount
         return self.judge(self.imagine(model, starts), alive, replayed, discount)
 
-    @region
     def judge(
         self, trajectory: Rollout, alive: Tensor, replayed: Replayed | None, discount: float
     ) -> tuple[Tensor, Metrics]:
@@ -284,11 +280,12 @@ class ActorCritic(nn.Module):
         """
         config = self.config
         reward = trajectory.reward if self.reward is None else self.reward(trajectory)
-        feature = in_time(detached(trajectory.known), 0, -1)  # (H, N, F), as they stand in memory
+        by_time = trajectory.features.transpose(0, 1)  # (H + 1, N, F), as they stand in memory
+        feature = by_time[:-1].detach()
         judged = self.critic(feature)
-        value = self.values(in_time(trajectory.known), judged.detach()).t()
+        value = self.values(by_time, judged.detach()).t()
         returns = lambda_returns(reward, trajectory.cont, value, discount, config.lambda_)
-        weight = arrival_weights(alive, trajectory.cont, discount)
+        weight = discount_weights(alive, trajectory.cont, discount)
         spread = percentile_spread(returns)
         scale = self.scale.after(spread)
         actor, entropy = self.actor_loss(trajectory, returns, value, scale)
@@ -328,7 +325,7 @@ class ActorCritic(nn.Module):
         feature = replayed.feature[:, :-1].contiguous()
         return self.critic_loss(self.critic(feature), feature, returns) * (batch.mask * ~ends)[:, :-1]
 
-    def critic_loss(self, judged: Tensor, feature: Features, returns: Tensor) -> Tensor:
+    def critic_loss(self, judged: Tensor, feature: Tensor, returns: Tensor) -> Tensor:
         """(...): - log p(R_h | s_h), and with a regulariser - log p(v_slow(s_h) | s_h) (DreamerV3).
 
         Args:
@@ -341,14 +338,19 @@ class ActorCritic(nn.Module):
         to_return, to_slow = output.log_prob(judged, targets)
         return -to_return - weight * to_slow
 
+    def policy(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, F) -> sampled actions (N, A) and the parameters (N, P) of their distribution."""
+        params = self.actor(feature.detach())
+        return self.family.sample(params if self.pathwise else params.detach()), params
+
     def imagine(self, model: LatentModel, starts: State) -> Rollout:
-        """Trajectories of the current policy; with gradients through the model where the actor learns from them."""
+        """Imagine with the current policy; with gradients through the model where the actor learns from them."""
+        return rollout(model, starts, self.policy, self.config.horizon, through=self.pathwise)
 
-        def policy(feature: Features) -> tuple[Tensor, Tensor]:
-            params = self.actor(detached(feature))
-            return self.family.sample(params if self.pathwise else params.detach()), params
-
-        return rollout(model, starts, policy, self.config.horizon, through=self.pathwise, coded=True)
+    def steps(self, model: LatentModel, *_: Any) -> list[tuple[object, str]]:
+        """Return the methods that `learner.compile: step` compiles, each with its owner."""
+        of_model = [(model, "imagine"), (model, "predict")] if isinstance(model, WorldModel) else []
+        return [(self, "policy"), (self, "judge"), *of_model]
 
     def actor_loss(self, trajectory: Rollout, returns: Tensor, value: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H) loss and entropy.

@@ -26,7 +26,7 @@ def lambda_returns(reward: Tensor, cont: Tensor, value: Tensor, discount: float,
     return torch.stack(returns[::-1], 1)
 
 
-def arrival_weights(start: Tensor, cont: Tensor, discount: float) -> Tensor:
+def discount_weights(start: Tensor, cont: Tensor, discount: float) -> Tensor:
     """Probability, discounted, that s_0..s_{H-1} are reached: (N,), (N, H) -> (N, H), without gradient.
 
     w_0 is that of the start, w_h = w_{h-1} discount c_{h-1}: an action never weighs its own outcome.

@@ -1,1 +1,1 @@
-"""Plan2Explore: an ensemble whose disagreement is the reward."""
+"""Plan2Explore: exploration with the disagreement of an ensemble as the reward."""

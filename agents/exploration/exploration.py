@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from worldmodel.agents.acting.behaviour import Decision, Memory
 from worldmodel.agents.actor_critic.actor_critic import ActorCritic, ActorCriticConfig, Metrics
 from worldmodel.agents.exploration.ensemble import Disagreement, EnsembleConfig
-from worldmodel.kernels.coded import dense, in_time
 from worldmodel.model import LatentModel
 from worldmodel.specs import ActionSpec
 from worldmodel.types import Batch, Rollout, State
@@ -57,7 +56,7 @@ class Plan2Explore(nn.Module):
 
     def intrinsic(self, rollout: Rollout) -> Tensor:
         """(N, H): the explorer's reward."""
-        feature = dense(in_time(rollout.known, 0, -1))
+        feature = rollout.features.transpose(0, 1)[:-1]
         disagreement = self.disagreement.spread(feature, rollout.actions.transpose(0, 1)).t()
         return self.config.weight * disagreement + self.config.task * rollout.reward
 
@@ -72,11 +71,11 @@ class Plan2Explore(nn.Module):
         actor = self.explorer if self.exploring and not deterministic else self.task
         return actor.act(model, state, memory, deterministic)
 
-    def fit_units(self, batch: Batch, keep: bool = False) -> None:
-        """See :meth:`worldmodel.agents.actor_critic.actor_critic.ActorCritic.fit_units`."""
-        self.task.fit_units(batch, keep)
+    def fit_normalizers(self, batch: Batch, keep: bool = False) -> None:
+        """See :meth:`worldmodel.agents.actor_critic.actor_critic.ActorCritic.fit_normalizers`."""
+        self.task.fit_normalizers(batch, keep)
         if self.config.task and self.config.separate:
-            self.explorer.fit_units(batch, keep)
+            self.explorer.fit_normalizers(batch, keep)
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
         """Ensemble, task and, while it is of use, explorer."""

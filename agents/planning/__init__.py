@@ -1,1 +1,1 @@
-"""Planning in imagination: random shooting, CEM, iCEM, MPPI."""
+"""Planning in imagination with random shooting, CEM, iCEM or MPPI."""

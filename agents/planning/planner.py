@@ -1,10 +1,10 @@
-"""A behaviour that searches, at every step, for the plan with the best imagined return (PlaNet, TD-MPC2)."""
+"""A behaviour that searches for the plan with the highest imagined return at every step (PlaNet, TD-MPC2)."""
 
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from worldmodel.agents.planning.search import (
     CEMConfig,
     ICEMConfig,
     MPPIConfig,
-    Optimiser,
+    Optimizer,
     Plans,
     RandomShooting,
     RandomShootingConfig,
@@ -36,7 +36,7 @@ from worldmodel.specs import ActionSpec
 from worldmodel.types import Batch, State
 from worldmodel.validation import CANDIDATES, HORIZON, MEMBERS, at_most
 
-OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "cem": CEM,
     "icem": ICEM,
     "mppi": MPPI,
@@ -44,64 +44,71 @@ OPTIMISERS: dict[str, Callable[..., Optimiser]] = {
 }
 
 ROWS = 2048
-"""States whose rewards are predicted at once: many, for speed, but no more than a processor's cache holds."""
+"""The number of states whose rewards are predicted at once. Many are faster, as long as they fit into the CPU cache."""
 
 
 @dataclass
 class PlannerConfig:
-    """Planning in imagination. Only the section of the optimiser in use matters."""
+    """The settings of planning in imagination. Only the section of the chosen optimizer is used."""
 
-    optimiser: Literal["cem", "icem", "mppi", "random"] = "icem"
-    horizon: int = 15  # imagined steps of a plan
-    discount: float = 0.99  # PlaNet has 1
-    particles: int = 0  # imagined paths that each plan's score is the mean of (PlaNet: 1); 0: one path of modes
-    noise: float = 0.3  # exploration: std added to a control (PlaNet), or the share of random ones where discrete
-    refine: int = 0  # steps of gradient ascent on the plan found, which is not kept for later; continuous actions alone
-    refine_rate: float = 0.05  # what such a step moves a control at most
-    proposals: int = 0  # plans that an actor trained beside it proposes (TD-MPC2: 24)
-    terminal_value: bool = False  # whether a critic trained beside it says what follows the horizon (TD-MPC2)
-    precision: Precision = "float32"  # of the products in imagination: the half may be faster
-    compile: bool = False  # torch.compile of the imagined return: twice half a minute, for the first and another batch
+    RENAMED: ClassVar[dict[str, str]] = {"optimiser": "optimizer"}  # old configs still load
+
+    optimizer: Literal["cem", "icem", "mppi", "random"] = "icem"
+    horizon: int = 15  # number of imagined steps of a plan
+    discount: float = 0.99  # PlaNet: 1
+    particles: int = 0  # a plan's score is the mean over this many imagined paths (PlaNet: 1); 0: one path of modes
+    noise: float = 0.3  # exploration: std of the noise on actions (PlaNet); discrete: probability of a random action
+    refine: int = 0  # steps of gradient ascent on the best plan, only for this decision and for continuous actions
+    refine_rate: float = 0.05  # largest change of an action in such a step
+    proposals: int = 0  # number of plans proposed by an actor that is trained with the planner (TD-MPC2: 24)
+    terminal_value: bool = False  # add the value after the horizon, of a critic trained with the planner (TD-MPC2)
+    precision: Precision = "float32"  # of matrix products in imagination; bfloat16 may be faster
+    compile: bool = False  # compile the imagined return; takes about half a minute for each of two batch sizes
     cem: CEMConfig = field(default_factory=CEMConfig)
     icem: ICEMConfig = field(default_factory=ICEMConfig)
     mppi: MPPIConfig = field(default_factory=MPPIConfig)
     random: RandomShootingConfig = field(default_factory=RandomShootingConfig)
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS or self.precision not in PRECISIONS:
-            raise ValueError(f"unknown optimiser '{self.optimiser}' or precision '{self.precision}'")
+        if self.optimizer not in OPTIMIZERS or self.precision not in PRECISIONS:
+            raise ValueError(f"unknown optimizer '{self.optimizer}' or unknown precision '{self.precision}'")
         if self.horizon < 1 or self.particles < 0:
-            raise ValueError(f"horizon must be at least 1, particles at least 0: {self.horizon}, {self.particles}")
+            raise ValueError(
+                f"horizon must be at least 1 and particles at least 0, got {self.horizon} and {self.particles}"
+            )
         at_most(self, horizon=HORIZON, particles=MEMBERS, refine=HORIZON, proposals=CANDIDATES)
         if not 0 <= self.discount <= 1:
-            raise ValueError(f"discount must lie in [0, 1]: {self.discount}")
+            raise ValueError(f"discount must lie in [0, 1], got {self.discount}")
         for name in ("noise", "refine", "proposals"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, and finite: {getattr(self, name)}")
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 < self.refine_rate < math.inf:
-            raise ValueError(f"refine_rate must be positive and finite: {self.refine_rate}")
+            raise ValueError(f"refine_rate must be positive and finite, got {self.refine_rate}")
 
     @property
     def guided(self) -> bool:
-        """Whether an actor and a critic are trained beside it."""
+        """Whether an actor and a critic are trained together with the planner."""
         return self.terminal_value or self.proposals > 0
 
 
 class Planner(nn.Module):
-    """Takes the first control of the best plan; plans again at the next step, from where this plan goes on.
+    """Takes the first action of the best plan, and plans again at the next step, starting from the rest of this plan.
 
     The score of a plan u_0..u_{H-1} from a latent state s_0 is its imagined return,
 
         sum_h gamma^h (prod_{i<h} c_i) r_h  [ + gamma^H (prod_{i<H} c_i) v(s_H) ],
 
-    r_h and c_h being what the model predicts on arriving at s_{h+1}: what lies after a predicted end of the episode
-    does not count. Every environment is planned for at once, as (N K) imagined trajectories.
+    where r_h and c_h are the predicted reward and continuation probability on reaching s_{h+1}. Rewards after a
+    predicted end of the episode therefore do not count. The plans of all N environments are evaluated in one batch of
+    (N K) imagined trajectories.
 
     Args:
-        action_spec: what is controlled.
-        guide: proposes plans, and values where they lead; it learns in imagination beside the planner.
+        action_spec: the spec of the actions.
+        guide: an actor-critic that proposes plans and values their last states. It learns in imagination together with
+            the planner.
     Raises:
-        ValueError: if plans of discrete actions are to be refined, which have no gradient.
+        ValueError: if `refine` is set for discrete actions, which have no gradient; if `noise` is not a probability
+            for discrete actions; or if a needed guide is missing.
     """
 
     place: Tensor
@@ -111,41 +118,41 @@ class Planner(nn.Module):
         if config.guided and guide is None:
             raise ValueError("planner.proposals and planner.terminal_value need an actor-critic as guide")
         if config.refine and action_spec.classes:
-            raise ValueError("refine follows gradients, which discrete actions do not have: leave it at 0")
+            raise ValueError("refine needs gradients, which discrete actions do not have: set it to 0")
         if action_spec.classes and config.noise > 1:
-            raise ValueError(f"noise is a probability where actions are discrete, at most 1: {config.noise}")
+            raise ValueError(f"noise is a probability for discrete actions and must be at most 1, got {config.noise}")
         self.config, self.guide = config, guide
-        section = getattr(config, config.optimiser)
-        self.optimiser = OPTIMISERS[config.optimiser](section, action_spec, config.horizon)
-        # torch's own random numbers: those that its compiler generates take several times as long on a CPU
+        section = getattr(config, config.optimizer)
+        self.optimizer = OPTIMIZERS[config.optimizer](section, action_spec, config.horizon)
+        # fallback_random: random numbers generated by torch's compiler are several times slower on a CPU
         self.returns = self.imagined_return
         if config.compile:
             options = {"fallback_random": True}
             self.returns = compiled(self.imagined_return, "behaviour.planner.compile", options=options)
-        self.register_buffer("place", torch.zeros(()), persistent=False)  # where the parameters would be
+        self.register_buffer("place", torch.zeros(()), persistent=False)  # it has the device of the module
 
     def initial(self, count: int) -> Plans:
-        return self.optimiser.initial(count, self.place.device)
+        return self.optimizer.initial(count, self.place.device)
 
     @torch.no_grad()
     def act(self, model: LatentModel, state: State, memory: Plans, deterministic: bool = False) -> Decision:
-        """The best plan's first control; with exploration noise unless `deterministic`.
+        """Return the first action of the best plan, with exploration noise unless `deterministic`.
 
-        Where the model predicts a finite return for no plan at all, the control is a valid one all the same: the
-        middle of what the search began with, which for a warm one is the last plan.
+        If the model predicts no finite return for any plan, the action is still valid. It is then the center of the
+        distribution that the search began with: the last plan, or the prior without a warm start.
         """
         score = self.score_of(model, state)
         proposals = self.proposed(model, state) if self.config.proposals else None
-        plan, memory, sound = self.optimiser.search(score, memory, proposals, deterministic)
+        plan, memory, sound = self.optimizer.search(score, memory, proposals, deterministic)
         if self.config.refine:
             plan = refined(score, plan, self.config.refine, self.config.refine_rate)
         control = plan[:, 0]
         if not deterministic and self.config.noise:
-            control = disturbed(self.optimiser.spec, control, self.config.noise)
+            control = disturbed(self.optimizer.spec, control, self.config.noise)
         return Decision(control, memory, sound)
 
     def score_of(self, model: LatentModel, state: State) -> Score:
-        """The imagined return of plans from `state` (N, ...): (N, K, H, A) -> (N, K)."""
+        """Return the function from plans (N, K, H, A) to their imagined returns (N, K) from `state` (N, ...)."""
         particles, sample = max(self.config.particles, 1), self.config.particles > 0
 
         def score(plans: Tensor) -> Tensor:
@@ -159,11 +166,11 @@ class Planner(nn.Module):
         return score
 
     def precision(self) -> AbstractContextManager[object]:
-        """In which products are formed while imagining."""
+        """Return a context in which matrix products have the precision of the config."""
         return products_in(self.config.precision, self.place.device.type, keep=True)
 
     def imagined_return(self, model: LatentModel, state: State, controls: Tensor, sample: bool) -> Tensor:
-        """s_0, each field (M, ...), and (M, H, A) -> (M,)."""
+        """Return the imagined returns (M,) of plans (M, H, A) from initial states with fields (M, ...)."""
         rewards, conts = [], []
         value = torch.zeros(len(controls), controls.shape[1] + 1, device=controls.device)
         with self.precision():
@@ -175,12 +182,12 @@ class Planner(nn.Module):
             if self.config.terminal_value and self.guide is not None:
                 value = torch.cat([value[:, 1:], self.guide.value(features[:, -1:]).float()], 1)
         reward, cont, discount = torch.cat(rewards, 1), torch.cat(conts, 1), self.config.discount / model.discount
-        ended = F.pad(cont, (1, 0), value=1.0).cumprod(1) == 0  # for certain, by then: whatever is predicted of it
+        ended = F.pad(cont, (1, 0), value=1.0).cumprod(1) == 0  # ended with certainty before; ignore predictions there
         reward, value = torch.where(ended[:, :-1], 0, reward), torch.where(ended, 0, value)
         return lambda_returns(reward, cont, value, discount, 1.0)[:, 0]
 
     def proposed(self, model: LatentModel, state: State) -> Tensor:
-        """Plans (N, L, H, A) that the guide draws in imagination."""
+        """Return plans (N, L, H, A) that the guide samples in imagination."""
         assert self.guide is not None
         count, family, actor = self.config.proposals, self.guide.family, self.guide.actor
         start = type(state)(*(field.repeat_interleave(count, 0) for field in state))
@@ -193,15 +200,15 @@ class Planner(nn.Module):
             trajectory = rollout(model, start, policy, self.config.horizon)
         return trajectory.actions.float().unflatten(0, (-1, count))
 
-    # What it learns, its guide learns.
+    # Learning: only the guide learns.
 
-    def fit_units(self, batch: Batch, keep: bool = False) -> None:
-        """See :meth:`worldmodel.agents.actor_critic.actor_critic.ActorCritic.fit_units`."""
+    def fit_normalizers(self, batch: Batch, keep: bool = False) -> None:
+        """See :meth:`worldmodel.agents.actor_critic.actor_critic.ActorCritic.fit_normalizers`."""
         if self.guide is not None:
-            self.guide.fit_units(batch, keep)
+            self.guide.fit_normalizers(batch, keep)
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> Metrics:
-        """See :meth:`worldmodel.agents.actor_critic.actor_critic.ActorCritic.learn`; nothing without a guide."""
+        """See :meth:`worldmodel.agents.actor_critic.actor_critic.ActorCritic.learn`. Without a guide, do nothing."""
         return {} if self.guide is None else self.guide.learn(model, states, batch)
 
     def training_state(self) -> dict[str, Any]:
@@ -209,6 +216,6 @@ class Planner(nn.Module):
         return {} if self.guide is None else self.guide.training_state()
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`training_state` gave."""
+        """Restore a state returned by :meth:`training_state`."""
         if self.guide is not None:
             self.guide.load_training_state(state)

@@ -1,7 +1,7 @@
-"""Distributions over plans, sequences of controls: what a planner draws candidates from and fits to the best of them.
+"""Distributions over plans (sequences of actions). A planner samples candidates from one, and fits it to the best.
 
-All candidates are made of standard normal noise (N, K, H, A), so that noise correlated over time serves boxes and
-categories alike. A family's parameters (N, H, P) are numbers that may be averaged.
+All candidates are computed from standard normal noise (N, K, H, A), so noise that is correlated over time works for
+continuous and discrete actions. The parameters of a family, (N, H, P), may be averaged.
 """
 
 from abc import ABC, abstractmethod
@@ -16,34 +16,37 @@ EPS = 1e-6
 
 
 class PlanFamily(ABC):
-    """Independent distributions of the H controls of a plan."""
+    """A family of plan distributions in which the H actions of a plan are independent."""
 
     @abstractmethod
     def prior(self, count: int, horizon: int, device: torch.device) -> Tensor:
-        """(N, H, P): of plans of which nothing is known."""
+        """Return the parameters (N, H, P) of the prior, from which a search begins."""
 
     @abstractmethod
     def sample(self, params: Tensor, noise: Tensor) -> Tensor:
-        """(N, H, P), standard normal noise (N, K, H, A) -> plans (N, K, H, A), each a valid one."""
+        """Convert parameters (N, H, P) and standard normal noise (N, K, H, A) to valid plans (N, K, H, A)."""
 
     @abstractmethod
     def fit(self, plans: Tensor, weights: Tensor) -> Tensor:
-        """(N, E, H, A), weights (N, E) that sum to 1 -> (N, H, P)."""
+        """Fit parameters (N, H, P) to plans (N, E, H, A) with weights (N, E) that sum to 1."""
 
     @abstractmethod
     def mode(self, params: Tensor) -> Tensor:
-        """(N, H, P) -> (N, H, A): the plan in the middle."""
+        """Return the central plans (N, H, A) for parameters (N, H, P)."""
 
     @abstractmethod
     def widen(self, params: Tensor) -> Tensor:
-        """The same middle with the spread of the prior, to search again from there."""
+        """Return parameters with the same center and the spread of the prior, to continue the search from there."""
 
 
 class BoxPlans(PlanFamily):
-    """Normal distributions, their draws clipped to [-1, 1] (PlaNet). Parameters are [mean, std].
+    """Normal distributions with samples clipped to [-1, 1] (PlaNet). The parameters are [mean, std].
 
     Args:
-        size: A. std: of the prior. min_std, max_std: bounds of what is fitted.
+        size: the width of an action, A.
+        std: the standard deviation of the prior.
+        min_std: a lower bound of a fitted standard deviation.
+        max_std: an upper bound of a fitted standard deviation.
     """
 
     def __init__(self, size: int, std: float = 1.0, min_std: float = 0.0, max_std: float = 1.0) -> None:
@@ -72,15 +75,15 @@ class BoxPlans(PlanFamily):
 
 
 class OneHotPlans(PlanFamily):
-    """One categorical per discrete variable and step; controls are concatenated one-hot codes.
+    """One categorical distribution per discrete variable and step. Actions are concatenated one-hot vectors.
 
-    Parameters are probabilities (N, H, A). A draw is argmax(log p + g) with Gumbel noise g (Maddison et al. 2014),
-    made of the normal noise by its quantiles: as correlated over time as that is, and at every step with the
-    probabilities p.
+    The parameters are probabilities p (N, H, A). A sample is argmax(log p + g) with Gumbel noise g (Maddison et al.
+    2014), which is computed from the normal noise through its quantiles. So it is correlated over time like that
+    noise, and has the probabilities p at every step.
 
     Args:
-        classes: categories of each variable. floor: share of the uniform distribution in what is fitted, so that
-            nothing is ruled out.
+        classes: the number of categories of each variable.
+        floor: the share of the uniform distribution in a fitted one, so that no category becomes impossible.
     """
 
     def __init__(self, classes: tuple[int, ...], floor: float = 0.05) -> None:
@@ -95,7 +98,7 @@ class OneHotPlans(PlanFamily):
         return self._code(params.clamp(min=EPS).log().unsqueeze(1) - (-share.log()).log())
 
     def _code(self, preference: Tensor) -> Tensor:
-        """(..., A) -> one-hot codes of the preferred category of each variable."""
+        """Return the one-hot vectors of the category with the highest preference (..., A) of each variable."""
         groups = preference.split(self.classes, -1)
         return torch.cat([F.one_hot(g.argmax(-1), g.shape[-1]).to(preference.dtype) for g in groups], -1)
 
@@ -107,20 +110,20 @@ class OneHotPlans(PlanFamily):
         return self._code(params)
 
     def widen(self, params: Tensor) -> Tensor:
-        """Half of the uniform distribution: the old plan is still the likeliest."""
+        """Mix in half of the uniform distribution. The old plan remains the most likely one."""
         return torch.lerp(params, self.prior(len(params), params.shape[1], params.device), 0.5)
 
 
 def plan_family(spec: ActionSpec, std: float = 1.0, min_std: float = 0.0, max_std: float = 1.0) -> PlanFamily:
-    """The family of an action space; the standard deviations are those of a box."""
+    """Return the plan family of an action space. The standard deviations are for continuous actions."""
     return OneHotPlans(spec.classes) if spec.classes else BoxPlans(spec.width, std, min_std, max_std)
 
 
 def colour(horizon: int, beta: float) -> Tensor:
-    """(H, H): white noise (..., H) times this has the power spectrum f^-beta, and variance 1 at every step.
+    """Return a matrix (H, H). White noise (..., H) times it has the power spectrum f^-beta and variance 1 at each step.
 
-    Timmer and König (1995), as a circular filter: each row holds the same response, shifted by one step. The lowest
-    frequency that fits into the horizon stands for those below it, the constant included.
+    The method of Timmer and König (1995) as a circular filter: each row is the same response, shifted by one step.
+    Frequencies below the lowest one that fits into the horizon, also 0, are replaced by that frequency.
     """
     frequency = torch.fft.rfftfreq(horizon, dtype=torch.float64).clamp(min=1 / horizon)
     response = torch.fft.irfft(frequency ** (-beta / 2), n=horizon)

@@ -1,1 +1,1 @@
-"""Any algorithm of Stable-Baselines3 as a behaviour."""
+"""Algorithms of Stable-Baselines3 as behaviours."""

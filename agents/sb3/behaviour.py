@@ -1,8 +1,8 @@
-"""A behaviour that an algorithm of Stable-Baselines3 learns inside the dream.
+"""A behaviour that an algorithm of Stable-Baselines3 learns in imagination.
 
-The dream is a `VecEnv` whose observations are latent features; the algorithm does not know that nothing in it is real.
-Learning comes in rounds, between the updates of the world model: each begins new imagined episodes, as the model of
-today dreams them, while weights, optimisers, buffers and schedules go on from where the last round left them.
+The imagined environment is a `VecEnv` whose observations are latent features. To the algorithm it looks like any
+other environment. Learning takes place in rounds between the updates of the world model. Each round begins new
+imagined episodes with the current model. Weights, optimizers, buffers and schedules continue from the last round.
 """
 
 import copy
@@ -38,41 +38,42 @@ from worldmodel.types import Batch, State
 
 LINEAR = "lin_"  # as in RL Zoo
 SCHEDULED = ("learning_rate", "clip_range", "clip_range_vf")
-NOISE = 0.1  # of deterministic policies, if none is given
-KEPT_ROUNDS = 20  # in a buffer whose size is not given: features of older models lead astray
+NOISE = 0.1  # default for deterministic policies
+KEPT_ROUNDS = 20  # default size of a buffer in rounds; features of older models would mislead the algorithm
 NUMBERS = (int, float, np.floating, np.integer)
 
 
 def algorithm_class(name: str) -> type[BaseAlgorithm]:
-    """The class of an algorithm.
+    """Return the class of an algorithm.
 
     Raises:
-        ValueError: if it cannot be imported, or is none that can learn here.
+        ValueError: if it cannot be imported, or if it is not an on-policy or off-policy algorithm.
     """
     module, _, cls = name.rpartition(":") if ":" in name else (ALGORITHMS[name], "", name)
     try:
         found = getattr(import_module(module), cls)
-    except Exception as error:  # the module may be the user's: anything can go wrong in it
+    except Exception as error:  # code of the user can raise any error
         remedy = "pip install 'worldmodel[contrib]' " if module == CONTRIB else ""
         raise ValueError(f"behaviour.sb3.algorithm: {name} cannot be imported: {remedy}({error})") from error
     if not (isinstance(found, type) and issubclass(found, OnPolicyAlgorithm | OffPolicyAlgorithm)):
-        raise ValueError(f"behaviour.sb3.algorithm: {name} is no on-policy or off-policy algorithm")
+        raise ValueError(f"behaviour.sb3.algorithm: {name} is not an on-policy or off-policy algorithm")
     return found
 
 
 def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
-    """The keyword arguments of an algorithm, from what a YAML file can say.
+    """Convert the settings of a config to the keyword arguments of an algorithm.
 
-    "lin_VALUE" becomes a schedule, a list `train_freq` a tuple, and in `policy_kwargs` the names of an activation or an
-    optimiser the classes of torch. An off-policy algorithm keeps no more than some rounds.
+    "lin_VALUE" becomes a schedule, and a list `train_freq` becomes a tuple. In `policy_kwargs`, the name of an
+    activation or an optimizer becomes a class of torch. The replay buffer of an off-policy algorithm holds a limited
+    number of rounds by default.
 
     Raises:
-        ValueError: for what cannot be read so.
+        ValueError: if a setting cannot be converted.
     """
     settings = {name: _read(name, value) for name, value in copy.deepcopy(config.settings).items()}
     policy = settings.get("policy_kwargs") or {}
     if not isinstance(policy, dict):
-        raise ValueError(f"behaviour.sb3.settings.policy_kwargs: {policy!r} is no mapping of names to values")
+        raise ValueError(f"behaviour.sb3.settings.policy_kwargs must map names to values, got {policy!r}")
     for name, home in (("activation_fn", nn), ("optimizer_class", torch.optim)):
         if isinstance(policy.get(name), str):
             if not hasattr(home, policy[name]):
@@ -80,8 +81,8 @@ def arguments(config: SB3Config, on_policy: bool) -> dict[str, Any]:
             policy[name] = getattr(home, policy[name])
     if settings.get("optimize_memory_usage"):
         raise ValueError(
-            "behaviour.sb3.settings.optimize_memory_usage: its buffer takes what a round begins with for what followed "
-            "the round before, leave it out"
+            "behaviour.sb3.settings.optimize_memory_usage: remove it. Its buffer would use the first observation of a "
+            "round as the successor of the last observation of the round before"
         )
     if on_policy:
         settings.setdefault("n_steps", max(config.steps // config.envs, 1))
@@ -94,7 +95,9 @@ def _read(name: str, value: Any) -> Any:
     if name == "train_freq" and isinstance(value, list):
         return tuple(value)
     if isinstance(value, str) and value.startswith(LINEAR) and name not in SCHEDULED:
-        raise ValueError(f"behaviour.sb3.settings.{name}: only {', '.join(SCHEDULED)} can fall, not '{value}'")
+        raise ValueError(
+            f"behaviour.sb3.settings.{name}: '{value}' is a schedule, but only {', '.join(SCHEDULED)} can have one"
+        )
     if not isinstance(value, str) or name not in SCHEDULED:
         return value
     try:
@@ -102,17 +105,17 @@ def _read(name: str, value: Any) -> Any:
             raise ValueError(value)
         return LinearSchedule(float(value.removeprefix(LINEAR)), 0.0, 1.0)
     except ValueError as error:
-        raise ValueError(f"behaviour.sb3.settings.{name}: '{value}' is no number, nor lin_ and one") from error
+        raise ValueError(f"behaviour.sb3.settings.{name} must be a number or lin_NUMBER, got '{value}'") from error
 
 
 @cache
 def in_rounds(cls: Any) -> Any:
-    """The algorithm `cls` with schedules over `lifetime` steps of many rounds, from `born` on, not over each anew."""
+    """Return a subclass of `cls` whose schedules run over `lifetime` steps of many rounds, not over each round."""
 
     class InRounds(cls):
-        born = 0
+        born = 0  # the step in which the schedules began
         lifetime = 1
-        factor = 1.0  # of the learning rate
+        factor = 1.0  # multiplies the learning rate
 
         def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
             lived = min(num_timesteps - self.born, self.lifetime)
@@ -129,7 +132,7 @@ def in_rounds(cls: Any) -> Any:
 
 
 def exploration_noise(config: SB3Config) -> float:
-    """See :class:`SB3Config`."""
+    """Return the exploration noise of a config; see :class:`SB3Config`."""
     if config.noise is not None:
         return config.noise
     cls = algorithm_class(config.algorithm)
@@ -137,10 +140,10 @@ def exploration_noise(config: SB3Config) -> float:
 
 
 def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgorithm:
-    """An algorithm with new weights, which come from torch's random numbers.
+    """Make an algorithm with new weights, drawn with torch's random numbers.
 
     Raises:
-        ValueError: if it cannot be imported, does not take its settings, or cannot choose such actions.
+        ValueError: if it cannot be imported, does not accept its settings, or does not support the action space.
     """
     cls = algorithm_class(config.algorithm)
     settings = arguments(config, issubclass(cls, OnPolicyAlgorithm))
@@ -151,34 +154,35 @@ def build_algorithm(config: SB3Config, dream: VecEnv, device: str) -> BaseAlgori
     _check_numbers(cls, settings)
     try:
         made = in_rounds(cls)("MlpPolicy", dream, device=device, **settings)
-    except Exception as error:  # whatever its constructor makes of settings that it does not expect
-        raise ValueError(f"behaviour.sb3: {config.algorithm} cannot be made: {error}") from error
+    except Exception as error:  # the constructor can raise any error for unexpected settings
+        raise ValueError(f"behaviour.sb3: {config.algorithm} could not be created: {error}") from error
     if hasattr(made.policy, "lstm_actor"):
-        raise ValueError(f"behaviour.sb3: {config.algorithm} has a memory of its own; the latent state is one already")
+        raise ValueError(f"behaviour.sb3: {config.algorithm} is recurrent. Use one without a memory of its own")
     return made
 
 
 def _check_numbers(cls: Any, settings: Mapping[str, Any]) -> None:
-    """Refuse words where an algorithm has a number, which it would find out in the first round."""
+    """Raise an error if a setting is text where a number is needed. The algorithm would fail only in a round."""
     for name, parameter in inspect.signature(cls).parameters.items():
         value, number = settings.get(name), type(parameter.default) in (int, float)
         if number and isinstance(value, str | Mapping):
-            raise ValueError(f"behaviour.sb3.settings.{name}: {value!r} is no number, which {cls.__name__} has there")
+            raise ValueError(f"behaviour.sb3.settings.{name}: {cls.__name__} needs a number, got {value!r}")
 
 
 class SB3Behaviour(nn.Module):
-    """Acts with the policy of an algorithm that learns in a dream.
+    """Acts with the policy of an algorithm that learns in imagination.
 
-    Everything that a round draws depends on `seed` and on the number of the round alone: neither the rest of the run
-    nor a pause in between changes what is learned.
+    The random numbers of a round depend only on `seed` and on the number of the round. So neither the rest of the run
+    nor an interruption changes what is learned.
 
     Args:
-        dream: observations are features of the world model, actions those of the environment. It is reset with a seed
-            at the beginning of each round.
-        lifetime: imagined steps of all rounds, over which schedules run; see :meth:`live`.
-        ensemble: learns beside the algorithm; the dream takes its disagreement from the reward.
+        dream: the imagined environment. Its observations are features of the world model, its actions are those of the
+            real environment. It is reset with a seed at the beginning of each round.
+        lifetime: the number of imagined steps of all rounds, over which schedules run; see :meth:`live`.
+        ensemble: an ensemble that learns together with the algorithm. The imagined environment subtracts its
+            disagreement from the reward.
     Raises:
-        ValueError: as :func:`build_algorithm`.
+        ValueError: see :func:`build_algorithm`.
     """
 
     def __init__(
@@ -197,16 +201,16 @@ class SB3Behaviour(nn.Module):
         self.algorithm, self.noise = build_algorithm(config, dream, device), exploration_noise(config)
         self.first = np.asarray(action_spec.start).reshape(action_spec.shape) if any(action_spec.start) else None
         self.live(lifetime)
-        self.policy = self.algorithm.policy  # part of this module: saved with it
-        self.metrics: dict[str, float] = {}  # logged in the last round
+        self.policy = self.algorithm.policy  # a submodule, so that it is saved
+        self.metrics: dict[str, float] = {}  # the metrics of the last round
         self.algorithm.set_logger(Logger(None, [MetricsWriter(lambda metrics, _: self.metrics.update(metrics))]))
         self.updates = self.rounds = 0
 
     def check_rounds(self) -> None:
-        """Refuse rounds that are no whole number of rollouts: they last longer, and schedules end before the run.
+        """Check that a round is a whole number of rollouts. Otherwise rounds are longer, and schedules end too early.
 
         Raises:
-            ValueError: if they are none, or a rollout is of no step, or of episodes.
+            ValueError: if it is not, if a rollout has no steps, or if its length is given in episodes.
         """
         algorithm, config = self.algorithm, self.config
         if isinstance(algorithm, OnPolicyAlgorithm):
@@ -214,25 +218,25 @@ class SB3Behaviour(nn.Module):
         else:
             every: Any = algorithm.train_freq  # type: ignore[attr-defined]
             if every.unit == TrainFrequencyUnit.EPISODE:
-                raise ValueError("behaviour.sb3.settings.train_freq: rounds are of steps, give it a number of them")
+                raise ValueError("behaviour.sb3.settings.train_freq must be a number of steps, not of episodes")
             name, size = "train_freq", every.frequency
         if size < 1:
-            raise ValueError(f"behaviour.sb3.settings.{name} must be at least 1: {size}")
+            raise ValueError(f"behaviour.sb3.settings.{name} must be at least 1, got {size}")
         rollout = size * config.envs
         if config.steps % rollout:
             raise ValueError(
-                f"behaviour.sb3.steps: a round of {config.steps} steps is no whole number of rollouts of {rollout} "
+                f"behaviour.sb3.steps is {config.steps}, which is not a multiple of the {rollout} steps of a rollout "
                 f"({name} {size} x envs {config.envs})"
             )
 
     def live(self, steps: int, again: bool = True) -> None:
-        """Let schedules run over this many imagined steps from now on: `again` from their start, or as they go on."""
+        """Let schedules end after this many more imagined steps. They restart if `again` is set, else they continue."""
         algorithm: Any = self.algorithm
         algorithm.born = algorithm.num_timesteps if again else algorithm.born
         self.reach(algorithm.num_timesteps - algorithm.born + steps)
 
     def reach(self, steps: int) -> None:
-        """Let schedules that have begun run over this many imagined steps in all."""
+        """Let schedules that have begun run over this many imagined steps in total."""
         self.algorithm.lifetime = max(steps, 1)  # type: ignore[attr-defined]
 
     def initial(self, count: int) -> Memory:
@@ -240,7 +244,7 @@ class SB3Behaviour(nn.Module):
 
     @torch.no_grad()
     def act(self, model: LatentModel, state: State, memory: Memory, deterministic: bool = False) -> Decision:
-        """What the policy answers, in a valid range; with noise unless `deterministic`."""
+        """Return valid actions of the policy, with exploration noise unless `deterministic`."""
         feature = model.feature(state)
         sound = feature.isfinite().all(-1)
         seen = torch.nan_to_num(feature).cpu().numpy()
@@ -251,11 +255,11 @@ class SB3Behaviour(nn.Module):
             control = disturbed(self.action_spec, control, self.noise)
         return Decision(control, memory, sound)
 
-    def fit_units(self, batch: Batch, keep: bool = False) -> None:
-        """Features have no units of the environment."""
+    def fit_normalizers(self, batch: Batch, keep: bool = False) -> None:
+        """Do nothing: the scale of features does not depend on the units of the environment."""
 
     def learn(self, model: LatentModel, states: State, batch: Batch) -> dict[str, Tensor]:
-        """The ensemble from replayed states (B, T, ...); and, with every so many of them, a round in the dream."""
+        """Update the ensemble from replayed states (B, T, ...), and after every `every` updates learn for a round."""
         metrics: dict[str, Tensor] = {}
         if self.ensemble is not None:
             metrics, report = self.ensemble.learner.update(model.feature(states), batch)
@@ -267,38 +271,38 @@ class SB3Behaviour(nn.Module):
         return metrics
 
     def slow_down(self, factor: float) -> None:
-        """Let the learning rate be `factor` times what it would be, from now on."""
+        """Multiply the learning rate by `factor` from now on."""
         self.algorithm.factor = factor  # type: ignore[attr-defined]
 
     def practise(self) -> None:
-        """One round of learning."""
+        """Learn for one round. Raise FloatingPointError if imagined values or the policy are not finite."""
         self.rounds += 1
         self.metrics.clear()
         with self.randomness():
-            self.algorithm.set_env(self.dream)  # without episodes that an older model dreamt
+            self.algorithm.set_env(self.dream)  # drop the episodes of an older model
             try:
                 self.algorithm.learn(self.config.steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-            except ValueError as error:  # a distribution's, whose parameters are no numbers, or the dream's of actions
+            except ValueError as error:  # raised by a distribution or by the imagined environment for NaN
                 if not any(sign in str(error) for sign in ("invalid values", "nan")):
                     raise
                 raise FloatingPointError(
-                    f"round {self.rounds} in the dream diverged: what it dreams of, or the policy, is not finite. A "
-                    "lower learner.lr or behaviour.sb3.settings.learning_rate is the first thing to try"
+                    f"round {self.rounds} in imagination diverged: imagined values or the policy are not finite. First "
+                    "try a lower learner.lr or behaviour.sb3.settings.learning_rate"
                 ) from error
             self.algorithm.dump_logs()
         self.cut_episodes()
 
     def cut_episodes(self) -> None:
-        """Mark the newest steps of a replay buffer as the last of their episodes: the next round begins others."""
+        """Mark the newest steps of a replay buffer as the last of their episodes. The next round begins new ones."""
         buffer = getattr(self.algorithm, "replay_buffer", None)
         if isinstance(buffer, ReplayBuffer) and buffer.handle_timeout_termination and buffer.size():
             newest = (buffer.pos - 1) % buffer.buffer_size
-            # Where an episode was over anyway, what is known of its end stays: no value follows a termination.
+            # An episode that has ended keeps its kind of end, because no value follows a termination.
             buffer.timeouts[newest] = np.maximum(buffer.timeouts[newest], 1 - buffer.dones[newest])
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
-        """Random numbers of this round, as SB3 draws them: from NumPy's and torch's global generators."""
+        """Seed the global generators of NumPy and torch for this round, and restore them afterwards."""
         seed = int(np.random.SeedSequence([self.seed, self.rounds]).generate_state(1)[0])
         device, before = self.algorithm.device, np.random.get_state()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -311,10 +315,10 @@ class SB3Behaviour(nn.Module):
             finally:
                 np.random.set_state(before)
 
-    # What is needed to go on learning, besides the weights.
+    # The state that is needed to continue learning, without the weights.
 
     def training_state(self) -> dict[str, Any]:
-        """Optimisers, counters, recent episodes and the replay buffer, as nested mappings of tensors and numbers."""
+        """Return optimizers, counters, recent episodes and the replay buffer, as mappings of tensors and numbers."""
         algorithm, buffer = self.algorithm, getattr(self.algorithm, "replay_buffer", None)
         modules, variables = algorithm._get_torch_save_params()
         state: dict[str, Any] = {
@@ -333,11 +337,11 @@ class SB3Behaviour(nn.Module):
         return state
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`training_state` returned."""
+        """Restore a state returned by :meth:`training_state`."""
         self.updates, self.rounds = state["rounds"]
         vars(self.algorithm).update(state["numbers"])
         recent = self.algorithm._stats_window_size
-        episodes = [{**each, "r": np.float32(each["r"])} for each in state["episodes"]]  # as they are averaged
+        episodes = [{**each, "r": np.float32(each["r"])} for each in state["episodes"]]  # SB3 averages them in float32
         self.algorithm.ep_info_buffer = deque(episodes, recent)
         self.algorithm.ep_success_buffer = deque(maxlen=recent)
         for name, content in state["modules"].items():
@@ -354,11 +358,11 @@ class SB3Behaviour(nn.Module):
 
 
 def _counted(name: str, value: Any) -> bool:
-    return type(value) in (int, float) and name != "start_time"  # a clock's, set anew by every round
+    return type(value) in (int, float) and name != "start_time"  # every round sets start_time again
 
 
 def _at(algorithm: BaseAlgorithm, dotted: str) -> Any:
-    """`actor.optimizer` of an algorithm."""
+    """Return a nested attribute of an algorithm, such as `actor.optimizer`."""
     value: Any = algorithm
     for name in dotted.split("."):
         value = getattr(value, name)
@@ -366,10 +370,10 @@ def _at(algorithm: BaseAlgorithm, dotted: str) -> Any:
 
 
 class MetricsWriter(KVWriter):
-    """Hands the numbers that Stable-Baselines3 logs to a logger of another kind, under their own names.
+    """Passes the numbers that Stable-Baselines3 logs to another logger, under the same names.
 
     Args:
-        log: metrics by name, and the environment steps they belong to.
+        log: a function of the metrics by name, and of the environment step.
 
     Example:
         model.set_logger(Logger(None, [MetricsWriter(run_logger.log)]))
@@ -382,10 +386,10 @@ class MetricsWriter(KVWriter):
         self.log({name: float(value) for name, value in key_values.items() if isinstance(value, NUMBERS)}, step)
 
     def close(self) -> None:
-        """Nothing is held open here."""
+        """Do nothing: there are no open files."""
 
 
 def of_the_dream(metrics: Mapping[str, float]) -> dict[str, Tensor]:
-    """`train/*` as it is; what is said of environment and speed as `dream/*`, beside those of the world."""
+    """Return the metrics as tensors. All but `train/*` get the prefix `dream/`."""
     named = {name if name.startswith("train/") else f"dream/{name}": value for name, value in metrics.items()}
     return {name: torch.tensor(value) for name, value in named.items()}

@@ -1,1 +1,1 @@
-"""What an environment must hold to: its spaces, its values, its infos, and how a fault is told."""
+"""The contract of an environment: its spaces, values and infos, and the errors for a violation."""

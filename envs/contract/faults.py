@@ -1,4 +1,4 @@
-"""What is wrong with what an environment returned, said so that its author can find it."""
+"""Check what an environment returns, and describe a fault so that the author of the environment can find it."""
 
 import traceback
 from collections.abc import Mapping
@@ -13,24 +13,27 @@ from worldmodel.specs import OBSERVATION, ObservationSpec, ObservationSpecs, key
 Faults = dict[int, tuple[str, str]]
 """{environment: (observation key, problem)}"""
 
-REWARD = "the reward"  # stands for an observation key in a fault
+REWARD = "the reward"  # used in place of an observation key in a fault
 
 FAULT = "worldmodel/fault"
-"""The key of `info` under which a replaced environment says what went wrong: a tuple of texts, see `envs.Restart`."""
+"""The key of `info` with the failures of a replaced environment, a tuple of texts; see `envs.Restart`."""
 
-LONGEST = 500  # characters of what an exception says
+LONGEST = 500  # characters of an exception's message
 
-NUMBERS = "biuf"  # the kinds of dtypes that hold them
+NUMBERS = "biuf"  # the kinds of dtypes that hold real numbers
 
 LARGEST = float(np.finfo(np.float32).max)  # rewards are recorded in single precision
 
 
 class EnvironmentFault(ValueError):
-    """An environment failed: an error or no answer, a value that is not finite, a wrong shape, a missing key."""
+    """An environment failed: it raised an error, did not answer, or returned a wrong value, shape or key."""
 
 
 def described(error: Exception) -> str:
-    """What went wrong in an environment, and where, in one line: an `EnvironmentFault` says so itself."""
+    """Describe an error of an environment in one line: its type, its message, and the file and line.
+
+    The message of an `EnvironmentFault` is returned unchanged.
+    """
     if isinstance(error, EnvironmentFault):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
@@ -38,45 +41,49 @@ def described(error: Exception) -> str:
     try:
         text = " ".join(str(error).split())
     except Exception:
-        text = "(it cannot say what)"
+        text = "(its message cannot be printed)"
     return f"{type(error).__name__}: {text[:LONGEST]}{where}"
 
 
 def reported(infos: Any, count: int) -> list[tuple[str, ...]]:
-    """What went wrong in each environment of a vector, as its infos say; see `envs.infos.said`."""
+    """Return the failures of each environment of a vector, read from its infos; see `envs.infos.said`."""
     return [texts or () for texts in said(infos, FAULT, count)]
 
 
 def named(observation: Any) -> Mapping[str, Any]:
-    """An observation as a dictionary: itself, or under the key of a plain observation."""
+    """Return an observation as a dictionary. One that is not a dictionary is put under the key OBSERVATION."""
     return observation if isinstance(observation, Mapping) else {OBSERVATION: observation}
 
 
 def as_array(value: Any) -> np.ndarray:
-    """A value as NumPy takes it; what it does not take, as lists of different lengths, as an object."""
+    """Return a value as an array. If NumPy cannot convert it, return an array that holds the name of its type."""
     try:
         return np.asarray(value)
-    except Exception:  # of NumPy, or of the value's own `__array__`
+    except Exception:  # raised by NumPy or by the value's `__array__`
         return np.asarray(type(value).__name__, object)
 
 
 def one_number(value: Any) -> float | None:
-    """The number that a value is, or that an array of any shape holds alone; None where it is none."""
-    if isinstance(value, bool | float):  # most are
+    """Return a number, or the only entry of an array, as a float. Return None for any other value."""
+    if isinstance(value, bool | float):  # the usual case
         return float(value)
     array = as_array(value)
     return float(array.ravel()[0]) if array.size == 1 and array.dtype.kind in NUMBERS else None
 
 
 def numbers(values: Any, count: int) -> np.ndarray | None:
-    """One number of each of `count` environments (count,): each of an array (count, 1, ...) is one, too."""
+    """Return one number per environment, (count,), from an array (count,) or (count, 1, ...); None for other values."""
     array = as_array(values)
     sound = array.shape[:1] == (count,) and array.size == count and array.dtype.kind in NUMBERS
     return array.reshape(count) if sound else None
 
 
 def structure_fault(specs: ObservationSpecs, observation: Any, lead: tuple[int, ...] = ()) -> tuple[str, str] | None:
-    """The first (key, problem) in the keys, dtypes and shapes of an observation with leading dimensions `lead`."""
+    """Return the first (key, problem) in the keys, dtypes and shapes of an observation, or None.
+
+    Args:
+        lead: the leading dimensions of all arrays.
+    """
     values = keyed(specs, observation)
     for extra in values.keys() - specs.keys():
         return extra, "is not in the observation space"
@@ -85,62 +92,62 @@ def structure_fault(specs: ObservationSpecs, observation: Any, lead: tuple[int, 
             return key, "is missing"
         array = as_array(values[key])
         if array.dtype.kind not in NUMBERS:
-            return key, f"has dtype {array.dtype}, not a number"
+            return key, f"has dtype {array.dtype}, which is not numeric"
         if array.shape != (*lead, *spec.shape):
-            return key, f"has shape {array.shape[len(lead) :]}, its space says {spec.shape}"
+            return key, f"has shape {array.shape[len(lead) :]}, but its space has shape {spec.shape}"
         if (problem := _cast_fault(array, spec)) is not None:
             return key, problem
     return None
 
 
 def _cast_fault(array: np.ndarray, spec: ObservationSpec) -> str | None:
-    """What of an array the whole numbers would lose that it is recorded as."""
+    """Describe the first number that would change when an array of integers or pixels is recorded."""
     return lost(array, spec.dtype) if spec.classes or spec.image else None
 
 
 def lost(array: np.ndarray, dtype: np.dtype) -> str | None:
-    """The first number of an array that is another one as whole numbers of `dtype`, and so would be lost."""
+    """Describe the first number of an array that would change if it were converted to the integer `dtype`."""
     if array.dtype == dtype or dtype.kind not in "biu" or np.can_cast(array.dtype, dtype, "safe"):
         return None
     with np.errstate(invalid="ignore"):
         changed = array.astype(dtype) != array
-    return f"holds {array[changed].ravel()[0]}, which is no number of {dtype}" if changed.any() else None
+    return f"holds {array[changed].ravel()[0]}, which cannot be stored as {dtype}" if changed.any() else None
 
 
 def reward_fault(reward: Any) -> str | None:
-    """What is wrong with the reward of one environment: it is a finite number, or an array that holds one."""
+    """Describe what is wrong with the reward of one environment. It must be a finite number, or an array of one."""
     number = one_number(reward)
     if number is None:
         array = as_array(reward)
-        return f"has shape {array.shape} and dtype {array.dtype}, not a number"
+        return f"has shape {array.shape} and dtype {array.dtype}, but must be a number"
     return None if abs(number) <= LARGEST else "is not finite"
 
 
 def end_fault(terminated: Any, truncated: Any) -> str | None:
-    """What is wrong with the flags that end an episode: each is true or false, or a number, or an array of one."""
+    """Describe what is wrong with the flags that end an episode. Each must be a bool, a number, or an array of one."""
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         number = one_number(flag)
         if number is None:
             array = as_array(flag)
-            return f"'{name}' has shape {array.shape} and dtype {array.dtype}, not true or false"
+            return f"'{name}' has shape {array.shape} and dtype {array.dtype}, but must be True or False"
         if number != number:
-            return f"'{name}' is not a number, and so neither true nor false"
+            return f"'{name}' is NaN, but must be True or False"
     return None
 
 
 def info_fault(info: Any) -> str | None:
-    """What is wrong with the additional information of one environment."""
-    return None if isinstance(info, dict) else f"'info' is a {type(info).__name__}, not a dictionary"
+    """Describe what is wrong with the info of one environment. It must be a dictionary."""
+    return None if isinstance(info, dict) else f"'info' is a {type(info).__name__}, but must be a dictionary"
 
 
 def blamed(key: str, problem: str, env: int, step: int) -> EnvironmentFault:
-    """The error that names what is wrong, and with which environment."""
+    """Return the error that names the fault, the environment and the step."""
     what = REWARD if key is REWARD else f"observation '{key}'"
-    return EnvironmentFault(f"{what} of environment {env} {problem} at step {step}")
+    return EnvironmentFault(f"{what} of environment {env} at step {step} {problem}")
 
 
 def value_faults(specs: ObservationSpecs, rows: Mapping[str, np.ndarray]) -> Faults:
-    """The encoded rows {key: (n, width)} that are not finite or outside their classes."""
+    """Return the faults of encoded rows {key: (n, width)} that are not finite or lie outside their classes."""
     faults: Faults = {}
     for key, values in rows.items():
         valid = specs[key].valid(values)

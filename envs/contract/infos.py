@@ -1,23 +1,22 @@
-"""What the environments of a vector say beside their observations, found again in every form that it has.
+"""Read the infos of a vector environment in every form that Gymnasium returns them.
 
-Gymnasium merges the infos of its environments into arrays, one for each key, which fails where two of them say things
-of different shapes or kinds. The vectors that :func:`worldmodel.envs.make_vector` makes keep each info as it was given.
+Gymnasium merges the infos of its environments into one array per key. That fails if two environments return values of
+different shapes or types. The vectors of :func:`worldmodel.envs.make_vector` keep each info unchanged.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 INFO = "worldmodel/info"
-"""The key of the `infos` of :func:`worldmodel.envs.make_vector`: an array (n,) of the dictionaries that its
-environments gave."""
+"""A key of the `infos` of :func:`worldmodel.envs.make_vector`: an array (n,) of the infos of its environments."""
 
 
 def said(infos: Any, key: str, count: int) -> list[Any]:
-    """What each of `count` environments says under a key, None where it does not.
+    """Return the value of a key in the info of each of `count` environments, None where the key is missing.
 
     Args:
-        infos: of :func:`worldmodel.envs.make_vector`, of another vector of Gymnasium's, or a list of dictionaries as
-            `gymnasium.wrappers.vector.DictInfoToList` makes it.
+        infos: the infos of :func:`worldmodel.envs.make_vector` or of another vector environment of Gymnasium, or a
+            list of dictionaries as returned by `gymnasium.wrappers.vector.DictInfoToList`.
     """
     if not isinstance(infos, Mapping):
         return [_of_one(info, key) for info in infos]
@@ -35,14 +34,14 @@ def _of_one(info: Any, key: str) -> Any:
 
 
 def final(infos: Any) -> Any:
-    """The infos of the last steps of episodes that ended in this step, in the form of the others."""
+    """Return the infos of the last steps of episodes that ended in this step, in the same form as `infos`."""
     if isinstance(infos, Mapping):
         return infos.get("final_info", {})
     return [info.get("final_info") for info in infos]
 
 
 def final_observations(infos: Any, count: int) -> list[Any]:
-    """The last observations of episodes that ended in this step, None elsewhere."""
+    """Return the last observations of episodes that ended in this step, None for the other environments."""
     if isinstance(infos, Mapping):
         return list(infos["final_obs"]) if "final_obs" in infos else [None] * count
     return [info.get("final_obs") for info in infos]

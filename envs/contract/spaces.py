@@ -1,4 +1,4 @@
-"""Gymnasium spaces -> what a model needs to know of them."""
+"""Convert Gymnasium spaces to the specs that a model is built from."""
 
 from typing import Any, NamedTuple
 
@@ -9,47 +9,49 @@ from worldmodel.digits import Range
 from worldmodel.specs import OBSERVATION, ActionSpec, ObservationSpec
 
 SUPPORTED = "Box, Discrete, MultiDiscrete or MultiBinary"
-SMALLEST_IMAGE = 16  # pixels a side: what is smaller, as the symbols of MiniGrid, is taken as a vector
-CHANNELS = (1, 3, 4)  # grey, colour, and with transparency
-IN_FRONT = (1, 3)  # of which four would be moments
-BRIGHTEST = 65_535  # from black to white: a Box with wider bounds says nothing of how bright a picture is
+SMALLEST_IMAGE = 16  # pixels a side; a smaller array, such as the symbols of MiniGrid, is a vector
+CHANNELS = (1, 3, 4)  # grey, colour, and colour with transparency
+IN_FRONT = (1, 3)  # channels in the first dimension; four there would be stacked frames
+BRIGHTEST = 65_535  # largest distance from black to white; wider bounds do not define the brightness of an image
 
 
 class Layout(NamedTuple):
-    """How an image is told: where its channels are, and the bounds of its space."""
+    """The format of an image: where its channels are, and the bounds of its space."""
 
-    channels: str  # "last", "first", or "none" of a grey one
+    channels: str  # "last", "first", or "none" for a grey image without channels
     black: float
     white: float
-    fractional: bool  # of floats
+    fractional: bool  # whether the pixels are floats
 
 
 def as_dict(space: Space[Any]) -> Space[Any]:
-    """A Tuple space as the Dict with the keys "0", "1", ...; any other as it is."""
+    """Return a Tuple space as a Dict space with the keys "0", "1", ...; return any other space unchanged."""
     if not isinstance(space, spaces.Tuple):
         return space
     return spaces.Dict({str(at): each for at, each in enumerate(space.spaces)})
 
 
 def observation_specs(space: Space[Any]) -> dict[str, ObservationSpec]:
-    """One spec per key of a Dict space, those of a Tuple being "0", "1", ...; one under OBSERVATION for any other.
+    """Return {key: spec} for an observation space.
+
+    The keys are those of a Dict space, "0", "1", ... for a Tuple space, and OBSERVATION for any other space.
 
     Raises:
-        ValueError: if the space is not supported; the message names it and what to do.
+        ValueError: if the space is not supported. The message names the space and says what to do.
     """
     space = as_dict(space)
     if not isinstance(space, spaces.Dict):
         return {OBSERVATION: _observation_spec(OBSERVATION, space)}
     if not space.spaces:
-        raise ValueError("the observation space is a Dict or a Tuple without entries: give it at least one")
+        raise ValueError("the observation space is an empty Dict or Tuple: give it at least one entry")
     return {key: _observation_spec(key, value) for key, value in space.spaces.items()}
 
 
 def action_spec(space: Space[Any]) -> ActionSpec:
-    """The spec of an action space.
+    """Return the spec of an action space.
 
     Raises:
-        ValueError: if the space is not supported; the message names it and what to do.
+        ValueError: if the space is not supported. The message names the space and says what to do.
     """
     _require_entries("the action space", space)
     if isinstance(space, spaces.Box):
@@ -63,7 +65,7 @@ def action_spec(space: Space[Any]) -> ActionSpec:
 
 
 def one_line(space: Space[Any]) -> str:
-    """A space in a message; that of a matrix has several lines."""
+    """Return the text of a space without line breaks, for a message."""
     return " ".join(str(space).split())
 
 
@@ -74,11 +76,13 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
         if told is not None and (space.dtype != np.uint8 or told != Layout("last", 0, 255, False)):
             raise ValueError(
                 f"observation '{key}' is an image {space.shape} of {space.dtype} from {told.black:g} to "
-                f"{told.white:g}: wrap the environment in envs.Images(env, size), which makes it (size, size, "
+                f"{told.white:g}: wrap the environment in envs.Images(env, size), which converts it to (size, size, "
                 "channels) of uint8 from 0 to 255"
             )
         if told is None and len(space.shape) > 2 and sorted(space.shape)[-2] >= SMALLEST_IMAGE:
-            raise ValueError(f"observation '{key}' {space.shape} of {space.dtype} looks like images, {_unlike(space)}")
+            raise ValueError(
+                f"observation '{key}' {space.shape} of {space.dtype} looks like an image, but {_unlike(space)}"
+            )
         return ObservationSpec(space.shape, image=told is not None)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return ObservationSpec(_shape(space), *_categories(space))
@@ -90,10 +94,10 @@ def _observation_spec(key: str, space: Space[Any]) -> ObservationSpec:
 
 
 def layout(space: Space[Any]) -> Layout | None:
-    """How a space tells an image, None if it holds none: :class:`worldmodel.envs.rendering.images.Images` says which
-    do.
+    """Return the layout of an image space, or None if the space does not hold an image.
 
-    A matrix of which no bound says that it is grey, as the features of twenty things, is no image.
+    :class:`worldmodel.envs.rendering.images.Images` defines which spaces hold an image. A matrix without the bounds of
+    a grey image, such as a table of features, does not.
     """
     if not isinstance(space, spaces.Box):
         return None
@@ -120,7 +124,7 @@ def _channels(shape: tuple[int, ...]) -> str | None:
 
 
 def _bounds(space: spaces.Box) -> tuple[float, float] | None:
-    """The values of black and white: the bounds of a Box, if they are the same everywhere."""
+    """Return the values of black and white: the bounds of a Box, if they are the same for all entries."""
     low, high = float(space.low.min()), float(space.high.max())
     if (space.low == low).all() and (space.high == high).all() and 0 < high - low <= BRIGHTEST:
         return low, high
@@ -128,17 +132,17 @@ def _bounds(space: spaces.Box) -> tuple[float, float] | None:
 
 
 def _unlike(space: spaces.Box) -> str:
-    """Why what looks like images is none, and what to do."""
-    flatten = "or flatten what is none, as gymnasium.wrappers.FlattenObservation does"
+    """Say why a space that looks like an image is not one, and what to do."""
+    flatten = "If it is not an image, flatten it, for example with gymnasium.wrappers.FlattenObservation"
     if _channels(space.shape) is not None:
         return (
-            f"from {space.low.min():g} to {space.high.max():g}, of which nothing says what is black and white: rescale "
-            f"it to a Box with one finite low and one high, at most {BRIGHTEST:,} apart, {flatten}"
+            f"its bounds, {space.low.min():g} to {space.high.max():g}, do not define black and white. Rescale it to a "
+            f"Box with one finite low and one finite high, at most {BRIGHTEST:,} apart. {flatten}"
         )
     return (
-        "of which one has 1 or 3 channels, or 4 behind it: show one picture at a time, without "
-        "gymnasium.wrappers.FrameStackObservation (the latent state remembers), or each under a key of its own in a "
-        f"Dict, {flatten}"
+        "an image has 1 or 3 channels before or behind its pixels, or 4 behind them. Return one image at a time, "
+        "without gymnasium.wrappers.FrameStackObservation (the latent state remembers earlier images), or return each "
+        f"image under its own key of a Dict. {flatten}"
     )
 
 
@@ -154,7 +158,7 @@ def _shape(space: Space[Any]) -> tuple[int, ...]:
 def _categories(
     space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(classes, start) of each discrete variable, flattened."""
+    """Return the number of classes and the first class of each discrete variable, flattened."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),), (int(space.start),)
     if isinstance(space, spaces.MultiDiscrete):
@@ -191,7 +195,7 @@ def _continuous_action(space: spaces.Box) -> ActionSpec:
 
 
 def _inner_float32(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds as float32, rounded inwards: an action at a bound must still be in a float64 space."""
+    """Round bounds inwards to float32, so that an action at a bound still lies in the float64 space."""
     with np.errstate(over="ignore"):
         low32, high32 = low.astype(np.float32), high.astype(np.float32)
     low32 = np.where(low32 < low, np.nextafter(low32, np.float32(np.inf)), low32)

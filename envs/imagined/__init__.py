@@ -1,1 +1,1 @@
-"""The learned model as an environment: imagined episodes for agents and Stable-Baselines3."""
+"""The learned model as an environment: imagined episodes for agents and for Stable-Baselines3."""

@@ -1,4 +1,4 @@
-"""The learned model as a Stable-Baselines3 `VecEnv`: any of its algorithms learns inside the dream."""
+"""The learned model as a `VecEnv` of Stable-Baselines3, so that all its algorithms can learn in imagination."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,30 +13,30 @@ from worldmodel.envs.imagined.vector import ImaginedVectorEnv
 
 
 def first_action(space: spaces.Space[Any]) -> Any:
-    """What discrete actions begin with; None where that is 0 anyway."""
+    """Return the first of the discrete actions, or None if it is 0 or the actions are continuous."""
     first = getattr(space, "start", None)
     return first if first is not None and np.any(first) else None
 
 
 def counted_from_0(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """The same choices, of which the first is 0."""
+    """Return an action space with the same number of discrete actions, counted from 0."""
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     return spaces.MultiDiscrete(space.nvec) if isinstance(space, spaces.MultiDiscrete) else space
 
 
 class ImaginedVecEnv(VecEnv):
-    """Steps all imagined episodes in one batch, with the contract of Stable-Baselines3.
+    """Steps all imagined episodes in one batch, behind the interface of Stable-Baselines3.
 
-    Episodes that end are reset in the same step; `infos` then holds `terminal_observation`, and `TimeLimit.truncated`
-    says that it was the horizon, so that an algorithm bootstraps from there. All episodes share one environment:
-    attributes are those of it, the same for every index. Discrete actions are counted from 0, as Stable-Baselines3
-    takes them to be, whatever the environment's own begin with.
+    An episode that ends is reset in the same step. `infos` then holds `terminal_observation`. `TimeLimit.truncated` is
+    True if the episode reached the horizon, so that an algorithm bootstraps from its last state. All episodes share
+    one environment, so an attribute has the same value for every index. Discrete actions are counted from 0, as
+    Stable-Baselines3 expects, also if those of the real environment begin with another number.
 
     Args:
-        envs: in Gymnasium's SAME_STEP mode.
+        envs: the imagined episodes, in Gymnasium's SAME_STEP mode.
     Raises:
-        ValueError: if it has another mode.
+        ValueError: if `envs` has another autoreset mode.
 
     Example:
         model = SAC("MlpPolicy", ImaginedVecEnv(ImaginedVectorEnv(world_model, action_space, begin, 64)))
@@ -44,7 +44,7 @@ class ImaginedVecEnv(VecEnv):
 
     def __init__(self, envs: ImaginedVectorEnv) -> None:
         if envs.mode != AutoresetMode.SAME_STEP:
-            raise ValueError(f"autoreset_mode must be SAME_STEP, as Stable-Baselines3 resets: {envs.mode}")
+            raise ValueError(f"autoreset_mode must be SAME_STEP for Stable-Baselines3, got {envs.mode}")
         self.envs = envs
         self.actions: np.ndarray | None = None
         self.first = first_action(envs.single_action_space)
@@ -78,17 +78,17 @@ class ImaginedVecEnv(VecEnv):
         return [getattr(self.envs, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Of all episodes: an attribute of one alone there is not.
+        """Set an attribute of all episodes.
 
         Raises:
-            ValueError: if `indices` leaves some out.
+            ValueError: if `indices` does not contain all episodes, which share their attributes.
         """
         if len(list(self._get_indices(indices))) < self.num_envs:
             raise ValueError(f"imagined episodes share their attributes: set '{attr_name}' for all of them")
         setattr(self.envs, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """Called once; every index is answered with the result."""
+        """Call a method once, and return its result for every index."""
         result = getattr(self.envs, method_name)(*args, **kwargs)
         return [result for _ in self._get_indices(indices)]
 

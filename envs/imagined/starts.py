@@ -1,4 +1,4 @@
-"""Latent states that imagined episodes begin from."""
+"""Initial latent states of imagined episodes."""
 
 from collections.abc import Callable
 
@@ -11,19 +11,20 @@ from worldmodel.replay.replay import SequenceReplay
 from worldmodel.types import State
 
 Starts = Callable[[int], State]
-"""How many -> latent states (N, ...) that imagined episodes begin from."""
+"""A function of a number N that returns N latent states (N, ...), in which imagined episodes begin."""
 
 
 class ReplayedStarts:
-    """Filtered states of recorded steps, drawn alike from all that something can follow.
+    """Filtered states of recorded time steps, drawn uniformly from all that are not terminal.
 
-    A pool of them is inferred at once, and again when it is used up. Which steps depends on torch's random numbers, and
-    so on the seed of the environment that asks; the order of the replay itself is left as it is.
+    A pool of states is inferred at once, and again when it is used up. The steps are drawn with torch's random
+    numbers, and so depend on the seed of the imagined environment. The random numbers of the replay are not used.
 
     Args:
-        window: steps that each state is filtered from, at most. pool: states inferred at a time.
+        window: the largest number of time steps that a state is filtered from.
+        pool: the number of states that are inferred at once.
     Raises:
-        ValueError: when called, if every recorded step is a terminal one.
+        ValueError: when called, if every recorded step is terminal.
     """
 
     def __init__(self, model: WorldModel, replay: SequenceReplay, window: int = 16, pool: int = 1024) -> None:
@@ -32,7 +33,7 @@ class ReplayedStarts:
         self.used = 0
 
     def refresh(self) -> None:
-        """Forget the pool: the model has learned, or there is more to begin from."""
+        """Discard the pool, because the model or the replay has changed."""
         self.states = None
 
     @torch.no_grad()
@@ -42,7 +43,7 @@ class ReplayedStarts:
         batch = self.replay.sample(2 * rows, self.window, self.model.initial(1)[0].device, rng)
         begin, alive = starts(self.model.observe(batch).states, batch)
         if not alive.any():
-            raise ValueError("every recorded step is a terminal one: there is nothing to imagine from")
+            raise ValueError("every recorded step is terminal: no imagined episode can begin there")
         chosen = torch.multinomial(alive, max(count, self.pool), replacement=True)
         return type(begin)(*(field[chosen] for field in begin))
 
@@ -54,7 +55,7 @@ class ReplayedStarts:
 
 
 class PriorStarts:
-    """Samples of p(z_1 | z_0, u_0 = 0): episodes as the model imagines that they begin."""
+    """Samples of p(z_1 | z_0, u_0 = 0), the model's own distribution of the first state of an episode."""
 
     def __init__(self, model: LatentModel, control_size: int) -> None:
         self.model, self.control_size = model, control_size

@@ -1,4 +1,4 @@
-"""The learned model as a Gymnasium vector environment: N imagined episodes in one batch."""
+"""The learned model as a vector environment of Gymnasium: N imagined episodes in one batch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,34 +20,37 @@ from worldmodel.specs import OBSERVATION, ActionSpec, ObservationSpec, Observati
 from worldmodel.types import State
 
 Penalty = Callable[[Tensor, Tensor], Tensor]
-"""Features (N, F) and the controls (N, A) chosen there -> what is taken from the reward, (N,)."""
+"""A function of features (N, F) and the actions (N, A) taken there. Its result (N,) is subtracted from the reward."""
 
 FEATURE = "feature"
 Observed = Literal["feature"] | spaces.Space[Any]
 
 
 class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
-    """A world model that is stepped like the world.
+    """A world model that is stepped like a real environment.
 
         s_t ~ p(s_t | s_{t-1}, u_{t-1}),   reward E[r_t | s_t],   terminated ~ Bernoulli(1 - E[continue_t | s_t])
 
-    An episode is truncated after `horizon` steps: what a model imagines is worth less the longer it goes on. Everything
-    is computed for all N episodes at once, on the model's device; what crosses to NumPy does so once per step, and once
-    more where new episodes begin in the same step.
+    An episode is truncated after `horizon` steps, because the errors of a model grow with time. All N episodes are
+    computed in one batch on the model's device. The results are copied to NumPy once per step, and once more if new
+    episodes begin in the same step.
 
     Args:
-        model: learned, or the true dynamics.
-        action_space: of one real environment, whose actions are taken.
-        begin: the states that episodes begin from.
-        observations: "feature", what behaviours read (F,), or the space of the real environment's observations, which
-            are then decoded.
-        autoreset_mode: all three of Gymnasium's.
-        penalty: against exploiting a model's mistakes, as where an ensemble disagrees.
-        render_mode: "rgb_array" for :meth:`render`; every step is decoded then.
-        rendered: the space of the real environment's observations, for pictures where features are observed.
+        model: a learned model, or the true dynamics.
+        action_space: the action space of one real environment.
+        begin: returns the initial states of episodes.
+        num_envs: the number of imagined episodes, N.
+        horizon: the number of steps of an episode.
+        observations: "feature" to observe the features (F,) that behaviours read, or the observation space of the real
+            environment to observe decoded observations.
+        autoreset_mode: one of the three modes of Gymnasium.
+        penalty: subtracted from the reward, for example where an ensemble disagrees, so that an agent does not exploit
+            the errors of the model.
+        render_mode: "rgb_array" to allow :meth:`render`. Every step is then decoded.
+        rendered: the observation space of the real environment, to render images while features are observed.
     Raises:
-        ValueError: if a number is below 1, a space is not supported, actions or observations are not the model's, or
-            an image is to be observed or rendered that it does not decode.
+        ValueError: if a number is below 1, if a space is not supported, if actions or observations do not fit the
+            model, or if an image is to be observed or rendered that the model does not decode.
     """
 
     def __init__(
@@ -64,11 +67,11 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         rendered: spaces.Space[Any] | None = None,
     ) -> None:
         if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is rgb_array or None: '{render_mode}'")
+            raise ValueError(f"render_mode must be 'rgb_array' or None, got '{render_mode}'")
         if min(num_envs, horizon) < 1:
-            raise ValueError(f"num_envs and horizon must be at least 1: {num_envs}, {horizon}")
+            raise ValueError(f"num_envs and horizon must be at least 1, got {num_envs} and {horizon}")
         if isinstance(observations, str) and observations != FEATURE:
-            raise ValueError(f"observations are '{FEATURE}' or a space: '{observations}'")
+            raise ValueError(f"observations must be '{FEATURE}' or a space, got '{observations}'")
         self.model, self.begin, self.num_envs, self.horizon = model, begin, num_envs, horizon
         self.penalty, self.render_mode = penalty, render_mode
         self.spec_of_action = action_spec(action_space)
@@ -79,7 +82,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         if isinstance(observations, str):
             observations = spaces.Box(-np.inf, np.inf, (width,), np.float32)
         elif isinstance(whole := as_dict(observations), spaces.Dict):
-            observations = spaces.Dict(observed(whole.spaces))  # without what no model sees
+            observations = spaces.Dict(observed(whole.spaces))  # drop the keys that the model does not see
         self.single_observation_space = observations
         self.single_action_space = action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -91,7 +94,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.age = np.zeros(num_envs, np.int64)
         self.over = np.zeros(num_envs, bool)  # episodes that have ended and have not been reset
         generator = torch.Generator()
-        generator.seed()  # until a seed is given, no two environments dream the same
+        generator.seed()  # without a given seed, every environment imagines different episodes
         self.random = generator.get_state()
 
     # Gymnasium's interface.
@@ -99,10 +102,10 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Begin all episodes, or with `options={"reset_mask": mask}` some.
+        """Begin new episodes in all environments, or in those of `options={"reset_mask": mask}`.
 
         Args:
-            seed: of everything drawn from here on, by all episodes together; of a list, all numbers count.
+            seed: the seed of all later random numbers, which all episodes share. All numbers of a list are used.
         """
         if seed is not None:
             entropy = [int(number) for number in np.atleast_1d(np.asarray(seed, object)) if number is not None]
@@ -110,7 +113,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
                 number = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1)
                 self.random = torch.Generator().manual_seed(int(number)).get_state()
                 if isinstance(self.begin, ReplayedStarts):
-                    self.begin.refresh()  # so that it depends on the seed alone where episodes begin
+                    self.begin.refresh()  # the initial states must depend on the seed alone
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
         with self._randomness():
             self._begin(np.asarray(mask, bool))
@@ -119,14 +122,14 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         return observation, {}
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Actions as the real environment takes them (N, ...).
+        """Take one step with actions (N, ...) of the real action space.
 
         Raises:
-            RuntimeError: before the first reset, or where an episode has ended in the mode DISABLED.
-            ValueError: for another number of actions than episodes, or one that is no number or no choice there is.
+            RuntimeError: if the environment has not been reset, or if an episode has ended in the mode DISABLED.
+            ValueError: if the number of actions is wrong, or if an action is not finite or not in the action space.
         """
         if self.state is None:
-            raise RuntimeError("reset the environment before its first step")
+            raise RuntimeError("call reset() before the first step()")
         if self.mode == AutoresetMode.DISABLED and self.over.any():
             raise RuntimeError(f"episodes {np.flatnonzero(self.over).tolist()} have ended: reset them first")
         control = torch.from_numpy(self._controls(np.asarray(actions))).to(self.device)
@@ -140,7 +143,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
                 self._begin(again)
             observation, (reward, ends) = self._look(*outcome)
             reward, terminated = np.where(again, 0, reward), (ends > 0) & ~again
-            truncated = (self.age >= self.horizon) & ~again  # also where it terminates, as Gymnasium has it
+            truncated = (self.age >= self.horizon) & ~again  # also if it terminates, as in Gymnasium
             self.over = terminated | truncated
             infos: dict[str, Any] = {}
             if self.mode == AutoresetMode.SAME_STEP and self.over.any():
@@ -151,18 +154,20 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         return observation, reward, terminated, truncated, infos
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """What is imagined, decoded, for each episode: see :class:`worldmodel.envs.rendering.screen.Screen`. None
-        without a render mode."""
+        """Return an image of each episode (see :class:`worldmodel.envs.rendering.screen.Screen`).
+
+        Return None without a render mode.
+        """
         return None if self.screen is None or self.state is None else self.screen.frames()
 
     def close_extras(self, **kwargs: Any) -> None:
         self.state = None
 
-    # What it is made of.
+    # Private parts.
 
     @contextmanager
     def _randomness(self) -> Iterator[None]:
-        """Draws from a stream of its own, so that it neither disturbs training nor is disturbed by it."""
+        """Use a separate stream of random numbers, so that imagined episodes and training are independent."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.random.set_rng_state(self.random)
@@ -172,7 +177,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             self.random = torch.random.get_rng_state()
 
     def _begin(self, mask: np.ndarray) -> None:
-        """New episodes where `mask` (N,) is set."""
+        """Begin new episodes where `mask` (N,) is True."""
         count = int(mask.sum())
         if count == self.num_envs or self.state is None:
             self.state = self.begin(self.num_envs)
@@ -185,25 +190,25 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.over = self.over & ~mask
 
     def _controls(self, actions: np.ndarray) -> np.ndarray:
-        """(N, ...) -> (N, A)."""
+        """Encode actions (N, ...) as (N, A)."""
         spec = self.spec_of_action
         if actions.shape != (self.num_envs, *spec.shape):
-            raise ValueError(f"actions have the shape {actions.shape}, not {(self.num_envs, *spec.shape)}")
+            raise ValueError(f"actions have shape {actions.shape}, but must have shape {(self.num_envs, *spec.shape)}")
         index = actions.reshape(self.num_envs, -1) - np.asarray(spec.start or 0)
         valid = (index >= 0) & (index < np.asarray(spec.classes)) if spec.classes else np.isfinite(actions)
         if not valid.all():
-            raise ValueError(f"actions that are not in {self.single_action_space}: {actions.tolist()}")
+            raise ValueError(f"actions {actions.tolist()} are not in {self.single_action_space}")
         return spec.encode(actions)
 
     def _outcome(self, price: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rewards (N,) less a price (N,), and 1 where an episode ends here (N,)."""
+        """Return the rewards minus the penalty `price` (N,), and 1 for each episode that ends in this step (N,)."""
         prediction = self.model.predict(self.model.feature(self.state), decode=False)
         goes_on = prediction.cont / self.model.discount
         gain = prediction.reward if price is None else prediction.reward - price
         return gain, (torch.rand_like(goes_on) >= goes_on).to(gain)
 
     def _look(self, *more: Tensor) -> tuple[Any, np.ndarray]:
-        """The observations of the present states, and other numbers (N,) each: read from the device in one transfer."""
+        """Return the observations of the current states and other tensors (N,), copied from the device at once."""
         feature = self.model.feature(self.state)
         read: dict[str, Tensor] = {} if self.obs_specs is not None else {FEATURE: feature}
         if self.obs_specs is not None or self.screen is not None:
@@ -215,7 +220,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         return self._observation(), numbers[:, : len(more)].T.astype(np.float64)
 
     def _observation(self) -> Any:
-        """What was looked at last, as the space has it."""
+        """Return the last values in the form of the observation space."""
         if self.obs_specs is None:
             return self.seen[FEATURE].astype(np.float32)
         single = self.single_observation_space
@@ -228,7 +233,7 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             self.screen.see(self.age, {key: values for key, values in self.seen.items() if key != FEATURE})
 
     def _final(self, observation: Any) -> dict[str, Any]:
-        """The last observations of episodes that have ended, in the form of Gymnasium's own vector environments."""
+        """Return the last observations of ended episodes, in the form of Gymnasium's vector environments."""
         infos: dict[str, Any] = {}
         for env in np.flatnonzero(self.over):
             one = {key: rows[env] for key, rows in observation.items()} if isinstance(observation, Mapping) else None
@@ -240,39 +245,40 @@ class ImaginedVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 def check_spaces(
     model: LatentModel, control: ActionSpec, specs: ObservationSpecs | None, drawn: ObservationSpecs | None = None
 ) -> int:
-    """The width of the model's feature.
+    """Check that a model fits the action and observation specs, and return the width of its feature.
 
     Args:
-        specs: of observations that are decoded; None where none are.
-        drawn: of those that are rendered; none by name is everything that is decoded. None where nothing is.
+        specs: the specs of the observations that are decoded, None if there are none.
+        drawn: the specs of the observations that are rendered; an empty mapping means everything that is decoded, and
+            None means that nothing is rendered.
     Raises:
-        ValueError: if the model does not take such controls, or does not decode such observations.
+        ValueError: if the model does not accept such actions, or does not decode such observations.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         state = model.initial(1)
         try:
             feature = model.feature(model.imagine(state, torch.zeros(1, control.width, device=state[0].device)))
         except RuntimeError as error:
-            raise ValueError(f"the model does not take controls of width {control.width}: {error}") from error
+            raise ValueError(f"the model does not accept actions of width {control.width}: {error}") from error
         known = {key: value.shape[-1] for key, value in model.predict(feature).obs.items()}
     images = {key for key, spec in {**(specs or {}), **(drawn or {})}.items() if spec.image}
     blind = sorted(images - known.keys())
     if blind or (drawn is not None and not known):
         raise ValueError(
-            f"the model decodes {sorted(known)}, not the images {blind or 'it observes'}: take observations "
-            f"'{FEATURE}' and no render_mode, or train it with model.images: reconstruction"
+            f"the model decodes {sorted(known)}, but not the images {blind or 'that it observes'}. Use observations="
+            f"'{FEATURE}' and no render_mode, or train the model with model.images: reconstruction"
         )
     if specs is not None:
         asked = {key: spec.width if spec.binary else sum(spec.classes) or spec.width for key, spec in specs.items()}
         if asked != known:
-            raise ValueError(f"observations are asked for of the widths {asked}; the model has {known}")
+            raise ValueError(f"the observation space has the widths {asked}, but the model decodes {known}")
     return feature.shape[-1]
 
 
 def decoded(spec: ObservationSpec, space: spaces.Space[Any], mean: np.ndarray) -> np.ndarray:
-    """Predicted means (N, width) -> observations (N, *shape) of a space; the likeliest where discrete.
+    """Convert predicted means (N, width) to observations (N, *shape) of a space.
 
-    Where the space holds integers, the nearest one in it.
+    A discrete variable takes its most likely class. If the space holds integers, the nearest integer is taken.
     """
     count = len(mean)
     if not spec.classes:
@@ -286,9 +292,9 @@ def decoded(spec: ObservationSpec, space: spaces.Space[Any], mean: np.ndarray) -
 
 
 def nearest_in(space: spaces.Box, values: np.ndarray) -> np.ndarray:
-    """Real numbers (..., *shape) -> the nearest of a space.
+    """Return the nearest values of a space to real numbers (..., *shape).
 
-    A bound such as 2^63 - 1 is no double; the one above would leave the dtype, so that the one below takes its place.
+    A bound such as 2^63 - 1 is not a double. Rounded up it would overflow the dtype, so it is rounded down.
     """
     if space.dtype.kind not in "biu":
         return np.clip(values, space.low, space.high).astype(space.dtype)
@@ -299,12 +305,9 @@ def nearest_in(space: spaces.Box, values: np.ndarray) -> np.ndarray:
 
 
 class ImaginedEnv(gym.Env[Any, Any]):
-    """One imagined episode after the other, behind the interface of a single environment.
+    """A single imagined environment. Its arguments are those of :class:`ImaginedVectorEnv`."""
 
-    Arguments as those of :class:`ImaginedVectorEnv`.
-    """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - as Gymnasium has it
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 - declared as in Gymnasium
 
     def __init__(
         self,

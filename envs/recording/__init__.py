@@ -1,1 +1,1 @@
-"""The recorder: which action a row holds, across every autoreset mode."""
+"""Recorders, which align actions and observations in every autoreset mode."""

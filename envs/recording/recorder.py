@@ -1,4 +1,4 @@
-"""The wrappers that record: put one around an environment and every step reaches a sink, such as a replay."""
+"""Wrappers that record an environment: they pass every step to a sink, such as a replay."""
 
 from typing import Any
 
@@ -15,41 +15,40 @@ from worldmodel.specs import keyed
 
 
 class _Counted:
-    """The counters of the recorder, shown on the wrapper."""
+    """A wrapper that offers the counters of its recorder."""
 
     recorder: Recorder
 
     @property
     def steps(self) -> int:
-        """Decisions recorded, over all environments; resets do not count."""
+        """The number of recorded decisions in all environments, without resets."""
         return self.recorder.steps
 
     @property
     def frames(self) -> int:
-        """Simulator frames recorded: decisions times action repeat, except where an episode ended earlier."""
+        """The number of recorded simulator frames: decisions times action repeat, less where an episode ended early."""
         return self.recorder.frames
 
     @property
     def faults(self) -> int:
-        """Times that an environment failed and another one took its place; see :class:`worldmodel.envs.Restart`."""
+        """How often an environment has failed and was replaced; see :class:`worldmodel.envs.Restart`."""
         return self.recorder.faults
 
     def pop_episodes(self) -> list[Episode]:
-        """The episodes completed since the last call, oldest first."""
+        """Return the episodes that were completed since the last call, oldest first."""
         return self.recorder.pop_episodes()
 
     def pop_failures(self) -> list[str]:
-        """What went wrong in environments since the last call, oldest first."""
+        """Return the failures of environments since the last call, oldest first."""
         return self.recorder.pop_failures()
 
 
 class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
     """Records every step of a vector environment, in any autoreset mode.
 
-    Around the environments of Gymnasium's `SyncVectorEnv` it puts :class:`worldmodel.envs.wrappers.basic.Owned`: that
-    of SAME_STEP keeps
-    the last observation of an episode while the environment is reset, which may fill the same array again. Those of an
-    `AsyncVectorEnv` are out of its reach.
+    The environments of a `SyncVectorEnv` are wrapped in :class:`worldmodel.envs.wrappers.basic.Owned`. In the mode
+    SAME_STEP, a `SyncVectorEnv` keeps the last observation of an episode while it resets the environment, which may
+    reuse the same array. The environments of an `AsyncVectorEnv` cannot be wrapped.
 
     Args:
         env: a vector environment that declares `metadata["autoreset_mode"]`.
@@ -57,13 +56,13 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
         cut: ends the episode of an environment that failed, as `SequenceReplay.cut` does; see
             :class:`worldmodel.envs.recording.alignment.Recorder`.
     Raises:
-        ValueError: if the spaces are not supported, or the autoreset mode is not declared.
+        ValueError: if the spaces are not supported, or if the autoreset mode is not declared.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], sink: Sink, cut: Cut | None = None) -> None:
         super().__init__(env)
         if "autoreset_mode" not in env.metadata:
-            raise ValueError(f"{env} declares no metadata['autoreset_mode']: without it actions cannot be aligned")
+            raise ValueError(f"{env} must declare metadata['autoreset_mode'], which is needed to align actions")
         vector = env.unwrapped
         if isinstance(vector, SyncVectorEnv) and not isinstance(vector, SameStepVectorEnv):
             vector.envs = [each if isinstance(each, Owned) else Owned(each) for each in vector.envs]
@@ -79,7 +78,7 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Reset all environments, or with `options={"reset_mask": mask}` some of them, and record it."""
+        """Reset all environments, or those in `options={"reset_mask": mask}`, and record their observations."""
         mask = (options or {}).get("reset_mask")  # read first: the vector environment removes it
         observation, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self.recorder.reset(observation, mask, infos)
@@ -93,7 +92,7 @@ class RecordTrajectories(_Counted, VectorWrapper[Any, Any, Any, Any, Any]):
 
 
 class RecordEnvTrajectories(_Counted, gym.Wrapper[Any, Any, Any, Any]):
-    """Records every step of a single environment, as environment 0 of its sink.
+    """Records every step of a single environment. Its rows have the environment index 0.
 
     Example:
         env = RecordEnvTrajectories(gymnasium.make("Pendulum-v1"), replay.add)

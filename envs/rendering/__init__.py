@@ -1,1 +1,1 @@
-"""Pictures of environments: drawn frames as observations, charts of vectors, screens without a display."""
+"""Images of environments: rendered frames as observations, charts of vectors, drawing without a display."""

@@ -1,4 +1,4 @@
-"""A picture of what is imagined where observations are no pictures: every number of them, over the episode."""
+"""Charts of vector observations over the steps of an episode."""
 
 from collections.abc import Sequence
 
@@ -7,23 +7,26 @@ import numpy as np
 
 SIZE = (160, 240)  # height and width
 MARGIN = 8
-LINES = 12  # of the first numbers, where there are more
-LETTERS = 17  # pixels from one index to the next, and
-LETTER = 7  # of each letter of a name
-ROUNDING = 1e-6  # share of the size of a number: a difference that is none
+LINES = 12  # largest number of lines
+LETTERS = 17  # pixels from one index to the next
+LETTER = 7  # pixels per letter of a name
+ROUNDING = 1e-6  # relative difference below which two numbers count as equal
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (23, 190, 207))  # RGB
 
 
 def chart(trace: np.ndarray, low: np.ndarray, high: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
-    """A line for each of the first numbers over L steps, of which those that are not yet known are NaN.
+    """Draw a line for each of the first entries of a vector over L steps.
 
-    Their names stand above them in their colours, as many as fit; where they have none and there are several, indices.
+    The names of the entries are written above the lines in the same colours, as many as fit. Without names, the
+    indices are written instead, if there are several entries.
 
     Args:
-        trace: (L, D). low, high: (D,), where each line meets the lower and the upper edge; where they are equal, half
-            a unit below and above.
+        trace: the values (L, D); NaN where a value is not known.
+        low: (D,) values at the lower edge.
+        high: (D,) values at the upper edge. Where `low` and `high` are equal, the edges lie half a unit below and
+            above.
     Returns:
-        (160, 240, 3) uint8, RGB.
+        An RGB image (160, 240, 3) of uint8.
     """
     height, width = SIZE
     frame = np.full((height, width, 3), 255, np.uint8)
@@ -45,10 +48,10 @@ def chart(trace: np.ndarray, low: np.ndarray, high: np.ndarray, names: Sequence[
 
 
 def _write(frame: np.ndarray, names: Sequence[str]) -> None:
-    """Names of the lines, from left to right."""
+    """Write the names of the lines from left to right."""
     across = 2 * MARGIN
     for number, name in enumerate(names[:LINES]):
-        written = name.encode("ascii", "replace").decode()  # all that the letters of OpenCV can
+        written = name.encode("ascii", "replace").decode()  # OpenCV's fonts have only ASCII letters
         if number and across + LETTER * len(written) > frame.shape[1] - MARGIN:
             break
         colour, place = COLOURS[number % len(COLOURS)], (across, 2 * MARGIN + 2)

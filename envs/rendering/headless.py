@@ -1,21 +1,22 @@
-"""Drawing where there is no display: what pygame and MuJoCo are told before they are imported."""
+"""Drawing without a display: the environment variables that pygame and MuJoCo read when they are imported."""
 
 import os
 import sys
 from ctypes.util import find_library
 
-LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}  # what MUJOCO_GL may be, and what MuJoCo then loads
+LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}  # value of MUJOCO_GL: the library that MuJoCo then loads
 
 REMEDY = (
-    "where there is no display, MuJoCo draws with the system's package libegl1 (MUJOCO_GL=egl) or libosmesa6 "
-    "(MUJOCO_GL=osmesa); MUJOCO_GL=disable is for what draws nothing"
+    "without a display, MuJoCo needs the system package libegl1 (with MUJOCO_GL=egl) or libosmesa6 (with "
+    "MUJOCO_GL=osmesa) to draw. If nothing has to be drawn, set MUJOCO_GL=disable"
 )
 
 
 def draw_without_display() -> None:
-    """Tell them how to draw where there is no display, unless somebody has: they ask only once, when imported.
+    """Set how pygame and MuJoCo draw on Linux without a display, unless the user has set it.
 
-    Where MuJoCo could not draw at all it is told not to try: without that, it cannot be imported either.
+    Call this before they are imported, since they read it only then. If there is no library for MuJoCo to draw with,
+    drawing is disabled: otherwise importing it would fail.
     """
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -1,4 +1,4 @@
-"""Pixels as observations: any size and channel order, and what an environment draws."""
+"""Images as observations: convert any size and channel order, or observe what an environment renders."""
 
 from typing import Any
 
@@ -14,27 +14,28 @@ from worldmodel.envs.contract.spaces import CHANNELS, SMALLEST_IMAGE, Layout, la
 from worldmodel.envs.rendering.headless import REMEDY
 from worldmodel.specs import OBSERVATION, STATE
 
-ROUNDING = 1e-3  # of what lies between black and white: by so much may fractions lie outside
+ROUNDING = 1e-3  # floats may lie outside black and white by this share of their distance
 
 
 class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Makes every image of an observation (size, size, C) uint8, C being 1 if it is to be grey and 3 or 4 if not.
+    """Convert every image of an observation to (size, size, C) of uint8, with the channels last.
 
-    An image is a Box with two dimensions of at least 16 pixels and, before or behind them, 1 or 3 channels, or behind
-    them 4; one low and one high for all of it are its black and white, which become 0 and 255. Without channels it is
-    grey, if it is of uint8 or goes from 0 to 255, to 65535 or, in floats, to 1. Those of another size are averaged over
-    areas (OpenCV's INTER_AREA), channels moved last. What is no image stays as it is.
+    An image is a Box with two dimensions of at least 16 pixels. It may have 1 or 3 channels before or behind them, or
+    4 channels behind them. If the Box has one low and one high for all entries, these are black and white, and become
+    0 and 255. A Box without channels is a grey image if it holds uint8, or if its bounds are 0 to 255, 0 to 65535 or,
+    for floats, 0 to 1. The size is changed with OpenCV's INTER_AREA. All other entries of the observation stay
+    unchanged.
 
     Args:
         size: pixels a side.
-        grey: whether colours are reduced to one channel, by their luminance.
+        grey: whether to convert colours to one channel, their luminance.
     Raises:
-        ValueError: if `size` is below 16, or several moments are shown as the channels of one image.
+        ValueError: if `size` is below 16, or if several time steps are stacked in one image.
     """
 
     def __init__(self, env: gym.Env[Any, Any], size: int, grey: bool = False) -> None:
         if size < SMALLEST_IMAGE:
-            raise ValueError(f"an image has at least {SMALLEST_IMAGE} pixels a side: {size}")
+            raise ValueError(f"size must be at least {SMALLEST_IMAGE} pixels, got {size}")
         RecordConstructorArgs.__init__(self, size=size, grey=grey)
         gym.ObservationWrapper.__init__(self, env)
         self.size, self.grey = size, grey
@@ -42,8 +43,8 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         self.layouts = {key: layout(each) for key, each in named(space).items()}
         if any(self.layouts.values()) and _stacked(env):
             raise ValueError(
-                f"{env.unwrapped} shows several moments as one image: leave gymnasium.wrappers.FrameStackObservation "
-                "out (the latent state remembers)"
+                f"{env.unwrapped} stacks several time steps in one image. Remove "
+                "gymnasium.wrappers.FrameStackObservation: the latent state remembers earlier images"
             )
         made = {key: self._space(each, self.layouts[key]) for key, each in named(space).items()}
         self.observation_space = spaces.Dict(made) if isinstance(space, spaces.Dict) else made[OBSERVATION]
@@ -60,10 +61,10 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         return made if isinstance(self.observation_space, spaces.Dict) else made[OBSERVATION]
 
     def image(self, value: Any, told: Layout | None) -> Any:
-        """One image as the model takes it; what is told to be none, as it is.
+        """Return one image as the model expects it. Return the value unchanged if `told` is None.
 
         Raises:
-            EnvironmentFault: if it is darker than black or brighter than white.
+            EnvironmentFault: if a pixel is darker than black or brighter than white.
         """
         if told is None:
             return value
@@ -78,7 +79,7 @@ class Images(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
 
 
 def _stacked(env: gym.Env[Any, Any]) -> bool:
-    """Whether one of the wrappers around an environment stacks its observations."""
+    """Return True if a wrapper around the environment stacks observations."""
     while isinstance(env, gym.Wrapper):
         if isinstance(env, FrameStackObservation):
             return True
@@ -87,9 +88,13 @@ def _stacked(env: gym.Env[Any, Any]) -> bool:
 
 
 def as_bytes(image: np.ndarray, told: Layout | None = None) -> np.ndarray:
-    """Black becomes 0 and white 255, which floats and integers have where their space says.
+    """Scale an image so that black becomes 0 and white 255, and return it as uint8.
 
-    Where it speaks of the other kind, or nobody says, floats go from 0 to 1 and integers from 0 to 255.
+    Black and white are the bounds in `told`. If `told` is missing, or if it is for integers and the image holds floats
+    (or vice versa), floats go from 0 to 1 and integers from 0 to 255.
+
+    Raises:
+        EnvironmentFault: if a pixel is darker than black, brighter than white, or not a number.
     """
     fractional = image.dtype == bool or np.issubdtype(image.dtype, np.floating)
     black, white = 0.0, 1.0 if fractional else 255.0
@@ -98,49 +103,53 @@ def as_bytes(image: np.ndarray, told: Layout | None = None) -> np.ndarray:
     if image.dtype == np.uint8 and (black, white) == (0, 255):
         return image
     low, high, slack = image.min(), image.max(), ROUNDING * (white - black) * fractional
-    if not (low >= black - slack and high <= white + slack):  # nor is it not a number
+    if not (low >= black - slack and high <= white + slack):  # also true for NaN
         raise EnvironmentFault(
-            f"a picture of {image.dtype} goes from {low:.4g} to {high:.4g}, and not from {black:g} to {white:g}"
+            f"the pixels of an image of {image.dtype} lie between {low:.4g} and {high:.4g}, but they must lie between "
+            f"{black:g} and {white:g}"
         )
     scaled = (image.astype(np.float64) - black) * (255 / (white - black))
     return np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
 
 
 class NoPicture(EnvironmentFault):
-    """What an environment draws is no picture."""
+    """An environment renders something that is not an image."""
 
 
 def drawn(env: gym.Env[Any, Any]) -> np.ndarray:
-    """(H, W, C) of uint8: what an environment draws, whatever numbers that is told in.
+    """Return the rendered image of an environment, (H, W, C) of uint8.
 
     Raises:
-        NoPicture: if it is none. And what the environment raises.
+        NoPicture: if `render()` returns something else.
+        Exception: any error that the environment raises.
     """
     frame: Any = env.render()
     if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3) or not frame.size:
         found = f"{type(frame).__name__} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise NoPicture(f"{env.unwrapped} draws no picture, an array (H, W, 3): it drew {found}")
+        raise NoPicture(f"{env.unwrapped} must render an array (H, W, 3), but render() returned {found}")
     frame = np.atleast_3d(frame)
     if frame.shape[-1] not in CHANNELS:
-        raise NoPicture(f"{env.unwrapped} draws {frame.shape}: a picture (H, W, C) has 1, 3 or 4 channels")
+        raise NoPicture(
+            f"{env.unwrapped} renders an array {frame.shape}, but an image (H, W, C) has 1, 3 or 4 channels"
+        )
     return as_bytes(frame)
 
 
 def _simulated(env: gym.Env[Any, Any]) -> bool:
-    """Whether it is MuJoCo that would have to draw an environment."""
+    """Return True if MuJoCo renders the environment."""
     return any(name in base.__module__ for base in type(env).__mro__ for name in ("mujoco", "dm_control"))
 
 
 class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Shows what the environment draws, instead of what it says: (H, W, C) of uint8, at least 16 pixels a side.
+    """Replace the observation by the rendered image, (H, W, C) of uint8, at least 16 pixels a side.
 
-    A smaller picture is enlarged by a whole factor.
+    A smaller image is enlarged by a whole factor.
 
     Args:
-        env: made with `render_mode="rgb_array"`.
-        keep: whether the vectors that it says are recorded beside, as state/KEY, for diagnosis: no model sees them.
+        env: an environment made with `render_mode="rgb_array"`.
+        keep: whether to keep the vectors of the observation as state/KEY, for diagnosis. The model does not see them.
     Raises:
-        ValueError: if it draws nothing.
+        ValueError: if the environment renders nothing.
     """
 
     def __init__(self, env: gym.Env[Any, Any], keep: bool = False) -> None:
@@ -151,9 +160,9 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
             frame = self._picture()
         except NoPicture as error:
             raise ValueError(f"env.pixels: {error}") from error
-        except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
-            remedy = REMEDY if _simulated(env.unwrapped) else "choose an environment that draws"
-            raise ValueError(f"env.pixels: {env.unwrapped} cannot draw here ({error!r}): {remedy}") from error
+        except Exception as error:  # simulators, drivers and window systems share no class of errors
+            remedy = REMEDY if _simulated(env.unwrapped) else "choose an environment that can be rendered"
+            raise ValueError(f"env.pixels: {env.unwrapped} cannot be rendered here ({error!r}): {remedy}") from error
         said = named(env.observation_space) if keep else {}
         self.kept = {key: space for key, space in said.items() if isinstance(space, spaces.Box) and not layout(space)}
         picture = spaces.Box(0, 255, frame.shape, np.uint8)
@@ -161,7 +170,7 @@ class Rendered(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
         self.observation_space = spaces.Dict({OBSERVATION: picture, **states}) if states else picture
 
     def _picture(self) -> np.ndarray:
-        """Large enough to be an image."""
+        """Return the rendered image, enlarged if it is too small."""
         frame = drawn(self.env)
         factor = -(-SMALLEST_IMAGE // min(frame.shape[:2]))
         return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame

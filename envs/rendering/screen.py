@@ -1,4 +1,4 @@
-"""What an imagined environment renders."""
+"""The rendered images of an imagined environment."""
 
 from collections.abc import Mapping
 
@@ -8,11 +8,11 @@ import numpy as np
 from worldmodel.envs.rendering.charts import chart
 from worldmodel.specs import ObservationSpecs
 
-SIDE = 96  # pixels that a small image is enlarged to, by a whole factor
+SIDE = 96  # a small image is enlarged by a whole factor to about this many pixels
 
 
 def picture(image: np.ndarray) -> np.ndarray:
-    """An image (H, W, C) in [0, 1] -> (H', W', 3) of uint8, enlarged by a whole factor where it is small."""
+    """Convert an image (H, W, C) in [0, 1] to (H', W', 3) of uint8. Enlarge a small image by a whole factor."""
     image = np.clip(image * 255, 0, 255).round().astype(np.uint8)
     image = np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]
     factor = max(SIDE // image.shape[0], 1)
@@ -21,22 +21,27 @@ def picture(image: np.ndarray) -> np.ndarray:
 
 
 class Screen:
-    """Shows each of N episodes: the decoded image where one is observed, else a chart of everything that is.
+    """Renders N episodes: the decoded image if an image is observed, otherwise a chart of all observed values.
 
     Args:
-        specs: of the observations; without them everything is charted.
+        specs: the specs of the observations. Without them, all values are drawn in a chart.
     """
 
     def __init__(self, num_envs: int, specs: ObservationSpecs | None) -> None:
         self.num_envs = num_envs
         images = [(key, spec.shape) for key, spec in (specs or {}).items() if spec.image]
         self.image = images[0] if images else None
-        self.now: np.ndarray | None = None  # (N, width) of the image
-        self.trace: list[np.ndarray] = []  # (N, D) of each step since the oldest episode began
+        self.now: np.ndarray | None = None  # the last image (N, width)
+        self.trace: list[np.ndarray] = []  # values (N, D) of each step since the oldest episode began
         self.age = np.zeros(num_envs, np.int64)
 
     def see(self, age: np.ndarray, means: Mapping[str, np.ndarray]) -> None:
-        """Be shown the decoded observations {key: (N, width)} of episodes of that age (N,) in steps."""
+        """Take in the decoded observations of one step.
+
+        Args:
+            age: (N,) the number of steps since each episode began.
+            means: {key: (N, width)} the decoded observations.
+        """
         if self.image is not None:
             self.now = means[self.image[0]]
             return
@@ -45,7 +50,7 @@ class Screen:
         del self.trace[: -int(age.max()) - 1]
 
     def frames(self) -> tuple[np.ndarray, ...]:
-        """(H, W, 3) of uint8 for each episode."""
+        """Return an image (H, W, 3) of uint8 for each episode."""
         if self.image is not None and self.now is not None:
             return tuple(picture(row.reshape(self.image[1])) for row in self.now)
         known = np.full((len(self.trace), *self.trace[0].shape), np.nan, np.float32)

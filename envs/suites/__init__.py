@@ -1,1 +1,1 @@
-"""Suites that Gymnasium does not hold, each behind an extra that pip installs."""
+"""Suites of environments outside Gymnasium. Each needs an optional extra of this package."""

@@ -1,9 +1,9 @@
 """Atari 2600 games of the Arcade Learning Environment (Bellemare et al. 2013). Needs the extra `atari`.
 
-Preprocessed as for Atari 100k (Kaiser et al. 2020; Machado et al. 2018 for the terms) by Gymnasium's own
-`AtariPreprocessing`: each action is taken for four frames, the last two are seen as their maximum, since consoles draw
-some sprites in every other frame only, and an episode begins with up to 30 frames of no action. Colour and size are
-left to :class:`worldmodel.envs.rendering.images.Images`.
+The games are preprocessed as for Atari 100k (Kaiser et al. 2020; Machado et al. 2018 define the terms) with
+Gymnasium's `AtariPreprocessing`. Each action is repeated for four frames. The observation is the maximum of the last
+two frames, because the console draws some sprites only in every other frame. An episode begins with up to 30 frames
+without an action. :class:`worldmodel.envs.rendering.images.Images` changes colour and size afterwards.
 """
 
 from typing import Any
@@ -29,21 +29,26 @@ def game(
     render_mode: str | None = None,
     endless: bool = False,
 ) -> gym.Env[Any, Any]:
-    """A game by its name, "pong" or "ms_pacman", seen as (210, 160, 3) uint8 and truncated after 108,000 frames.
+    """Make a game from its name, such as "pong" or "ms_pacman".
+
+    Observations are images (210, 160, 3) of uint8. An episode is truncated after 108,000 frames.
 
     Args:
-        sticky: the probability that a frame repeats the action of the frame before instead (Machado et al. 2018: 0.25).
-        full_actions: all 18 actions of the console instead of those that have an effect in this game.
-        frame_skip: frames per step.
-        noops: frames without action that an episode begins with, at most; how many is drawn.
-        endless: whether nothing but its end ends a game.
+        sticky: the probability that a frame repeats the action of the previous frame (Machado et al. 2018: 0.25).
+        full_actions: whether to offer all 18 actions of the console, also those without an effect in this game.
+        frame_skip: the number of frames per step.
+        noops: the largest number of frames without an action at the beginning of an episode. The number is drawn
+            at random.
+        endless: whether to remove the limit on the number of frames.
     Raises:
-        ValueError: if ale-py is not installed, has no such game, or a number is out of its range.
+        ValueError: if ale-py is not installed, if it has no such game, or if a number is out of range.
     """
     if not 0 <= sticky < 1:
-        raise ValueError(f"{PREFIX}{name}: sticky is a probability below 1, got {sticky}")
+        raise ValueError(f"{PREFIX}{name}: sticky must be a probability below 1, got {sticky}")
     if frame_skip < 1 or noops < 0:
-        raise ValueError(f"{PREFIX}{name}: frame_skip must be at least 1, noops at least 0: {frame_skip}, {noops}")
+        raise ValueError(
+            f"{PREFIX}{name}: frame_skip must be at least 1 and noops at least 0, got {frame_skip} and {noops}"
+        )
     games = _games()
     if name not in games:
         raise ValueError(unknown("ale-py", "game", name, games))
@@ -60,10 +65,10 @@ def game(
 
 
 class Counted(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Reports the frames of each step, and ends a game with the frame it ended with.
+    """Report the number of frames of each step, and return the true last frame of an episode.
 
-    Where it ends within a step, `AtariPreprocessing` shows what was seen before it: the picture of a loss would be that
-    of a game that goes on.
+    If an episode ends within a step, `AtariPreprocessing` returns an earlier frame. A lost game would then look like
+    one that goes on.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -81,12 +86,12 @@ class Counted(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def _games() -> dict[str, str]:
-    """{name: the id that `ale_py` registers it under}."""
+    """Return {name: id}, the names of all games and the ids under which `ale_py` registers them."""
     try:
         import ale_py
     except ImportError as error:
         raise ValueError(f"{PREFIX} games need ale-py: pip install 'worldmodel[atari]' ({error})") from error
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # its name is no news, with every environment
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # it would print its version for every environment
     gym.register_envs(ale_py)
     mine = (spec for spec in gym.registry.values() if spec.namespace == "ALE" and spec.version == 5)
     return {spec.kwargs["game"]: spec.id for spec in mine}

@@ -10,20 +10,20 @@ from worldmodel.envs.suites.names import unknown
 
 PREFIX = "crafter:"
 LIMIT = 10_000  # steps of an episode
-REWARDS = {"reward": True, "noreward": False}  # what follows the prefix: whether there is a reward, or 0 throughout
+REWARDS = {"reward": True, "noreward": False}  # variant, written after the prefix: False sets every reward to 0
 
 
 class Crafter(gym.Env[Any, Any]):
-    """Seen as (size, size, 3) uint8. An episode terminates with the player's death; 10,000 steps truncate it, unless
-    it is to be `endless`.
+    """The game Crafter, observed as images (size, size, 3) of uint8.
 
-    `info["achievements"]` holds how often each was reached in this episode, `info["inventory"]` what the player has.
+    An episode terminates when the player dies. It is truncated after 10,000 steps, unless `endless` is set.
+    `info["achievements"]` counts each achievement in this episode; `info["inventory"]` lists what the player owns.
 
     Raises:
-        ValueError: if crafter is not installed, or has no such variant.
+        ValueError: if crafter is not installed, or if it has no such variant.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - declared as in Gymnasium
 
     def __init__(self, variant: str, size: int = 64, render_mode: str | None = None, endless: bool = False) -> None:
         if variant not in REWARDS:
@@ -32,14 +32,14 @@ class Crafter(gym.Env[Any, Any]):
         self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self.action_space = spaces.Discrete(len(self.crafter.constants.actions))
         self.length = None if endless else LIMIT
-        self.world: Any = None  # from the first reset on
-        self.seen: Any = None  # the last picture
+        self.world: Any = None  # set by the first reset
+        self.seen: Any = None  # the last observation
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        if seed is not None or self.world is None:  # it takes a seed when it is made, and counts its worlds from there
+        if seed is not None or self.world is None:  # only the constructor of a world accepts a seed
             drawn = int(self.np_random.integers(2**31 - 1))
             size = (self.size, self.size)
             self.world = _repeatable(self.crafter)(size=size, reward=self.reward, length=self.length, seed=drawn)
@@ -53,14 +53,18 @@ class Crafter(gym.Env[Any, Any]):
         return self.seen, float(reward), terminated, bool(done) and not terminated, told
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """What was seen last (size, size, 3): to draw it anew would draw from the world's chance, and change it."""
+        """Return the last observation (size, size, 3).
+
+        Rendering it again would use the world's random numbers, and so change the game.
+        """
         return self.seen.copy()
 
 
 def _repeatable(crafter: Any) -> Any:
-    """Its class, of worlds that a seed repeats.
+    """Return a subclass of `crafter.Env` whose worlds are determined by the seed.
 
-    It keeps the creatures of a place in a set, in the order of their addresses in memory, and draws from that.
+    Crafter keeps the objects of each chunk in a set, whose order depends on memory addresses, and samples from it.
+    The subclass sorts them first.
     """
 
     class Repeatable(crafter.Env):  # type: ignore[misc]
@@ -72,7 +76,7 @@ def _repeatable(crafter: Any) -> Any:
 
 
 def _crafter() -> Any:
-    """The package `crafter`."""
+    """Import the package `crafter`."""
     try:
         import crafter
     except ImportError as error:

@@ -15,16 +15,16 @@ PREFIX = "dmc:"
 
 
 class DMControl(gym.Env[Any, Any]):
-    """A task by its name, "cartpole_swingup", observed as a dictionary of vectors.
+    """A task of the suite, such as "cartpole_swingup", with a dictionary of vectors as observation.
 
-    Actions lie in the task's bounds. An episode is truncated after the task's time limit, 1,000 frames for most,
-    unless it is to be `endless`, and terminates only where the task says that nothing can follow (its discount is 0).
+    Actions lie within the bounds of the task. An episode is truncated after the time limit of the task (mostly 1,000
+    frames), unless `endless` is set. It terminates only where the task returns the discount 0.
 
     Raises:
-        ValueError: if dm_control is not installed, or has no such task.
+        ValueError: if dm_control is not installed, or if it has no such task.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as Gymnasium has it
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - declared as in Gymnasium
 
     def __init__(
         self, task: str, render_mode: str | None = None, size: int = 64, camera: int = 0, endless: bool = False
@@ -61,11 +61,11 @@ class DMControl(gym.Env[Any, Any]):
         return {key: np.asarray(value, np.float32).ravel() for key, value in named.items()}
 
     def state_vector(self) -> np.ndarray:
-        """Positions, velocities and activations of the simulator."""
+        """Return the positions, velocities and activations of the simulator."""
         return self.suite_env.physics.get_state()
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        """(size, size, 3) uint8."""
+        """Return an image (size, size, 3) of uint8."""
         return self.suite_env.physics.render(self.size, self.size, camera_id=self.camera)
 
     def close(self) -> None:
@@ -73,13 +73,13 @@ class DMControl(gym.Env[Any, Any]):
 
 
 def _suite() -> Any:
-    """`dm_control.suite`; see :func:`worldmodel.envs.rendering.headless.draw_without_display`."""
+    """Import `dm_control.suite`; see :func:`worldmodel.envs.rendering.headless.draw_without_display`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what it says of a display that nobody asked for
+            warnings.simplefilter("ignore")  # it warns about a missing display, which is not needed
             from dm_control import suite
     except ImportError as error:
         raise ValueError(f"{PREFIX} tasks need dm_control: pip install 'worldmodel[dmc]' ({error})") from error
-    except AttributeError as error:  # of an EGL or OSMesa that is not there
-        raise ValueError(f"dm_control finds nothing to draw with ({error}): {REMEDY}") from error
+    except AttributeError as error:  # EGL or OSMesa is missing
+        raise ValueError(f"dm_control finds no library to draw with ({error}): {REMEDY}") from error
     return suite

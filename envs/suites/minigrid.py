@@ -1,7 +1,7 @@
-"""MiniGrid (Chevalier-Boisvert et al. 2023), of which the ids are its own. Needs the extra `minigrid`.
+"""MiniGrid (Chevalier-Boisvert et al. 2023), under its own ids. Needs the extra `minigrid`.
 
-What it shows is made of categories: an object, a colour and a state in each of 7 x 7 cells. As numbers they would say
-that a door lies between a floor and a key.
+The observation consists of categories: an object, a colour and a state in each of 7 x 7 cells. They must not be used
+as real numbers, since their order has no meaning.
 """
 
 import sys
@@ -13,19 +13,19 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-PARTS = ("object", "colour", "state")  # of a cell, in the order of its last dimension
+PARTS = ("object", "colour", "state")  # the last dimension of the image, in this order
 MISSION = "mission"
-MOST = 10_000  # missions that are told apart by the words that differ
+MOST = 10_000  # the largest number of missions that are listed
 
 
 class Symbols(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """{"image": (7, 7, 3), "direction", "mission"} -> discrete variables, under "object", "colour", "state" (7, 7).
+    """Convert {"image": (7, 7, 3), "direction", "mission"} to discrete variables "object", "colour", "state" (7, 7).
 
-    A mission that is always the same is left out. One with words that differ, "go to the red door", becomes one
-    variable for each of them.
+    The direction stays as it is. A mission that is always the same is dropped. In a mission such as "go to the red
+    door", each word that can differ becomes one discrete variable.
 
     Raises:
-        ValueError: if the missions are sentences of any kind, as BabyAI's are.
+        ValueError: if the missions are free sentences, as in BabyAI.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -56,10 +56,10 @@ class Symbols(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
 
 
 def missions(env: gym.Env[Any, Any]) -> dict[str, tuple[int, ...]]:
-    """{mission: which of the words stands in each place where several can}; empty where there is but one mission.
+    """Return {mission: indices of the words that can differ}; an empty dictionary if there is only one mission.
 
     Raises:
-        ValueError: if they cannot be listed.
+        ValueError: if the missions cannot be listed.
     """
     space: Any = env.observation_space[MISSION]  # type: ignore[index]
     from minigrid.core.mission import MissionSpace
@@ -67,9 +67,8 @@ def missions(env: gym.Env[Any, Any]) -> dict[str, tuple[int, ...]]:
     words = space.ordered_placeholders or []
     if type(space) is not MissionSpace or np.prod([len(each) for each in words]) > MOST:
         raise ValueError(
-            f"the missions of {env.unwrapped} are sentences that cannot be listed: take a MiniGrid- environment, wrap "
-            "it in a gymnasium.ObservationWrapper of your own that encodes them, or set env.pixels, where the mission "
-            "is not seen"
+            f"the missions of {env.unwrapped} are sentences that cannot be listed. Use a MiniGrid- environment, encode "
+            "the missions in your own gymnasium.ObservationWrapper, or set env.pixels, which does not show the mission"
         )
     places = [place for place, each in enumerate(words) if len(each) > 1]
     if not places:
@@ -82,9 +81,9 @@ def missions(env: gym.Env[Any, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def symbolic(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """An environment of MiniGrid's, or of one's own made of its parts, in symbols; any other as it is.
+    """Wrap an environment that is a `MiniGridEnv` in :class:`Symbols`; return any other environment unchanged.
 
-    So is one of which a wrapper has changed what is observed.
+    An environment is also returned unchanged if a wrapper has changed its observation space.
     """
     home = sys.modules.get("minigrid.minigrid_env")
     mine = home is not None and isinstance(env.unwrapped, home.MiniGridEnv)

@@ -1,7 +1,7 @@
-"""The true dynamics of environments whose equations are known, behind the contract of a latent model.
+"""Exact models: the true dynamics of known environments, with the interface of a latent model.
 
-What plans or learns with a model can use one of these instead: to be tested without a model's errors, and to know how
-well it could do at best. The latent state is the environment's own; it is read off an observation that shows it all.
+A planner or an agent can use an exact model in place of a learned one. This tests it without model errors, and shows
+the best result that it can reach. The latent state is the state of the environment, which the observation contains.
 """
 
 import math
@@ -18,14 +18,14 @@ from worldmodel.types import Prediction
 
 class ExactState(NamedTuple):
     x: Tensor  # (..., S)
-    reward: Tensor  # (..., 1) received on arriving there
-    cont: Tensor  # (..., 1): 0 where the episode has ended there
+    reward: Tensor  # (..., 1), received on reaching x
+    cont: Tensor  # (..., 1): 0 if the episode has ended
 
 
 class ExactModel(ABC):
-    """A known environment fills in `read`, `transition` and the sizes; see :class:`worldmodel.model.LatentModel`.
+    """The base class of exact models; see :class:`worldmodel.model.LatentModel`.
 
-    Once an episode has ended nothing more is received.
+    A subclass defines `read`, `transition` and the sizes. After the end of an episode all rewards are 0.
     """
 
     size: int  # S
@@ -34,15 +34,20 @@ class ExactModel(ABC):
 
     @abstractmethod
     def read(self, observation: Tensor) -> Tensor:
-        """(N, width) -> x (N, S)."""
+        """Convert observations (N, width) to states x (N, S)."""
 
     @abstractmethod
     def transition(self, x: Tensor, control: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, S), control (N, A) as the models take it -> the next x, the reward (N,), and whether it ends (N,)."""
+        """Return the next states (N, S), the rewards (N,), and which episodes end (N,).
+
+        Args:
+            x: the states (N, S).
+            control: the encoded actions (N, A).
+        """
 
     @property
     def feature_size(self) -> int:
-        """F."""
+        """The width of a feature, F."""
         return self.size + 2
 
     def _at(self, x: Tensor) -> ExactState:
@@ -65,13 +70,13 @@ class ExactModel(ABC):
         return torch.cat(state, -1)
 
     def predict(self, feature: Tensor, decode: bool = True) -> Prediction:
-        """Observations are x itself."""
+        """Predict the observation (x itself), the reward, and the probability that the episode continues."""
         x, reward, cont = feature.split([self.size, 1, 1], -1)
         return Prediction({OBSERVATION: x} if decode else {}, reward.squeeze(-1), cont.squeeze(-1))
 
 
 class ExactPendulum(ExactModel):
-    """`Pendulum-v1`: x = (theta, theta'), the control is the torque in units of 2 Nm."""
+    """`Pendulum-v1`: x = (theta, theta'). The action is the torque in units of 2 Nm."""
 
     size = 2
 
@@ -89,7 +94,10 @@ class ExactPendulum(ExactModel):
 
 
 class ExactCartPole(ExactModel):
-    """`CartPole-v1`: x as observed, two discrete actions. The episode ends where the pole or the cart leaves."""
+    """`CartPole-v1`: x is the observation, with two discrete actions.
+
+    The episode ends when the pole or the cart leaves its range.
+    """
 
     size = 4
 
@@ -130,8 +138,10 @@ class ExactLinearQuadratic(ExactModel):
 
 
 class ExactTree(ExactModel):
-    """:class:`worldmodel.envs.testing.probes.Tree`: x is the node's number. Plans may not be longer than the tree is
-    deep."""
+    """:class:`worldmodel.envs.testing.probes.Tree`: x is the number of the node.
+
+    A plan must not be longer than the depth of the tree.
+    """
 
     size = 1
 

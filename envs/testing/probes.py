@@ -1,7 +1,7 @@
-"""Probe environments: small enough that the right answer is known, each wrong in its own way when a part is wrong.
+"""Probe environments: so small that the right answer is known. Each probe tests a different part of a program.
 
-Importing this module registers them, so `gymnasium.make("worldmodel.envs.testing.probes:worldmodel/Counter-v0")`
-works anywhere.
+Importing this module registers them. `gymnasium.make("worldmodel.envs.testing.probes:worldmodel/Counter-v0")` does
+both.
 """
 
 from abc import ABC, abstractmethod
@@ -15,11 +15,16 @@ Ending = Literal["terminate", "truncate"]
 
 
 class Probe(gym.Env[Any, Any], ABC):
-    """An episode of `length` steps that terminates or truncates; a probe fills in `_start` and `_advance`."""
+    """The base class of probes. An episode has `length` steps, after which it terminates or is truncated.
+
+    A subclass defines `_start` and `_advance`.
+    """
 
     def __init__(self, length: int, ending: Ending = "terminate") -> None:
         if length < 1 or ending not in ("terminate", "truncate"):
-            raise ValueError(f"length must be at least 1 and ending terminate or truncate, got {length} and {ending!r}")
+            raise ValueError(
+                f"length must be at least 1, and ending 'terminate' or 'truncate', got {length} and {ending!r}"
+            )
         self.length, self.ending = length, ending
         self.time = 0
 
@@ -36,15 +41,15 @@ class Probe(gym.Env[Any, Any], ABC):
 
     @abstractmethod
     def _start(self, seed: int | None) -> Any:
-        """The first observation; `self.time` is 0."""
+        """Return the first observation; `self.time` is 0."""
 
     @abstractmethod
     def _advance(self, action: Any) -> tuple[Any, float]:
-        """The observation and reward that `action` leads to; `self.time` has moved on."""
+        """Return the observation and the reward after `action`; `self.time` has already been increased."""
 
 
 class Counter(Probe):
-    """Proves alignment: every observation tells when it was made, and by which action.
+    """Tests alignment: every observation contains its time and the action before it.
 
     Observation [count, echo] and reward r, at time t after the reset of episode e (e = 0 after a seeded reset):
         count_t = offset + e (length + 2) + t;  echo_t = a_{t-1}, 0 at reset;  r_t = count_t.
@@ -73,12 +78,12 @@ class Counter(Probe):
 
 
 class Identity(Probe):
-    """Repeat what you see: each observation is independent of the past, and the reward is for naming it.
+    """The best action repeats the observation. Each observation is independent of the past.
 
-    Discrete, n symbols: r = 1 if the action is the symbol, else 0. A perfect policy earns `length`, a uniform
-    or a constant one `length / n` on average.
-    Continuous, x ~ U(-1, 1): r = 1 - (a - x)^2. A perfect policy earns `length`, a constant 0 earns 2/3 of it
-    on average, a uniform one 1/3.
+    Discrete, n symbols: r = 1 if the action equals the symbol, else 0. A perfect policy earns `length`; a uniform or
+    a constant policy earns `length / n` on average.
+    Continuous, x ~ U(-1, 1): r = 1 - (a - x)^2. A perfect policy earns `length`, the constant action 0 earns 2/3 of
+    it on average, and a uniform policy 1/3.
     The value of a state at time t under the perfect policy is (1 - gamma^(length - t)) / (1 - gamma).
     """
 
@@ -106,10 +111,10 @@ class Identity(Probe):
 
 
 class Choice(Probe):
-    """Name the side that you see, in any unit: x = centre + s unit with s = -1 or 1 at random, actions 0 and 1.
+    """The best action names the side of the observation: x = centre + s unit, with s = -1 or 1 at random.
 
-    r = `reward` if the action names the side of the observation before, else 0. A perfect policy earns `length` times
-    `reward`, a uniform or a constant one half of that on average.
+    The actions are 0 (s = -1) and 1 (s = 1). r = `reward` if the action names the side of the previous observation,
+    else 0. A perfect policy earns `length` times `reward`; a uniform or a constant policy earns half of it on average.
     """
 
     def __init__(self, centre: float = 0.0, unit: float = 1.0, reward: float = 1.0, length: int = 20) -> None:
@@ -129,10 +134,10 @@ class Choice(Probe):
 
 
 class DelayedReward(Probe):
-    """The first action a_0 in {0, 1} is paid for at the end: r_length = a_0, every other reward is 0.
+    """The first action a_0 in {0, 1} is rewarded at the end: r_length = a_0, and every other reward is 0.
 
-    The observation is the time alone, t / length, so the model must remember. Values: gamma^(length - 1) before
-    the first action (choose 1), and a_0 gamma^(length - t - 1) at times 0 < t < length.
+    The observation is only the time, t / length, so the model must remember the action. The value is
+    gamma^(length - 1) before the first action (choose 1), and a_0 gamma^(length - t - 1) at times 0 < t < length.
     """
 
     def __init__(self, length: int = 5) -> None:
@@ -154,10 +159,10 @@ class DelayedReward(Probe):
 
 
 class ConstantReward(Probe):
-    """Reward 1 at every step, whatever the action; the observation is t / length.
+    """The reward is 1 at every step for every action. The observation is t / length.
 
-    With ending="truncate" the return goes on after the time limit: every value is 1 / (1 - gamma). With
-    "terminate" it does not: the value at time t is (1 - gamma^(length - t)) / (1 - gamma), 0 at the end.
+    With ending="truncate" the return goes on after the time limit: every value is 1 / (1 - gamma). With "terminate" it
+    stops there: the value at time t is (1 - gamma^(length - t)) / (1 - gamma), and 0 at the end.
     """
 
     def __init__(self, length: int = 10, ending: Ending = "truncate") -> None:
@@ -177,8 +182,8 @@ class LinearGaussian(Probe):
 
         z_t = A z_{t-1} + B u_{t-1} + w_t,  w_t ~ N(0, Q);    x_t = C z_t + v_t,  v_t ~ N(0, R);    z_0 = 0
 
-    The reset observation is x_1, reached with the null control u_0 = 0. Reward is 0 throughout, and the episode
-    truncates. Under u ~ U(-2.5, 2.5) the exact evidence is -1.657723 nats per step.
+    The observation of a reset is x_1, reached with the control u_0 = 0. Every reward is 0, and the episode is
+    truncated. Under u ~ U(-2.5, 2.5) the exact evidence is -1.657723 nats per step.
     """
 
     A = np.array([[0.7, 0.8], [0.0, 0.1]])
@@ -208,11 +213,11 @@ class LinearGaussian(Probe):
 
 
 class LinearQuadratic(Probe):
-    """A double integrator that is to be brought to rest, whose best control is linear in the state.
+    """A double integrator that has to be brought to rest. The best control is linear in the state.
 
         x_t = A x_{t-1} + B u_{t-1},    r_t = -(x_{t-1}' Q x_{t-1} + u_{t-1}' R u_{t-1})
 
-    It begins anywhere in [-1, 1]^2, and truncates. The bounds of u are wide enough never to bind at the optimum.
+    The initial state is uniform in [-1, 1]^2, and the episode is truncated. The best control never reaches its bounds.
     """
 
     A = np.array([[1.0, 0.2], [0.0, 1.0]])
@@ -229,7 +234,11 @@ class LinearQuadratic(Probe):
 
     @classmethod
     def gains(cls, horizon: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """Riccati's recursion: K_0..K_{H-1} of u_h = -K_h x_h, and P_0 of the best return -x_0' P_0 x_0 in H steps."""
+        """Return the solution of the Riccati recursion for H steps.
+
+        Returns:
+            The gains K_0..K_{H-1} of the best control u_h = -K_h x_h, and P_0 of the best return -x_0' P_0 x_0.
+        """
         P, gains = np.zeros_like(cls.Q), []
         for _ in range(horizon):
             K = np.linalg.solve(cls.R + cls.B.T @ P @ cls.B, cls.B.T @ P @ cls.A)
@@ -249,10 +258,10 @@ class LinearQuadratic(Probe):
 
 
 class Tree(Probe):
-    """A tree with a random reward at every node: the best path is found by looking at all of them.
+    """A tree with a random reward at every node, small enough to search all paths for the best one.
 
-    Node i has the children `branches` i + 1, ..., `branches` (i + 1), one for each action. Some nodes end the episode
-    (terminate), and so do the leaves after `depth` steps. The tree is drawn once, from `seed`.
+    Node i has the children `branches` i + 1, ..., `branches` (i + 1), one for each action. The episode terminates at
+    some random nodes and at the leaves, after `depth` steps. The tree is drawn once, from `seed`.
     """
 
     def __init__(self, branches: int = 3, depth: int = 5, seed: int = 0) -> None:
@@ -267,7 +276,7 @@ class Tree(Probe):
         self.node = 0
 
     def best(self, node: int = 0, depth: int = 0) -> float:
-        """The highest sum of rewards from a node on, by looking at all paths."""
+        """Return the highest sum of rewards on any path from a node."""
         if depth == self.length or self.ends[node]:
             return 0.0
         children = range(self.branches * node + 1, self.branches * (node + 1) + 1)

@@ -1,1 +1,1 @@
-"""Wrappers of one idea each."""
+"""Wrappers of environments. Each has a single purpose."""

@@ -1,4 +1,4 @@
-"""The wrappers that Gymnasium lacks."""
+"""Small wrappers that Gymnasium does not have."""
 
 from copy import deepcopy
 from typing import Any
@@ -25,11 +25,11 @@ from worldmodel.envs.contract.spaces import as_dict, observation_specs
 from worldmodel.specs import OBSERVATION, STATE, encode_observation, keyed
 
 FRAMES = "worldmodel/frames"
-"""The key of `info` under which a wrapper reports the frames of a step; a name that no environment has for another."""
+"""The key of `info` with the number of frames of a step. The prefix avoids a clash with keys of environments."""
 
 
 class Keyed(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
-    """Observations that are tuples as dictionaries with the keys "0", "1", ..."""
+    """Convert observations that are tuples to dictionaries with the keys "0", "1", ..."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
@@ -41,9 +41,9 @@ class Keyed(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
 
 
 class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Takes each action `repeat` times and sums the rewards; stops where the episode ends.
+    """Repeat each action `repeat` times, or until the episode ends, and sum the rewards.
 
-    `info[FRAMES]` holds the number of times it was really taken, or the sum of the frames that the environment reports.
+    `info[FRAMES]` is the number of repetitions, or the sum of the frames that the environment reports.
     """
 
     def __init__(self, env: gym.Env[Any, Any], repeat: int) -> None:
@@ -71,14 +71,13 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Shows the simulator's own state beside the observation, under :attr:`key`, for diagnosis: no model sees it.
+    """Add the state of the simulator to the observation, under :attr:`key`. It is for diagnosis; no model sees it.
 
-    It is `env.unwrapped.state`, as classic control has it, or `env.unwrapped.state_vector()`, as MuJoCo does. An
-    environment of one's own can give more by itself, under any keys of its Dict space that begin with
-    `worldmodel.spaces.STATE`.
+    The state is `env.unwrapped.state` (classic control) or `env.unwrapped.state_vector()` (MuJoCo). Your own
+    environment can return more states, under keys of its Dict space that begin with `worldmodel.specs.STATE`.
 
     Raises:
-        ValueError: if it has neither.
+        ValueError: if the environment has neither of the two.
     """
 
     key = STATE + "simulator"
@@ -86,7 +85,7 @@ class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        env.reset()  # before the first one most have no state
+        env.reset()  # most environments have no state before the first reset
         box = spaces.Box(-np.inf, np.inf, self._state().shape, np.float64)
         space = env.observation_space
         self.observation_space = spaces.Dict({**named(space), self.key: box})
@@ -98,8 +97,8 @@ class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
             return np.asarray(state, np.float64).ravel()
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"env.record_state: {simulator} has no numbers in `state` and no `state_vector()`: leave it out, or "
-                f"give the state as an observation key that begins with '{STATE}'"
+                f"env.record_state: {simulator} has no numeric `state` and no `state_vector()`. Remove the setting, or "
+                f"return the state under an observation key that begins with '{STATE}'"
             ) from error
 
     def _with_state(self, observation: Any) -> dict[str, Any]:
@@ -115,19 +114,19 @@ class RecordState(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def as_number(value: Any) -> Any:
-    """A value that is one number, or an array that holds one, as a float; any other as it is."""
+    """Return a number, or the only entry of an array, as a float; return any other value unchanged."""
     number = one_number(value)
     return value if number is None else number
 
 
 def as_flag(value: Any) -> Any:
-    """A value that is one truth value, or an array that holds one, as a bool; any other as it is."""
+    """Return a flag, or the only entry of an array, as a bool; return any other value unchanged."""
     number = one_number(value)
     return value if number is None else bool(number)
 
 
 def kept_info(info: Any) -> Any:
-    """An info that stays as it is when its environment fills the same dictionary, or the same small array, again."""
+    """Copy an info, since an environment may reuse the same dictionary or the same array of one entry."""
     if not info or not isinstance(info, dict):
         return {} if isinstance(info, dict) else info
     return {
@@ -136,9 +135,9 @@ def kept_info(info: Any) -> Any:
 
 
 class Owned(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """What an environment returns, to keep: it may fill the same array or dictionary again in its next call.
+    """Copy what an environment returns, since it may reuse the same arrays and dictionaries in the next call.
 
-    Observations are copied. A reward, or the end of an episode, that comes as an array of one number is that number.
+    A reward or a flag that is an array of one entry is converted to a number or a bool.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -156,17 +155,17 @@ class Owned(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Checks what comes back before a vector environment stacks it, where the culprit can still be named.
+    """Check the results of an environment before a vector environment stacks them, so that an error can name it.
 
-    What it gives on is to keep, as with :class:`Owned`, and of the dtypes of the observation space; tuples are
+    The results are copies, as with :class:`Owned`, with the dtypes of the observation space. Tuples are converted to
     dictionaries with the keys "0", "1", ...
 
     Args:
-        env: whose observation space is the truth.
-        index: of the environment in its vector environment.
+        env: the environment, whose observation space counts as correct.
+        index: the index of the environment in its vector environment.
     Raises:
-        EnvironmentFault: at an observation that is not of the space, a reward that is no finite number, an end that is
-            neither true nor false, an info that is no dictionary; it says at which step of the episode.
+        EnvironmentFault: if an observation does not fit the space, a reward is not a finite number, a flag is not True
+            or False, or an info is not a dictionary. The message names the step of the episode.
     """
 
     def __init__(self, env: gym.Env[Any, Any], index: int = 0) -> None:
@@ -193,7 +192,7 @@ class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         return seen, as_number(reward), as_flag(terminated), as_flag(truncated), kept_info(info)
 
     def _checked(self, observation: Any, other: str | None) -> Any:
-        """The observation as arrays of its own."""
+        """Check an observation, and return it as new arrays."""
         fault = structure_fault(self.specs, observation)
         if fault:
             raise blamed(*fault, self.index, self.steps)
@@ -212,4 +211,4 @@ class CheckContract(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         if other:
             raise EnvironmentFault(f"{other}, in environment {self.index} at step {self.steps}")
         whole = isinstance(self.observation_space, spaces.Dict)
-        return seen if whole else seen[OBSERVATION][()]  # of no dimension a number, as its space samples it
+        return seen if whole else seen[OBSERVATION][()]  # [()] turns an array without dimensions into a scalar

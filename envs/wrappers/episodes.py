@@ -1,4 +1,4 @@
-"""Episodes that can be played again: each begins from a seed of its own."""
+"""Repeatable episodes: each episode has its own seed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,23 +8,23 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 SEED = "worldmodel/seed"
-"""The key of the `info` of a reset that began from another seed than it was given: see `envs.Restart`."""
+"""The key of `info` with the seed of a reset, if it is not the seed that was given; see `envs.Restart`."""
 
 EVALUATION_SEEDS = (2**31 - 2**24, 2**31)
-"""Reset seeds of evaluations, from the first to below the second; those of training lie below the first.
+"""The range of reset seeds of evaluations, from the first to below the second. Training uses seeds below the first.
 
-All are below 2^31, since many simulators take seeds of 32 bits with a sign. See `env.evaluation_seeds`.
+All are below 2^31, since many simulators need seeds that fit a signed integer of 32 bits. See `env.evaluation_seeds`.
 """
 
 
 class RepeatableEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """Seeds every episode by its number, and remembers its actions: what a run needs to go on in the middle of one.
+    """Seed every episode by its number, and store its actions, so that a run can be resumed within an episode.
 
-    A reset without a seed begins the next episode of the last seed that was given. An environment that depends on its
-    seed and its actions alone can then be brought back to any step of it.
+    A reset without a seed begins the next episode of the last given seed. If an environment depends only on its seed
+    and its actions, it can be brought back to any step of the episode.
 
     Args:
-        below: all seeds are below it that are not given.
+        below: an upper bound of all seeds that are not given by the user.
     """
 
     def __init__(self, env: gym.Env[Any, Any], below: int = EVALUATION_SEEDS[0]) -> None:
@@ -32,7 +32,7 @@ class RepeatableEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         gym.Wrapper.__init__(self, env)
         self.below = below
         self.seed, self.episode = unforeseen_seed(below), -1
-        self.began = self.seed  # what the running episode really began from
+        self.began = self.seed  # the seed that the running episode really began from
         self.actions: list[np.ndarray] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -52,14 +52,14 @@ class RepeatableEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
         return self.env.step(action)
 
     def position(self) -> dict[str, Any]:
-        """Where it stands, as numbers and an array (t, *shape) of the actions since the reset."""
+        """Return the position in the episode: its seeds, and the actions since the reset (t, *shape)."""
         numbers = {"seed": self.seed, "episode": self.episode, "began": self.began}
         return {**numbers, "actions": np.array(self.actions)}
 
     def go_to(self, position: Mapping[str, Any]) -> Any:
-        """Play an episode again up to where :meth:`position` was asked; the observation there.
+        """Replay an episode up to a position returned by :meth:`position`, and return the observation there.
 
-        Where the environment does not repeat itself it is another one, and None if the episode ends before.
+        If the environment is not deterministic, the observation may differ. It is None if the episode ends earlier.
         """
         self.seed, self.episode = position["seed"], position["episode"]
         observation, _ = self._begin(position["began"])
@@ -71,22 +71,23 @@ class RepeatableEpisodes(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs)
 
 
 def unforeseen_seed(below: int) -> int:
-    """A seed below a number, another one each time."""
+    """Return a random seed below a number."""
     return int(np.random.SeedSequence().generate_state(1)[0]) % below
 
 
 def episode_seed(seed: int, episode: int, below: int = EVALUATION_SEEDS[0]) -> int:
-    """For the first episode the given seed, then numbers below a number: the first seed of evaluations."""
+    """Return the seed of an episode: the given seed for the first one, then a seed below `below`."""
     return (int(np.random.SeedSequence([seed, episode]).generate_state(1)[0]) >> 1) % below if episode else seed
 
 
 def another_seed(seed: int, tries: int, evaluation: Sequence[int] = EVALUATION_SEEDS) -> int:
-    """In place of `seed`, after so many tries with it: one of an evaluation for one of an evaluation, else of training.
+    """Return a seed to use in place of `seed` after a number of failed tries.
 
-    It is no seed of an episode but by chance.
+    A seed of an evaluation is replaced by another seed of an evaluation, and a seed of training by one of training.
+    The new seed equals that of another episode only by chance.
 
     Args:
-        evaluation: the range of the former.
+        evaluation: the range of the seeds of evaluations.
     """
     drawn = int(np.random.SeedSequence([seed, tries], spawn_key=(1,)).generate_state(1)[0])
     first, end = evaluation
@@ -94,6 +95,10 @@ def another_seed(seed: int, tries: int, evaluation: Sequence[int] = EVALUATION_S
 
 
 def evaluation_seeds(episodes: int, stream: int, evaluation: Sequence[int] = EVALUATION_SEEDS) -> list[int]:
-    """Reset seeds within a range in which no training seed lies; another `stream` shares none but by chance."""
+    """Return the reset seeds of an evaluation. Two values of `stream` share a seed only by chance.
+
+    Args:
+        evaluation: the range of the seeds, which contains no seed of training.
+    """
     first, end = evaluation
     return [first + int(seed) % (end - first) for seed in np.random.SeedSequence(stream).generate_state(episodes)]

@@ -1,4 +1,4 @@
-"""Games of several lives, and what a lost one means to whoever learns from them."""
+"""Games with several lives, in which a lost life can end an episode."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from gymnasium.utils import RecordConstructorArgs
 
 
 class EndWithLife(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
-    """A lost life terminates the episode; the next reset goes on in the same game, from where the life was lost.
+    """End an episode when a life is lost. The next reset continues the same game from there.
 
-    Nothing is played between the two, so that no reward and no frame goes uncounted. A reset with a seed, or one that
-    no lost life led to, begins a new game.
+    No step is taken between the two, so every reward and frame is counted. A reset with a seed, or after the end of a
+    game, begins a new game.
 
     Args:
         env: a game of the Arcade Learning Environment.
     Raises:
-        ValueError: if it is none.
+        ValueError: if `env` is another environment.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -23,12 +23,12 @@ class EndWithLife(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
         gym.Wrapper.__init__(self, env)
         self.ale = console(env)
         self.lives = 0
-        self.left: Any = None  # the observation that a life was lost with, where the game goes on
+        self.left: Any = None  # the observation after a lost life, if the game goes on
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         before, self.lives = self.lives, self.ale.lives()
-        lost = 0 < self.lives < before  # some games show 0 for a few frames before they are over
+        lost = 0 < self.lives < before  # some games report 0 lives for a few frames before they end
         self.left = observation if lost and not (terminated or truncated) else None
         return observation, reward, terminated or lost, truncated, info
 
@@ -42,12 +42,12 @@ class EndWithLife(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
 
 def console(env: gym.Env[Any, Any]) -> Any:
-    """What plays the game of an environment, and knows how many lives are left.
+    """Return the emulator of a game, which knows the number of lives.
 
     Raises:
-        ValueError: if it is no game of the Arcade Learning Environment.
+        ValueError: if the environment is not a game of the Arcade Learning Environment.
     """
     ale = getattr(env.unwrapped, "ale", None)
     if ale is None:
-        raise ValueError(f"env.life_loss: {env.unwrapped} is no Atari game, which alone has lives: leave it at ignore")
+        raise ValueError(f"env.life_loss: only Atari games have lives, and {env.unwrapped} is not one: use 'ignore'")
     return ale

@@ -1,4 +1,4 @@
-"""An environment that fails costs an episode, not the run: another one takes its place."""
+"""Replace an environment that fails, so that a failure ends an episode and not the run."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,23 +11,23 @@ from worldmodel.envs.wrappers.episodes import EVALUATION_SEEDS, SEED, another_se
 
 
 class Restart(gym.Wrapper[Any, Any, Any, Any]):
-    """Replaces an environment that failed by a new one, which begins from another seed.
+    """Replaces an environment that failed by a new one, which begins with another seed.
 
-    Any exception of the environment is a failure. In a step it ends the episode, truncated, with the observation before
-    and no reward: `info[FAULT]` says what went wrong, and that this step is none to learn from. In a reset, or while
-    the new one is made, the next seed is tried; then `info[FAULT]` comes with the reset, and `info[SEED]` holds the
-    seed that it began from. Which seeds depends on the one last given and on how often it failed since, so that a run
-    stays repeatable.
+    Every exception of the environment is a failure. A failure in a step truncates the episode. The step then returns
+    the previous observation, the reward 0, and a description of the failure in `info[FAULT]`. Such a step must not be
+    used for training. After a failure in a reset, or while a new environment is made, the next seed is tried. The
+    reset then returns the failures in `info[FAULT]`, and its seed in `info[SEED]`. The new seeds depend only on the
+    last given seed and on the number of failures since then, so a run is repeatable.
 
     Args:
-        factory: makes the environment, again and again.
-        index: of the environment in its vector environment, for what is said about it.
-        limit: failures that are made up for.
-        proven: whether it has worked before. If not, an error of the first reset, a mistake in what was given, is
-            raised at once.
-        evaluation: the range of seeds of evaluations, which the others stay out of.
+        factory: makes the environment each time.
+        index: the index of the environment in its vector environment, for messages.
+        limit: the number of failures after which the next one raises an error.
+        proven: whether the environment has worked before. If not, an error in the first reset is raised at once,
+            since its cause is probably a wrong setting.
+        evaluation: the range of the seeds of evaluations, which training does not use.
     Raises:
-        EnvironmentFault: at one failure more than `limit`, or in the first reset.
+        EnvironmentFault: at failure number `limit` + 1, or if the first reset fails.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         self.factory, self.index, self.limit, self.proven = factory, index, limit, proven
         self.evaluation = evaluation
         self.faults = 0
-        self.failed = False  # the environment has been closed, and the next reset makes a new one
-        self.seed = unforeseen_seed(evaluation[0])  # the last that was given
-        self.tries = 0  # failures since then
-        self.observation: Any = None  # the last sound one
-        self.said: dict[str, Any] = {}  # the info of the last step, whatever reset has followed it
+        self.failed = False  # if True, the environment is closed, and the next reset makes a new one
+        self.seed = unforeseen_seed(evaluation[0])  # the last given seed
+        self.tries = 0  # failures since that seed was given
+        self.observation: Any = None  # the last valid observation
+        self.said: dict[str, Any] = {}  # the info of the last step, also after a reset
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
@@ -76,7 +76,7 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
         return result
 
     def _failure(self, error: Exception) -> str:
-        """Close what failed, and say what happens now."""
+        """Close the failed environment, and return the message about it."""
         self.close()
         self.failed = True
         self.faults, self.tries = self.faults + 1, self.tries + 1
@@ -85,13 +85,13 @@ class Restart(gym.Wrapper[Any, Any, Any, Any]):
             raise EnvironmentFault(f"{name} failed in its first reset: {described(error)}") from error
         if self.faults > self.limit:
             raise EnvironmentFault(
-                f"{name} has failed {self.faults} time(s), and env.restarts allows {self.limit}: {problem}. Repair the "
-                "environment and resume the run, which counts anew; or begin one with a higher env.restarts"
+                f"{name} has failed {self.faults} time(s), but env.restarts allows {self.limit}: {problem}. Repair the "
+                "environment and resume the run, which resets the count, or begin a run with a higher env.restarts"
             ) from error
-        return f"{name} failed ({problem}): a new one with another seed, {self.faults} of at most {self.limit}"
+        return f"{name} failed ({problem}). Restarted with another seed (failure {self.faults} of at most {self.limit})"
 
     def close(self) -> None:
-        """Close the environment; one that has failed may fail in this too."""
+        """Close the environment, and ignore errors, since a failed environment may also fail to close."""
         if self.failed:
             return
         with suppress(Exception):

@@ -1,4 +1,4 @@
-"""Whether two environments of one process disturb each other, as those do whose simulator has one state for all."""
+"""Check whether two environments in one process affect each other, because their simulator has global state."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -9,17 +9,17 @@ import numpy as np
 
 from worldmodel.envs.contract.faults import FAULT, EnvironmentFault, named
 
-STEPS = 5  # of each episode that is played to find out
+STEPS = 5  # steps of each test episode
 
 
 def disturbed(env: gym.Env[Any, Any], other: gym.Env[Any, Any], seeds: tuple[int, int]) -> bool:
-    """Whether what `env` shows depends on what `other` does meanwhile.
+    """Return True if the results of `env` depend on what `other` does in the meantime.
 
-    The same few steps are taken three times: twice alone, and once after `other` has begun an episode in between. Where
-    the first two already differ, or one fails, nothing can be known, and the answer is no.
+    The same few steps are taken three times: twice alone, and once with an episode of `other` begun in between. If the
+    first two results already differ, or if an environment fails, the question cannot be decided: return False.
 
     Args:
-        seeds: that the two begin from.
+        seeds: the reset seeds of the two environments.
     """
     space = copy.deepcopy(env.action_space)
     space.seed(seeds[0])
@@ -36,12 +36,12 @@ def disturbed(env: gym.Env[Any, Any], other: gym.Env[Any, Any], seeds: tuple[int
 def _played(
     env: gym.Env[Any, Any], seed: int, actions: list[Any], meanwhile: Callable[[], Any] = lambda: None
 ) -> list[Mapping[str, Any]]:
-    """What an environment shows of the beginning of an episode.
+    """Play the beginning of an episode, and return the observations, rewards and flags.
 
     Args:
-        meanwhile: called after the reset.
+        meanwhile: a function that is called after the reset.
     Raises:
-        EnvironmentFault: if the environment failed, and another one took its place.
+        EnvironmentFault: if the environment failed and was replaced.
     """
     observation, info = env.reset(seed=seed)
     shown: list[Mapping[str, Any]] = [copy.deepcopy(named(observation))]

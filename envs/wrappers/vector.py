@@ -1,4 +1,4 @@
-"""Environments side by side in this process, one step of each after the other."""
+"""A vector of environments in one process, which are stepped one after the other."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -12,16 +12,15 @@ from worldmodel.envs.contract.infos import INFO
 
 
 class SameStepVectorEnv(SyncVectorEnv[Any, Any]):
-    """Gymnasium's `SyncVectorEnv` in its mode SAME_STEP, but for the infos: each stays as its environment gave it.
+    """Gymnasium's `SyncVectorEnv` in the mode SAME_STEP, except that the infos are not merged.
 
-    `infos[INFO]` is an array (n,) of dictionaries. `infos["final_obs"]` is an array (n,) of the last observations of
-    episodes that ended in this step, and `infos["final_info"][INFO]` one of the infos that came with them, each None
-    elsewhere.
+    `infos[INFO]` is an array (n,) of dictionaries, one from each environment. `infos["final_obs"]` is an array (n,) of
+    the last observations of episodes that ended in this step. `infos["final_info"][INFO]` is an array (n,) of their
+    infos. Both are None for the other environments.
 
     Args:
-        factories: make the environments. What they return must be their own for good, as
-        :class:`worldmodel.envs.wrappers.basic.Owned`
-            makes it: it is kept while they and others are reset.
+        factories: functions that make the environments. The environments must not reuse the arrays that they return
+            (see :class:`worldmodel.envs.wrappers.basic.Owned`), since these are kept while the environments are reset.
     """
 
     def __init__(self, factories: Sequence[Callable[[], gym.Env[Any, Any]]]) -> None:
@@ -44,7 +43,7 @@ class SameStepVectorEnv(SyncVectorEnv[Any, Any]):
         return observation, rewards.astype(np.float64), ends, limits, infos
 
     def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
-        """Gymnasium's place to merge infos, which resets come by as well."""
+        """Store an info without merging it. This overrides the method by which Gymnasium merges infos."""
         return self._put(vector_infos, INFO, env_info, env_num)
 
     def _put(self, infos: dict[str, Any], key: str, value: Any, env: int) -> dict[str, Any]:

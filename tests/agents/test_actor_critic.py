@@ -209,9 +209,9 @@ def test_new_units_keep_the_values() -> None:
     batch = Batch({}, torch.zeros(2, 5, 1), rewards, flags, flags, flags, torch.ones(2, 5))
     feature = torch.randn(7, 3)
     before = [critic.mean(feature) for critic in (learner.critic, learner.slow_critic)]
-    learner.fit_units(batch, keep=True)
+    learner.fit_normalizers(batch, keep=True)
     for critic, values in zip((learner.critic, learner.slow_critic), before, strict=True):
-        torch.testing.assert_close(critic.output.units.scale, torch.tensor([3.0 / (1 - 0.8)]))
+        torch.testing.assert_close(critic.output.normalizer.scale, torch.tensor([3.0 / (1 - 0.8)]))
         torch.testing.assert_close(critic.mean(feature), values)
 
 
@@ -222,8 +222,8 @@ def test_values_and_returns_are_measured_in_the_unit_of_the_rewards(unit: float)
     flags = torch.zeros(1, 5, dtype=torch.bool)
     first = torch.tensor([[True, False, False, False, False]])
     rewards = unit * torch.tensor([[7.0, 0.0, 0.0, 3.0, 4.0]])  # the first is that of a reset, and none
-    learner.fit_units(Batch({}, torch.zeros(1, 5, 3), rewards, first, flags, flags, torch.ones(1, 5)))
-    assert learner.critic.output.units.scale.item() == pytest.approx(2.5 * unit / (1 - 0.8), rel=1e-5)
+    learner.fit_normalizers(Batch({}, torch.zeros(1, 5, 3), rewards, first, flags, flags, torch.ones(1, 5)))
+    assert learner.critic.output.normalizer.scale.item() == pytest.approx(2.5 * unit / (1 - 0.8), rel=1e-5)
     floor = learner.scale.after(torch.zeros(())).item()
     assert floor == pytest.approx(min(4 * unit, 1.0), rel=1e-5)
     learner.scale.update(torch.tensor(20 * unit))
@@ -237,8 +237,8 @@ def test_values_and_returns_are_measured_in_the_unit_of_the_rewards(unit: float)
 def test_without_rewards_the_floor_of_returns_stays() -> None:
     learner = ActorCritic(settings(value_output="normal"), 3, DISCRETE)
     flags = torch.zeros(1, 5, dtype=torch.bool)
-    learner.fit_units(Batch({}, torch.zeros(1, 5, 3), torch.zeros(1, 5), flags, flags, flags, torch.ones(1, 5)))
-    assert learner.critic.output.units.scale.item() == learner.scale.after(torch.zeros(())).item() == 1
+    learner.fit_normalizers(Batch({}, torch.zeros(1, 5, 3), torch.zeros(1, 5), flags, flags, flags, torch.ones(1, 5)))
+    assert learner.critic.output.normalizer.scale.item() == learner.scale.after(torch.zeros(())).item() == 1
 
 
 @kinds

@@ -27,6 +27,7 @@ from worldmodel.envs.testing.exact import ExactCartPole, ExactModel, ExactPendul
 from worldmodel.learning.learner import Learner, LearnerConfig
 from worldmodel.networks.latents import LatentConfig
 from worldmodel.specs import OBSERVATION, ActionSpec, ObservationSpec
+from worldmodel.training.config.config import load_config
 from worldmodel.training.evaluation.evaluation import evaluate
 from worldmodel.types import Batch, Prediction
 
@@ -192,11 +193,11 @@ def test_plans_are_refined_with_every_latent_family(family: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "optimiser", ["icem", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cem", "mppi"))]
+    "optimizer", ["icem", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cem", "mppi"))]
 )
-def test_planning_with_the_true_dynamics_swings_the_pendulum_up(optimiser: Any) -> None:
+def test_planning_with_the_true_dynamics_swings_the_pendulum_up(optimizer: Any) -> None:
     config = PlannerConfig(
-        optimiser, horizon=25, cem=CEMConfig(3, 100, 10, warm_start=True), mppi=MPPIConfig(3, 100, 20)
+        optimizer, horizon=25, cem=CEMConfig(3, 100, 10, warm_start=True), mppi=MPPIConfig(3, 100, 20)
     )
     result = evaluate(agent("Pendulum-v1", ExactPendulum(), config), EnvConfig(), episodes=20, stream=2)
     assert result.mean > -200, result.mean  # optimal control has -158.5 on these episodes, doing nothing -1,200
@@ -251,9 +252,9 @@ class Broken(ExactPendulum):
         return moved, torch.where(x[:, 0].abs() > 3, torch.nan, reward), ended
 
 
-@pytest.mark.parametrize("optimiser", ["cem", "icem", "mppi", "random"])
-def test_a_model_that_predicts_nothing_finite_is_named_and_the_action_is_valid(optimiser: Any) -> None:
-    planning = agent("Pendulum-v1", Broken(), PlannerConfig(optimiser, horizon=3, refine=2))
+@pytest.mark.parametrize("optimizer", ["cem", "icem", "mppi", "random"])
+def test_a_model_that_predicts_nothing_finite_is_named_and_the_action_is_valid(optimizer: Any) -> None:
+    planning = agent("Pendulum-v1", Broken(), PlannerConfig(optimizer, horizon=3, refine=2))
     hanging, upright = [-1.0, 0, 0], [1.0, 0.1, 0]
     for deterministic in (True, False):
         actions, state = planning.predict(np.array([hanging, upright], np.float32), deterministic=deterministic)
@@ -278,8 +279,8 @@ def test_discrete_actions_stay_valid_too() -> None:
 # ------------------------------------------------------------------------------------------ bounds, guides
 
 
-@pytest.mark.parametrize("optimiser", ["cem", "icem", "mppi", "random"])
-def test_bounds_are_never_violated(optimiser: Any) -> None:
+@pytest.mark.parametrize("optimizer", ["cem", "icem", "mppi", "random"])
+def test_bounds_are_never_violated(optimizer: Any) -> None:
     """Whatever a model wants: here rewards grow with the control without bound, in asymmetric units."""
 
     class Greedy(ExactPendulum):
@@ -288,7 +289,7 @@ def test_bounds_are_never_violated(optimiser: Any) -> None:
 
     space = gym.spaces.Box(np.array([-0.1, 2.0, -7.0]), np.array([0.3, 2.5, 1e3]), dtype=np.float64)
     specs = observation_specs(gym.spaces.Box(-8, 8, (3,), np.float32))
-    config = PlannerConfig(optimiser, horizon=2, noise=2.0, refine=3, refine_rate=0.5)
+    config = PlannerConfig(optimizer, horizon=2, noise=2.0, refine=3, refine_rate=0.5)
     greedy = Agent(Greedy(), Planner(config, action_spec(space)), specs, action_spec(space))
     state = None
     for _ in range(20):
@@ -331,7 +332,7 @@ def test_refinement_improves_the_imagined_return() -> None:
         torch.manual_seed(0)
         planner = Planner(PlannerConfig("random", horizon=10, refine=steps), TORQUE)
         score = planner.score_of(model, state)
-        plan = planner.optimiser.search(score, planner.initial(1)).plan
+        plan = planner.optimizer.search(score, planner.initial(1)).plan
         returns[steps] = float(score(refined(score, plan, steps, 0.05).unsqueeze(1)))
     assert returns[30] > returns[0] + 0.05
 
@@ -341,18 +342,24 @@ def test_refinement_improves_the_imagined_return() -> None:
     [
         (lambda: PlannerConfig(horizon=0), "horizon must be at least 1"),
         (lambda: PlannerConfig(discount=1.5), "discount must lie"),
-        (lambda: PlannerConfig(noise=-1), "must not be negative"),
-        (lambda: PlannerConfig(optimiser="cma"), "unknown optimiser 'cma'"),
-        (lambda: PlannerConfig(precision="float16"), "or precision 'float16'"),
+        (lambda: PlannerConfig(noise=-1), "noise must be finite and at least 0, got -1"),
+        (lambda: PlannerConfig(optimizer="cma"), "unknown optimizer 'cma'"),
+        (lambda: PlannerConfig(precision="float16"), "or unknown precision 'float16'"),
         (lambda: Planner(PlannerConfig(refine=2), PUSH), "discrete actions do not have"),
         (lambda: Planner(PlannerConfig(noise=1.5), PUSH), "a probability"),
         (lambda: Planner(PlannerConfig(terminal_value=True), PUSH), "need an actor-critic"),
         (
             lambda: BehaviourConfig("planner", planner=PlannerConfig(terminal_value=True, discount=1.0)),
-            r"discount 1.0 is not that of the terminal value, 0.99",
+            r"planner.discount is 1.0, but .* is 0.99",
         ),
     ],
 )
 def test_what_cannot_be(make_planner: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_planner()
+
+
+def test_a_config_with_the_old_key_of_the_optimizer_still_loads() -> None:
+    with pytest.warns(FutureWarning, match=r"'behaviour.planner.optimiser' .* 'behaviour.planner.optimizer'"):
+        config = load_config("configs/planet_pendulum.yaml", ["--behaviour.planner.optimiser", "mppi"])
+    assert config.behaviour.planner.optimizer == "mppi"

@@ -1,4 +1,4 @@
-"""Optimisers over a score function, against known optima."""
+"""Optimizers over a score function, against known optima."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from worldmodel.agents.planning.search import (
     CEMConfig,
     ICEMConfig,
     MPPIConfig,
-    Optimiser,
+    Optimizer,
     RandomShooting,
     RandomShootingConfig,
     Score,
@@ -30,14 +30,14 @@ BOX = ActionSpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0))
 BINARY = ActionSpec((), classes=(2,))
 MANY = ActionSpec((2,), classes=(3, 2), start=(0, 0))
 
-Build = Callable[[ActionSpec, int], Optimiser]
-OPTIMISERS: dict[str, Build] = {
+Build = Callable[[ActionSpec, int], Optimizer]
+OPTIMIZERS: dict[str, Build] = {
     "cem": lambda spec, horizon: CEM(CEMConfig(8, 300, 30), spec, horizon),
     "icem": lambda spec, horizon: ICEM(ICEMConfig(6, 150, 15), spec, horizon),
     "mppi": lambda spec, horizon: MPPI(MPPIConfig(8, 300, 30), spec, horizon),
     "random": lambda spec, horizon: RandomShooting(RandomShootingConfig(3000), spec, horizon),
 }
-every = pytest.mark.parametrize("build", OPTIMISERS.values(), ids=OPTIMISERS.keys())
+every = pytest.mark.parametrize("build", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +47,11 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def search(optimiser: Optimiser, score: Score, count: int = 1, rounds: int = 1) -> Tensor:
+def search(optimizer: Optimizer, score: Score, count: int = 1, rounds: int = 1) -> Tensor:
     """The plan (N, H, A), always from the start."""
-    plans = optimiser.initial(count, CPU)
+    plans = optimizer.initial(count, CPU)
     for _ in range(rounds):
-        found = optimiser.search(score, plans)
+        found = optimizer.search(score, plans)
         plans = found.plans
     assert bool(found.sound.all())
     return found.plan
@@ -151,10 +151,10 @@ HARD: dict[str, Score] = {
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("score", HARD.values(), ids=HARD.keys())
 def test_hard_scores_give_valid_plans(build: Build, spec: ActionSpec, greedy: bool, score: Score) -> None:
-    optimiser = build(spec, 4)
-    plans = optimiser.initial(2, CPU)
+    optimizer = build(spec, 4)
+    plans = optimizer.initial(2, CPU)
     for _ in range(2):
-        plan, plans, _ = optimiser.search(score, plans, greedy=greedy)
+        plan, plans, _ = optimizer.search(score, plans, greedy=greedy)
         assert valid(plan, spec) and valid(plans.elites, spec)
         assert all(bool(field.isfinite().all()) for field in plans)
 
@@ -166,8 +166,8 @@ def test_a_problem_without_a_finite_score_says_so_and_leaves_the_others_alone(bu
         value = plans[..., 0].sum(-1)
         return torch.stack([value[0], value[1] * torch.nan])
 
-    optimiser = build(spec, 2)
-    found = optimiser.search(score, optimiser.initial(2, CPU), greedy=False)
+    optimizer = build(spec, 2)
+    found = optimizer.search(score, optimizer.initial(2, CPU), greedy=False)
     assert found.sound.tolist() == [True, False]
     assert valid(found.plan, spec)
     assert float(found.plan[0, :, 0].min()) > 0.8
@@ -185,8 +185,8 @@ def test_a_search_is_sound_only_if_every_score_was_a_number_in_every_iteration(b
             calls.append(1)
             return value
 
-        optimiser = build(BOX, 2)
-        assert optimiser.search(score, optimiser.initial(1, CPU)).sound.tolist() == [expected]
+        optimizer = build(BOX, 2)
+        assert optimizer.search(score, optimizer.initial(1, CPU)).sound.tolist() == [expected]
 
 
 def test_proposals_that_are_not_finite_reach_neither_the_plan_nor_the_memory() -> None:
@@ -195,8 +195,8 @@ def test_proposals_that_are_not_finite_reach_neither_the_plan_nor_the_memory() -
         value[:, 3:20] = torch.nan  # and finite for three plans alone
         return value
 
-    for optimiser in (MPPI(MPPIConfig(2, 20, 10), BOX, 2), ICEM(ICEMConfig(2, 20, 10), BOX, 2)):
-        found = optimiser.search(score, optimiser.initial(1, CPU), torch.full((1, 20, 2, 2), torch.nan))
+    for optimizer in (MPPI(MPPIConfig(2, 20, 10), BOX, 2), ICEM(ICEMConfig(2, 20, 10), BOX, 2)):
+        found = optimizer.search(score, optimizer.initial(1, CPU), torch.full((1, 20, 2, 2), torch.nan))
         assert valid(found.plan, BOX) and valid(found.plans.elites, BOX)
         assert bool(found.plans.params.isfinite().all()) and not bool(found.sound)
 
@@ -206,36 +206,36 @@ def test_proposals_that_are_not_finite_reach_neither_the_plan_nor_the_memory() -
 
 def test_the_next_search_goes_on_where_the_last_plan_does() -> None:
     """A cold start cannot find this optimum with so few candidates; a warm one keeps it."""
-    optimiser = ICEM(ICEMConfig(1, 20, 5, std=0.1), BOX, 4)
-    plans = optimiser.initial(1, CPU)
+    optimizer = ICEM(ICEMConfig(1, 20, 5, std=0.1), BOX, 4)
+    plans = optimizer.initial(1, CPU)
     far = torch.full((1, 4, 2), 0.95)
     params = torch.cat([far, torch.full_like(far, 0.1)], -1)
-    found = optimiser.search(lambda p: -(p - 0.95).square().sum((-1, -2)), plans._replace(params=params))
+    found = optimizer.search(lambda p: -(p - 0.95).square().sum((-1, -2)), plans._replace(params=params))
     assert float(found.plans.params[0, :3, :2].min()) > 0.75  # one step on
     torch.testing.assert_close(found.plans.params[0, 3], torch.tensor([0, 0, 0.1, 0.1]))  # and the last one open
-    cold = optimiser.search(lambda p: -(p - 0.95).square().sum((-1, -2)), optimiser.initial(1, CPU))
+    cold = optimizer.search(lambda p: -(p - 0.95).square().sum((-1, -2)), optimizer.initial(1, CPU))
     assert float(cold.plan.max()) < 0.5
 
 
 def test_kept_elites_are_considered_again_one_step_on() -> None:
-    optimiser = ICEM(ICEMConfig(1, 20, 10, keep=0.3), BOX, 3)
+    optimizer = ICEM(ICEMConfig(1, 20, 10, keep=0.3), BOX, 3)
     seen: list[Tensor] = []
 
     def score(plans: Tensor) -> Tensor:
         seen.append(plans)
         return plans.sum((-1, -2))
 
-    found = optimiser.search(score, optimiser.initial(1, CPU))
+    found = optimizer.search(score, optimizer.initial(1, CPU))
     best = seen[0][0][seen[0][0].sum((-1, -2)).topk(3).indices]
     torch.testing.assert_close(found.plans.elites[0, :, :2], best[:, 1:])
-    optimiser.search(score, found.plans)
+    optimizer.search(score, found.plans)
     torch.testing.assert_close(seen[1][0, 20:23], found.plans.elites[0])
 
 
 def test_cem_begins_afresh_as_planet_does_unless_told_otherwise() -> None:
     for warm in (False, True):
-        optimiser = CEM(CEMConfig(3, 100, 10, warm_start=warm), BOX, 3)
-        found = optimiser.search(lambda plans: plans.sum((-1, -2)), optimiser.initial(1, CPU))
+        optimizer = CEM(CEMConfig(3, 100, 10, warm_start=warm), BOX, 3)
+        found = optimizer.search(lambda plans: plans.sum((-1, -2)), optimizer.initial(1, CPU))
         assert bool((found.plans.params[0, :2, :2] > 0.5).all()) == warm
 
 
@@ -246,8 +246,8 @@ def test_the_population_shrinks() -> None:
         sizes.append(plans.shape[1])
         return plans.sum((-1, -2))
 
-    optimiser = ICEM(ICEMConfig(4, 100, 10, decay=2.0, keep=0.0), BOX, 3)
-    optimiser.search(score, optimiser.initial(1, CPU))
+    optimizer = ICEM(ICEMConfig(4, 100, 10, decay=2.0, keep=0.0), BOX, 3)
+    optimizer.search(score, optimizer.initial(1, CPU))
     assert sizes == [100, 50, 25, 20 + 1]  # the middle of the distribution at the last
 
 
@@ -258,8 +258,8 @@ def test_proposals_are_considered_in_every_iteration() -> None:
         assert bool((plans == 0.123).all(-1).all(-1).sum() >= 3)
         return (plans == 0.123).float().sum((-1, -2))
 
-    optimiser = MPPI(MPPIConfig(2, 20, 4, temperature=50, min_std=0.0), BOX, 2)
-    found = optimiser.search(score, optimiser.initial(1, CPU), proposals)
+    optimizer = MPPI(MPPIConfig(2, 20, 4, temperature=50, min_std=0.0), BOX, 2)
+    found = optimizer.search(score, optimizer.initial(1, CPU), proposals)
     torch.testing.assert_close(found.plan, proposals[:, 0])
 
 
@@ -271,17 +271,17 @@ def test_mppi_weighs_by_the_exponential_of_the_score() -> None:
         first = plans[..., 0, 0]
         return torch.where(first == 0.5, 2.0, torch.where(first == -0.5, 0.0, -1e9))
 
-    optimiser = MPPI(MPPIConfig(1, 10, 2, temperature=0.5), BOX, 1)
-    middle = search_with(optimiser, score, proposals, greedy=True)
+    optimizer = MPPI(MPPIConfig(1, 10, 2, temperature=0.5), BOX, 1)
+    middle = search_with(optimizer, score, proposals, greedy=True)
     share = torch.tensor(1.0).sigmoid()
     torch.testing.assert_close(middle, torch.full((1, 1, 2), float(share - 0.5)))
-    drawn = torch.cat([search_with(optimiser, score, proposals, greedy=False) for _ in range(500)])
+    drawn = torch.cat([search_with(optimizer, score, proposals, greedy=False) for _ in range(500)])
     assert set(drawn.unique().tolist()) == {-0.5, 0.5}
     assert float((drawn[:, 0, 0] > 0).float().mean()) == pytest.approx(float(share), abs=0.07)
 
 
-def search_with(optimiser: Optimiser, score: Score, proposals: Tensor, greedy: bool) -> Tensor:
-    return optimiser.search(score, optimiser.initial(1, CPU), proposals, greedy).plan
+def search_with(optimizer: Optimizer, score: Score, proposals: Tensor, greedy: bool) -> Tensor:
+    return optimizer.search(score, optimizer.initial(1, CPU), proposals, greedy).plan
 
 
 # -------------------------------------------------------------------------------------- gradient refinement
@@ -307,7 +307,7 @@ def test_refinement_brings_a_coarse_plan_to_the_linear_quadratic_optimum(name: s
     horizon, start = 12, torch.tensor([[0.8, -0.3]], dtype=torch.float64)
     spec, score = ActionSpec((1,), low=(-6.0,), high=(6.0,)), model_score(ExactLinearQuadratic(), start)
     best = -float(start @ torch.from_numpy(LinearQuadratic.gains(horizon)[1]) @ start.T)
-    coarsely: Optimiser = (
+    coarsely: Optimizer = (
         CEM(CEMConfig(2, 100, 10), spec, horizon) if name == "cem" else ICEM(ICEMConfig(), spec, horizon)
     )
     plan = search(coarsely, score)
@@ -341,17 +341,17 @@ def test_refinement_does_not_mistake_infinity_for_a_good_score() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CEMConfig(iterations=0), "iterations must be at least 1: 0"),
-        (lambda: CEMConfig(elites=2000), "at least the elites: 1000 candidates, 2000 elites"),
+        (lambda: CEMConfig(iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: CEMConfig(elites=2000), "at least the elites, got 1000 candidates and 2000 elites"),
         (lambda: CEMConfig(std=0), "std must be positive"),
-        (lambda: ICEMConfig(decay=0.5), "decay 1"),
-        (lambda: ICEMConfig(candidates=12, elites=10), "2 times the elites: 12 candidates, 10 elites"),
+        (lambda: ICEMConfig(decay=0.5), "decay at least 1"),
+        (lambda: ICEMConfig(candidates=12, elites=10), "2 times the elites, got 12 candidates and 10 elites"),
         (lambda: ICEMConfig(keep=1.5), "keep must lie in"),
-        (lambda: ICEMConfig(beta=math.inf), "both finite: inf"),
-        (lambda: MPPIConfig(temperature=math.nan), "temperature must be positive and finite: nan"),
+        (lambda: ICEMConfig(beta=math.inf), "both finite, got inf"),
+        (lambda: MPPIConfig(temperature=math.nan), "temperature must be positive and finite, got nan"),
         (lambda: MPPIConfig(temperature=0), "temperature must be positive"),
         (lambda: MPPIConfig(min_std=3), "min_std must lie in"),
-        (lambda: RandomShootingConfig(0), "candidates must be at least 1: 0"),
+        (lambda: RandomShootingConfig(0), "candidates must be at least 1, got 0"),
     ],
 )
 def test_settings_that_make_no_sense(make: Callable[[], object], message: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldmodel.agents.actor_critic.returns import ReturnScale, arrival_weights, lambda_returns, percentile_spread
+from worldmodel.agents.actor_critic.returns import ReturnScale, discount_weights, lambda_returns, percentile_spread
 
 N, H = 5, 7
 DISCOUNT = 0.9
@@ -77,27 +77,27 @@ def test_nothing_behind_a_terminal_state_counts() -> None:
     assert (changed[:, 4:] > returns[:, 4:] + 50).all()
 
 
-def test_arrival_weights_golden() -> None:
+def test_discount_weights_golden() -> None:
     cont = torch.tensor([[1.0, 0.5, 1.0, 0.2], [0.0, 1.0, 1.0, 1.0]])
-    weights = arrival_weights(torch.ones(2), cont, discount=0.5)
+    weights = discount_weights(torch.ones(2), cont, discount=0.5)
     assert weights.tolist() == [[1, 0.5, 0.125, 0.0625], [1, 0, 0, 0]]
 
 
 def test_an_action_never_weighs_its_own_outcome() -> None:
     """u_h leads to s_{h+1}: whether that is terminal may change the weight of later steps, not of step h."""
     cont = torch.rand(N, H, generator=torch.Generator().manual_seed(0)) + 0.1
-    weights = arrival_weights(torch.ones(N), cont, DISCOUNT)
+    weights = discount_weights(torch.ones(N), cont, DISCOUNT)
     for h in range(H):
         ended = cont.clone()
         ended[:, h] = 0
-        changed = arrival_weights(torch.ones(N), ended, DISCOUNT)
+        changed = discount_weights(torch.ones(N), ended, DISCOUNT)
         assert torch.equal(changed[:, : h + 1], weights[:, : h + 1])
         assert (changed[:, h + 1 :] == 0).all() and (weights[:, h + 1 :] > 0).all()
 
 
 def test_dead_starts_weigh_nothing_and_weights_carry_no_gradient() -> None:
     cont = torch.ones(2, H, requires_grad=True)
-    weights = arrival_weights(torch.tensor([0.0, 1.0]), cont, DISCOUNT)
+    weights = discount_weights(torch.tensor([0.0, 1.0]), cont, DISCOUNT)
     assert not weights.requires_grad
     assert (weights[0] == 0).all()
     torch.testing.assert_close(weights[1], DISCOUNT ** torch.arange(H))

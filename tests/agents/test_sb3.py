@@ -180,7 +180,7 @@ def test_yaml_can_say_what_stable_baselines3_wants_as_a_class_or_a_tuple() -> No
 
 def test_a_round_is_a_whole_number_of_rollouts() -> None:
     with pytest.raises(
-        ValueError, match=r"a round of 16 steps is no whole number of rollouts of 12 .*n_steps 3 x envs 4"
+        ValueError, match=r"steps is 16, which is not a multiple of the 12 steps of a rollout .*n_steps 3 x envs 4"
     ):
         behaviour("PPO", settings={"n_steps": 3}).check_rounds()
     chosen = SB3Config("PPO", {"policy_kwargs": {"net_arch": [8]}}, envs=4, horizon=5, every=2, steps=16)
@@ -194,14 +194,14 @@ def test_a_round_is_a_whole_number_of_rollouts() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "settings", "said"),
     [
-        ("SAC", {"train_freq": 3}, r"round of 16 steps is no whole number of rollouts of 12 \(train_freq 3 x envs 4\)"),
-        ("SAC", {"train_freq": [1, "episode"]}, "train_freq: rounds are of steps"),
+        ("SAC", {"train_freq": 3}, r"not a multiple of the 12 steps of a rollout \(train_freq 3 x envs 4\)"),
+        ("SAC", {"train_freq": [1, "episode"]}, "train_freq must be a number of steps"),
         ("SAC", {"train_freq": [1, "week"]}, "train_freq.*week"),
-        ("SAC", {"train_freq": 0}, "train_freq must be at least 1: 0"),
-        ("A2C", {"n_steps": 0}, "n_steps must be at least 1: 0"),
-        ("PPO", {"n_steps": 0}, r"PPO cannot be made: .*n_steps"),
-        ("PPO", {"n_steps": "four"}, "n_steps: 'four' is no number"),
-        ("PPO", {"policy_kwargs": 3}, "policy_kwargs: 3 is no mapping"),
+        ("SAC", {"train_freq": 0}, "train_freq must be at least 1, got 0"),
+        ("A2C", {"n_steps": 0}, "n_steps must be at least 1, got 0"),
+        ("PPO", {"n_steps": 0}, r"PPO could not be created: .*n_steps"),
+        ("PPO", {"n_steps": "four"}, "n_steps: PPO needs a number, got 'four'"),
+        ("PPO", {"policy_kwargs": 3}, "policy_kwargs must map names to values, got 3"),
     ],
 )
 def test_rounds_that_would_last_longer_or_never_begin_are_refused(
@@ -249,7 +249,7 @@ def test_a_dream_that_is_no_number_ends_with_advice(validated: bool, monkeypatch
     with torch.no_grad():
         for parameter in made.policy.actor.parameters():  # type: ignore[union-attr]
             parameter.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"round 1 in the dream diverged.*sb3\.settings\.learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"round 1 in imagination diverged.*sb3\.settings\.learning_rate"):
         made.practise()
 
 
@@ -320,10 +320,10 @@ def test_features_that_are_no_numbers_are_reported_and_answered_with_a_valid_con
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"algorithm": "SCA"}, "unknown algorithm 'SCA': known are A2C"),
-        ({"steps": 0}, "steps must be at least 1: 0"),
+        ({"algorithm": "SCA"}, "unknown algorithm 'SCA': use one of A2C"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"penalty": -1.0}, "penalty must not be negative"),
-        ({"settings": {"seed": 3}}, "settings may not hold seed"),
+        ({"settings": {"seed": 3}}, "settings must not contain seed"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, Any], message: str) -> None:
@@ -334,15 +334,19 @@ def test_settings_that_make_no_sense_are_named(wrong: dict[str, Any], message: s
 @pytest.mark.parametrize(
     ("algorithm", "settings", "message"),
     [
-        ("SAC", {"n_epochs": 3}, "SAC cannot be made: .*n_epochs"),
-        ("SAC", {"learning_rate": "lin_fast"}, "settings.learning_rate: 'lin_fast' is no number, nor lin_ and one"),
-        ("SAC", {"learning_rate": "fast"}, "'fast' is no number, nor lin_ and one"),
-        ("SAC", {"gamma": "lin_0.9"}, "settings.gamma: only learning_rate, .* can fall, not 'lin_0.9'"),
+        ("SAC", {"n_epochs": 3}, "SAC could not be created: .*n_epochs"),
+        ("SAC", {"learning_rate": "lin_fast"}, "settings.learning_rate must be a number or lin_NUMBER, got 'lin_fast'"),
+        ("SAC", {"learning_rate": "fast"}, "a number or lin_NUMBER, got 'fast'"),
+        (
+            "SAC",
+            {"gamma": "lin_0.9"},
+            "settings.gamma: 'lin_0.9' is a schedule, but only learning_rate, .* can have one",
+        ),
         ("SAC", {"policy_kwargs": {"activation_fn": "Relu"}}, "policy_kwargs.activation_fn: torch has no 'Relu'"),
-        ("SAC", {"optimize_memory_usage": True}, "settings.optimize_memory_usage: .*leave it out"),
+        ("SAC", {"optimize_memory_usage": True}, "settings.optimize_memory_usage: remove it"),
         ("nowhere:SAC", {}, "nowhere:SAC cannot be imported"),
-        ("gymnasium:Env", {}, "is no on-policy or off-policy algorithm"),
-        ("sb3_contrib:RecurrentPPO", {"n_steps": 4, "batch_size": 8}, "memory of its own|cannot be"),
+        ("gymnasium:Env", {}, "is not an on-policy or off-policy algorithm"),
+        ("sb3_contrib:RecurrentPPO", {"n_steps": 4, "batch_size": 8}, "is recurrent|cannot be|could not be"),
     ],
 )
 def test_what_an_algorithm_does_not_take_is_named(algorithm: str, settings: dict[str, Any], message: str) -> None:
@@ -352,7 +356,7 @@ def test_what_an_algorithm_does_not_take_is_named(algorithm: str, settings: dict
 
 def test_actions_that_an_algorithm_cannot_choose_are_refused() -> None:
     envs = ImaginedVecEnv(ImaginedVectorEnv(ExactCartPole(), PUSH, lambda n: begin(ExactCartPole(), n), 2, 5))
-    with pytest.raises(ValueError, match="SAC cannot be made: The algorithm only supports"):
+    with pytest.raises(ValueError, match="SAC could not be created: The algorithm only supports"):
         SB3Behaviour(SB3Config("SAC"), action_spec(PUSH), envs, 100)
 
 

@@ -300,7 +300,7 @@ def test_commands_that_can_make_nothing_say_so(
     with pytest.raises(SystemExit):
         suite("--seeds", "3-1")
     assert "the first seed is above the last: 3-1" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="choose another"):
+    with pytest.raises(ValueError, match="Choose another"):
         suite("--out", str(suite.config / "rows.csv"))
     suite.out.write_text("a,b\n")
     with pytest.raises(ValueError, match="holds no learning curves: its first line is 'a,b'"):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldmodel.agents import Agent
 from worldmodel.agents.build import BehaviourConfig, build_behaviour
-from worldmodel.agents.planning.planner import OPTIMISERS
+from worldmodel.agents.planning.planner import OPTIMIZERS
 from worldmodel.diagnostics.actions import action_test
 from worldmodel.diagnostics.baselines import fit_baselines, series
 from worldmodel.diagnostics.collapse import collapse
@@ -24,13 +24,12 @@ from worldmodel.diagnostics.scores import calibration
 from worldmodel.dynamics import DYNAMICS
 from worldmodel.learning.bounds import fivo, log_likelihood
 from worldmodel.learning.learner import Learner, LearnerConfig
-from worldmodel.learning.objective import ObjectiveConfig, annealed
+from worldmodel.learning.objective import ObjectiveConfig, annealed, model_loss
 from worldmodel.model import WorldModel
-from worldmodel.networks.outputs import Standardise
+from worldmodel.networks.outputs import Normalizer
 from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.training.config.schema import build as configured
 from worldmodel.training.config.schema import merge
-from worldmodel.training.loop.trainer import model_loss
 from worldmodel.training.run.tree import load_tree, save_tree
 from worldmodel.types import Batch
 
@@ -52,7 +51,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "symlog values": {"actor_critic": {"value_output": "symlog", "slow_regulariser": 1.0}},
     "two-hot values": {"actor_critic": {"value_output": "twohot", "bootstrap": "own", "policy": "clipped"}},
     "replayed values": {"actor_critic": {"starts": 0, "replay_value": 0.3, "action_noise": 0.3}},
-    **{name: {"name": "planner", "planner": {"optimiser": name, **GUIDED}} for name in OPTIMISERS},
+    **{name: {"name": "planner", "planner": {"optimizer": name, **GUIDED}} for name in OPTIMIZERS},
 }
 
 Answer = dict[str, Tensor]
@@ -79,8 +78,8 @@ def same(pretended: Callable[[str], AbstractContextManager[str]]) -> Check:
 
 def learned(model: WorldModel, records: Batch, batch: Batch, device: str) -> Answer:
     """Units from records on the CPU, as a replay gives them, twice; and an update on a batch of the device."""
-    model.fit_units(records)
-    model.fit_units(records._replace(obs={**records.obs, "x": 3 * records.obs["x"]}), keep=True)
+    model.fit_normalizers(records)
+    model.fit_normalizers(records._replace(obs={**records.obs, "x": 3 * records.obs["x"]}), keep=True)
     learner = Learner(partial(model_loss, model, ObjectiveConfig()), model.parameters(), LearnerConfig())
     (_, metrics), report = learner.update(batch, annealed(ObjectiveConfig(), 0, device), None)
     return {**metrics, **report}
@@ -139,7 +138,7 @@ def test_what_diagnoses_any_member(
 
 @pytest.mark.parametrize(
     ("choice", "classes"),
-    [*((choice, ()) for choice in CHOICES), *((choice, (2,)) for choice in (*BEHAVIOURS, *OPTIMISERS))],
+    [*((choice, ()) for choice in CHOICES), *((choice, (2,)) for choice in (*BEHAVIOURS, *OPTIMIZERS))],
     ids=lambda each: each if isinstance(each, str) else "discrete" if each else "continuous",
 )
 def test_a_behaviour_acts_learns_and_goes_on(
@@ -162,8 +161,8 @@ def test_a_behaviour_acts_learns_and_goes_on(
         with torch.no_grad():
             states = model.observe(batch).states
         behaviour = build_behaviour(config, model.feature_size, spec).to(device)
-        behaviour.fit_units(records)
-        behaviour.fit_units(records._replace(reward=3 * records.reward), keep=True)
+        behaviour.fit_normalizers(records)
+        behaviour.fit_normalizers(records._replace(reward=3 * records.reward), keep=True)
         agent = Agent(model, behaviour, OBS, spec)
         sampled, memory = agent.predict(seen)
         likeliest, _ = agent.predict(seen, memory, np.array([True, False, False]), deterministic=True)
@@ -178,7 +177,7 @@ def test_a_behaviour_acts_learns_and_goes_on(
 
 
 @pytest.mark.parametrize("config", [{}, {"optimizer": "laprop", "eps": 1e-20, "adaptive_clip": 0.3}], ids=str)
-def test_an_optimiser_that_goes_on_has_all_it_remembers_on_the_device(config: dict[str, Any], gpu: str) -> None:
+def test_an_optimizer_that_goes_on_has_all_it_remembers_on_the_device(config: dict[str, Any], gpu: str) -> None:
     weight = torch.nn.Parameter(torch.ones(3, device=gpu))
     learner = Learner(lambda: (weight.square().sum(), None), [weight], LearnerConfig(**config))
     learner.update()
@@ -196,7 +195,7 @@ def test_an_optimiser_that_goes_on_has_all_it_remembers_on_the_device(config: di
 
 def test_units_are_measured_in_double_precision_where_a_device_has_none(gpu: str) -> None:
     """A small variation on a large offset, of records that lie on the device: mean 10,000 and standard deviation 1."""
-    units = Standardise(1).to(gpu)
+    units = Normalizer(1).to(gpu)
     values = torch.tensor([[9_999.0], [10_001.0]]).repeat(50_000, 1)
     ratio, shift = units.fit(values.to(gpu), torch.ones(len(values), device=gpu))
     assert (units.loc.item(), units.scale.item()) == (10_000.0, 1.0)

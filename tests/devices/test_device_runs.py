@@ -120,7 +120,7 @@ def test_a_preset_learns_on_a_device(preset: str, gpu: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("preset", [None, pytest.param("dreamer_v3", marks=pytest.mark.slow)])
 def test_a_run_goes_on_elsewhere_as_if_it_had_stayed(preset: str | None, pretended: Pretended, tmp_path: Path) -> None:
-    """From the CPU to a device and back, with an optimiser of torch and with our own, whose moments go with it."""
+    """From the CPU to a device and back, with an optimizer of torch and with our own, whose moments go with it."""
     base = {} if preset is None else load_yaml(HOME / f"{preset}.yaml")
     for folder, places in {"stays": ("cpu", "cpu"), "moves": ("cuda", "cpu")}.items():
         train(merge(base, TINY if base else merge(TINY, FEW)), run=tmp_path / folder)
@@ -173,7 +173,7 @@ def test_what_looks_at_a_run_of_a_device(finished: dict[str, Path], gpu: str, tm
     made = Trainer(run)
     made.prefill(8)
     made.update()
-    assert write_report(tmp_path / "fault", made) == "for no reason that repeats"
+    assert write_report(tmp_path / "fault", made.updater) == "and the repeated update is finite"
 
 
 def test_an_agent_is_saved_and_loaded_elsewhere(gpu: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from worldmodel.types import Arrival
+from worldmodel.types import TimeStep
 
 
 class DictCounter(gym.Env[Any, Any]):
@@ -68,13 +68,13 @@ class Rows:
     """A sink that keeps the rows of each environment, and checks that a call never repeats one."""
 
     def __init__(self) -> None:
-        self.of: dict[int, list[Arrival]] = {}
+        self.of: dict[int, list[TimeStep]] = {}
 
-    def add(self, rows: Arrival, envs: np.ndarray) -> None:
+    def add(self, rows: TimeStep, envs: np.ndarray) -> None:
         assert len(set(envs.tolist())) == len(envs) > 0
         for i, env in enumerate(envs.tolist()):
             obs = {key: values[i] for key, values in rows.obs.items()}
-            self.of.setdefault(env, []).append(Arrival(obs, *(field[i] for field in rows[1:])))
+            self.of.setdefault(env, []).append(TimeStep(obs, *(field[i] for field in rows[1:])))
 
 
 @pytest.fixture

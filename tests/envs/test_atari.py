@@ -132,9 +132,9 @@ def test_a_lost_life_of_a_real_game_ends_an_episode_of_training() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="ale-py has no game 'MsPacman': did you mean ms_pacman"):
         make(EnvConfig("atari:MsPacman"))
-    with pytest.raises(ValueError, match=r"atari:pong: sticky is a probability below 1, got 1\.5"):
+    with pytest.raises(ValueError, match=r"atari:pong: sticky must be a probability below 1, got 1\.5"):
         make(EnvConfig("atari:pong", kwargs={"sticky": 1.5}))
-    with pytest.raises(ValueError, match="frame_skip must be at least 1, noops at least 0: 0, 30"):
+    with pytest.raises(ValueError, match="frame_skip must be at least 1 and noops at least 0, got 0 and 30"):
         make(EnvConfig("atari:pong", kwargs={"frame_skip": 0}))
-    with pytest.raises(ValueError, match=r"'atari:pong' does not take kwargs \{'stick': 0\.25\}"):
+    with pytest.raises(ValueError, match=r"'atari:pong' does not accept kwargs \{'stick': 0\.25\}"):
         make(EnvConfig("atari:pong", kwargs={"stick": 0.25}))

@@ -59,5 +59,5 @@ def test_without_a_reward_there_is_none() -> None:
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="crafter has no variant 'rewards': did you mean reward"):
         make(EnvConfig("crafter:rewards"))
-    with pytest.raises(ValueError, match=r"does not take kwargs \{'area': 3\}"):
+    with pytest.raises(ValueError, match=r"does not accept kwargs \{'area': 3\}"):
         make(EnvConfig("crafter:reward", kwargs={"area": 3}))

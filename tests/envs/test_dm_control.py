@@ -48,7 +48,7 @@ def test_an_unknown_task_is_named_with_the_nearest() -> None:
     pytest.importorskip("dm_control.suite", reason="needs the extra: pip install 'worldmodel[dmc]'")
     with pytest.raises(ValueError, match=r"no task 'cartpole_swing': did you mean cartpole_swingup"):
         make(EnvConfig("dmc:cartpole_swing"))
-    with pytest.raises(ValueError, match=r"does not take kwargs \{'colour': 3\}"):
+    with pytest.raises(ValueError, match=r"does not accept kwargs \{'colour': 3\}"):
         make(EnvConfig("dmc:cartpole_swingup", kwargs={"colour": 3}))
 
 

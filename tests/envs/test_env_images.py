@@ -70,10 +70,10 @@ def test_colours_keep_their_place_whatever_the_order(value: np.ndarray, space: s
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (PICTURE.astype(np.int16) + 200, "a picture of int16 goes from"),
-        (PICTURE.astype(np.float32), r"a picture of float32 goes from 0 to 25\d, and not from 0 to 1"),
-        (np.full((40, 60, 3), np.nan), "a picture of float64 goes from nan to nan"),
-        (np.full((40, 60, 3), -0.5), "a picture of float64 goes from -0.5 to -0.5"),
+        (PICTURE.astype(np.int16) + 200, "pixels of an image of int16 lie between"),
+        (PICTURE.astype(np.float32), r"image of float32 lie between 0 and 25\d, but they must lie between 0 and 1"),
+        (np.full((40, 60, 3), np.nan), "image of float64 lie between nan and nan"),
+        (np.full((40, 60, 3), -0.5), "image of float64 lie between -0.5 and -0.5"),
     ],
 )
 def test_a_picture_on_another_scale_is_a_fault(value: np.ndarray, says: str) -> None:
@@ -171,10 +171,10 @@ def test_what_is_drawn_small_or_grey_is_a_picture_too() -> None:
 @pytest.mark.parametrize(
     ("drawn", "says"),
     [
-        (None, "draws no picture.*: it drew NoneType"),
-        ([PICTURE], "it drew list"),
-        (PICTURE[:0], r"it drew ndarray \(0, 60, 3\)"),
-        (PICTURE[..., :2], r"draws \(40, 60, 2\): a picture .* has 1, 3 or 4 channels"),
+        (None, "must render an array .*, but .* returned NoneType"),
+        ([PICTURE], "returned list"),
+        (PICTURE[:0], r"returned ndarray \(0, 60, 3\)"),
+        (PICTURE[..., :2], r"renders an array \(40, 60, 2\), but an image .* has 1, 3 or 4 channels"),
     ],
 )
 def test_what_is_drawn_and_is_no_picture_is_refused(drawn: Any, says: str) -> None:
@@ -193,24 +193,26 @@ def test_moments_are_no_channels() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("grey", True), ("image_size", 32)])
 def test_what_is_set_of_images_where_there_are_none_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"env.{name} is {value}, and no observation of CartPole-v1 is an image"):
+    with pytest.raises(ValueError, match=f"env.{name} is {value}, but no observation of CartPole-v1 is an image"):
         make(EnvConfig("CartPole-v1", **{name: value}))
     make(EnvConfig("CartPole-v1", pixels=True, **{name: value}))
 
 
 def test_what_draws_nothing_is_refused_with_the_reason() -> None:
     gym.register("worldmodel/Blind-v0", Blind, disable_env_checker=True)
-    with pytest.raises(ValueError, match=r"env\.pixels: .*Blind.* cannot draw here .*NotImplementedError.*that draws$"):
+    with pytest.raises(
+        ValueError, match=r"env\.pixels: .*Blind.* cannot be rendered here .*NotImplementedError.*can be rendered$"
+    ):
         make(EnvConfig("worldmodel/Blind-v0", pixels=True))
-    with pytest.raises(ValueError, match=r"does not take kwargs \{'render_mode': 'rgb_array'\}"):
+    with pytest.raises(ValueError, match=r"does not accept kwargs \{'render_mode': 'rgb_array'\}"):
         make(EnvConfig("worldmodel/Counter-v0", pixels=True))
-    with pytest.raises(ValueError, match=r"render_mode: set env\.pixels"):
+    with pytest.raises(ValueError, match=r"render_mode: set env\.pixels instead"):
         EnvConfig(kwargs={"render_mode": "rgb_array"})
     with pytest.raises(ValueError, match="image_size must be at least 16, got 8"):
         EnvConfig(image_size=8)
     with pytest.raises(ValueError, match=r"100 x 100 pixels cannot be halved .* resize it to 32, 64, 96"):
         EnvConfig(image_size=100)
-    with pytest.raises(ValueError, match="image_size must be at most 256: 1,024"):
+    with pytest.raises(ValueError, match="image_size must be at most 256, but it is 1,024"):
         EnvConfig(image_size=1024)
-    with pytest.raises(ValueError, match="at least 16 pixels a side: 3"):
+    with pytest.raises(ValueError, match="size must be at least 16 pixels, got 3"):
         Images(Shown(spaces.Box(0, 255, (40, 60), np.uint8), PICTURE[..., 0]), 3)

@@ -60,7 +60,7 @@ def _fresh(code: str, **environment: str) -> str:
 def test_without_a_library_the_state_is_learned_from_and_the_package_named(env: str, package: str) -> None:
     pytest.importorskip("mujoco")
     pytest.importorskip(package)
-    assert "cannot draw here" in (said := _fresh(BARE.format(env=env))) and headless.REMEDY in said
+    assert "cannot be rendered here" in (said := _fresh(BARE.format(env=env))) and headless.REMEDY in said
 
 
 def test_a_library_that_was_asked_for_and_is_not_there_is_named() -> None:
@@ -80,4 +80,4 @@ except ValueError as error:
     print(error)
 """
     said = _fresh(code, MUJOCO_GL="egl")
-    assert "'HalfCheetah-v5' cannot be made: AttributeError" in said and headless.REMEDY in said
+    assert "'HalfCheetah-v5' could not be created: AttributeError" in said and headless.REMEDY in said

@@ -59,7 +59,7 @@ def untrained_with_replay() -> tuple[WorldModel, SequenceReplay]:
         recorded.step(recorded.action_space.sample())
     torch.manual_seed(0)
     model = WorldModel.build(ModelConfig(hidden=16), specs, control)
-    model.fit_units(replay.everything())
+    model.fit_normalizers(replay.everything())
     return model, replay
 
 
@@ -193,19 +193,19 @@ def test_episodes_begin_from_recorded_states_that_something_can_follow() -> None
     begin.refresh()
     assert begin.states is None
     replay.storage.array("is_terminal")[:] = True
-    with pytest.raises(ValueError, match="every recorded step is a terminal one"):
+    with pytest.raises(ValueError, match="every recorded step is terminal"):
         begin(3)
 
 
 def test_what_cannot_be_is_named() -> None:
     model = ExactPendulum()
-    with pytest.raises(ValueError, match="at least 1: 0, 50"):
+    with pytest.raises(ValueError, match="at least 1, got 0 and 50"):
         ImaginedVectorEnv(model, TORQUE, hanging, 0)
     with pytest.raises(
-        ValueError, match=r"asked for of the widths {'k': 3, 'on': 2, 'x': 2}; the model has {'observation': 2}"
+        ValueError, match=r"has the widths {'k': 3, 'on': 2, 'x': 2}, but the model decodes {'observation': 2}"
     ):
         ImaginedVectorEnv(model, TORQUE, hanging, 1, observations=DICT)
-    with pytest.raises(RuntimeError, match="reset the environment"):
+    with pytest.raises(RuntimeError, match=r"call reset\(\) before"):
         ImaginedVectorEnv(model, TORQUE, hanging, 1).step(np.zeros((1, 1)))
 
 
@@ -225,7 +225,7 @@ def test_what_is_rendered_is_what_was_decoded_since_each_episode_began() -> None
         envs.step(np.zeros((3, 1), np.float32))  # the horizon: all begin anew
     np.testing.assert_allclose(envs.screen.trace, [begun[:, :2]])
     assert ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3).render() is None
-    with pytest.raises(ValueError, match="render_mode is rgb_array or None: 'human'"):
+    with pytest.raises(ValueError, match="render_mode must be 'rgb_array' or None, got 'human'"):
         ImaginedVectorEnv(ExactPendulum(), TORQUE, hanging, 3, render_mode="human")
 
 
@@ -282,7 +282,9 @@ def test_images_without_a_decoder_are_dreamt_of_but_not_shown(asked: dict[str, A
     config = ModelConfig(hidden=8, image_depth=2, images="redundancy")
     model = WorldModel.build(config, observation_specs(eye), action_spec(TORQUE))
     begin = PriorStarts(model, 1)
-    with pytest.raises(ValueError, match=r"decodes \[\], not the images .*observations 'feature' and no render_mode"):
+    with pytest.raises(
+        ValueError, match=r"decodes \[\], but not the images .*observations='feature' and no render_mode"
+    ):
         ImaginedVectorEnv(model, TORQUE, begin, 2, **asked)
     seen, _ = ImaginedVectorEnv(model, TORQUE, begin, 2).reset(seed=0)
     assert seen.shape == (2, model.feature_size)
@@ -290,7 +292,7 @@ def test_images_without_a_decoder_are_dreamt_of_but_not_shown(asked: dict[str, A
 
 def test_recorded_starts_depend_on_the_seed_alone_and_leave_the_replay_as_it_is() -> None:
     model, replay = untrained_with_replay()
-    before = replay.rng.bit_generator.state
+    before = replay.sampler.rng.bit_generator.state
     check_env(ImaginedEnv(model, PUSH, ReplayedStarts(model, replay), 20), skip_render_check=True)
     envs = [ImaginedVectorEnv(model, PUSH, ReplayedStarts(model, replay, pool=20), 4, 3) for _ in range(2)]
 
@@ -300,7 +302,7 @@ def test_recorded_starts_depend_on_the_seed_alone_and_leave_the_replay_as_it_is(
     one, again, other = walk(envs[0]), walk(envs[0]), walk(envs[1])
     np.testing.assert_array_equal(one, again)
     np.testing.assert_array_equal(one, other)
-    assert replay.rng.bit_generator.state == before
+    assert replay.sampler.rng.bit_generator.state == before
 
 
 def test_without_a_seed_no_two_dreams_are_the_same() -> None:
@@ -312,9 +314,9 @@ def test_without_a_seed_no_two_dreams_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"observations": "decoded"}, "observations are 'feature' or a space: 'decoded'"),
-        ({"observations": spaces.Box(-1, 1, (5,))}, "asked for of the widths .*5.*; the model has"),
-        ({"action_space": spaces.Box(-1, 1, (2,))}, "does not take controls of width 2"),
+        ({"observations": "decoded"}, "observations must be 'feature' or a space, got 'decoded'"),
+        ({"observations": spaces.Box(-1, 1, (5,))}, "has the widths .*5.*, but the model decodes"),
+        ({"action_space": spaces.Box(-1, 1, (2,))}, "does not accept actions of width 2"),
         ({"num_envs": 0}, "num_envs and horizon must be at least 1"),
     ],
 )

@@ -99,7 +99,7 @@ def test_rows_and_frames_of_lives() -> None:
     envs = make_vector(EnvConfig(ID, life_loss="end"), 1, training=True)
     rows: list[Any] = []
     specs, control = observation_specs(envs.single_observation_space), action_spec(envs.single_action_space)
-    recorded = RecordTrajectories(envs, lambda arrivals, _: rows.append(arrivals))
+    recorded = RecordTrajectories(envs, lambda rows_, _: rows.append(rows_))
     recorded.reset(seed=0)
     for _ in range(9):
         recorded.step(np.zeros(1, np.int64))
@@ -129,16 +129,16 @@ def test_a_run_learns_from_lives_and_is_evaluated_on_games(tmp_path: Any) -> Non
             return lambda *args, **values: None
 
     loop = Loop(trainer, evaluates=False)
-    loop.logger = loop.progress = Quiet()  # type: ignore[assignment]
+    loop.record.logger = loop.record.progress = Quiet()  # type: ignore[assignment]
     loop.run(27)
-    assert [length for _, length in loop.recent] == [3, 2, 4] * 3 and trainer.envs.frames == 4 * 27
+    assert [length for _, length in loop.record.recent] == [3, 2, 4] * 3 and trainer.envs.frames == 4 * 27
     assert evaluate(run.agent, run.config.env, 2, 3).returns == [9, 9]
     final = run.evaluate(2)
     assert final.returns == [9, 9] and final.promise is None  # its model knows of no game beyond a life
 
 
 def test_what_has_no_lives_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"env\.life_loss: .*CartPole.* is no Atari game"):
+    with pytest.raises(ValueError, match=r"env\.life_loss: .*only Atari games have lives.*CartPole"):
         make(EnvConfig("CartPole-v1", life_loss="end"))
-    with pytest.raises(ValueError, match=r"env\.life_loss is one of ignore, end, got reset"):
+    with pytest.raises(ValueError, match=r"env\.life_loss must be one of ignore, end, got reset"):
         EnvConfig(life_loss="reset")  # type: ignore[arg-type]

@@ -84,7 +84,7 @@ def test_limit_in_kwargs() -> None:
         ("cartpole", "did you mean CartPole-v1"),
         ("Pendulum-v0", "Pendulum-v1"),
         ("Pendulum-v9", "Pendulum-v1"),
-        ("Qqqq-v0", "no registered id is near it"),
+        ("Qqqq-v0", "no registered id is similar to it"),
         ("worldmodel/Conter-v0", "worldmodel/Counter-v0"),
         ("no spaces allowed", "no spaces allowed"),
         (
@@ -101,7 +101,7 @@ def test_unknown_ids(env_id: str, hint: str) -> None:
 
 
 def test_unknown_argument() -> None:
-    with pytest.raises(ValueError, match=r"'Pendulum-v1' does not take kwargs \{'gravity': 1\}"):
+    with pytest.raises(ValueError, match=r"'Pendulum-v1' does not accept kwargs \{'gravity': 1\}"):
         make(EnvConfig("Pendulum-v1", kwargs={"gravity": 1}))
 
 
@@ -151,7 +151,7 @@ def test_dependency_that_is_not_installed(monkeypatch: Any) -> None:
 def test_entry_point_that_cannot_be_imported(monkeypatch: Any) -> None:
     name = "NeedsAbsent-v0"
     monkeypatch.setitem(gym.registry, name, gym.envs.registration.EnvSpec(name, entry_point="absent_module:Env"))
-    with pytest.raises(ValueError, match=f"'{name}' needs a package that is missing: .*absent_module"):
+    with pytest.raises(ValueError, match=f"'{name}' needs a package that is not installed: .*absent_module"):
         make(EnvConfig(name))
 
 

@@ -35,19 +35,19 @@ IN_PROCESS = (
     *("exception", "mute", "tuple", "end", "info"),
 )
 SAID = {
-    "nan": "observation 'x' of environment 1 is not finite at step 3",
-    "inf": "observation 'x' of environment 1 is not finite at step 3",
-    "shape": "observation 'x' of environment 1 has shape (3,), its space says (2,) at step 3",
-    "dtype": "observation 'x' of environment 1 has dtype <U1, not a number at step 3",
-    "class": "observation 'phase' of environment 1 is outside its space at step 3",
-    "missing": "observation 'phase' of environment 1 is missing at step 3",
-    "reward nan": "the reward of environment 1 is not finite at step 3",
-    "reward inf": "the reward of environment 1 is not finite at step 3",
-    "reward shape": "the reward of environment 1 has shape (2,) and dtype float64, not a number at step 3",
+    "nan": "observation 'x' of environment 1 at step 3 is not finite",
+    "inf": "observation 'x' of environment 1 at step 3 is not finite",
+    "shape": "observation 'x' of environment 1 at step 3 has shape (3,), but its space has shape (2,)",
+    "dtype": "observation 'x' of environment 1 at step 3 has dtype <U1, which is not numeric",
+    "class": "observation 'phase' of environment 1 at step 3 is outside its space",
+    "missing": "observation 'phase' of environment 1 at step 3 is missing",
+    "reward nan": "the reward of environment 1 at step 3 is not finite",
+    "reward inf": "the reward of environment 1 at step 3 is not finite",
+    "reward shape": "the reward of environment 1 at step 3 has shape (2,) and dtype float64, but must be a number",
     "exception": "RuntimeError: the simulator died (failing.py, line ",
-    "mute": "Mute: (it cannot say what) (failing.py, line ",
-    "end": "'terminated' has shape (2,) and dtype bool, not true or false, in environment 1 at step 3",
-    "info": "'info' is a NoneType, not a dictionary, in environment 1 at step 3",
+    "mute": "Mute: (its message cannot be printed) (failing.py, line ",
+    "end": "'terminated' has shape (2,) and dtype bool, but must be True or False, in environment 1 at step 3",
+    "info": "'info' is a NoneType, but must be a dictionary, in environment 1 at step 3",
     "tuple": "ValueError: not enough values to unpack (expected 5, got 4) (basic.py, line ",
 }
 
@@ -87,7 +87,7 @@ def test_the_episode_ends_before_the_step_that_failed(how: str, restarting: Any,
         recorded.step(action)
     new = another_seed(2, 1)
     (text,) = recorded.pop_failures()
-    assert SAID[how] in text and text.endswith("last seed: 2): a new one with another seed, 1 of at most 10")
+    assert SAID[how] in text and text.endswith("last seed: 2). Restarted with another seed (failure 1 of at most 10)")
     assert recorded.faults == 1 and recorded.steps == recorded.frames == 3 * 11 - 1
     # Reset, 8 steps, reset, 3 steps; and reset, 2 steps, (the failed one,) reset, 8 steps, reset.
     assert replay.storage.stored.tolist() == [13, 13, 13]
@@ -162,7 +162,7 @@ def test_a_reset_that_fails_tries_other_seeds(how: str, restarting: Any) -> None
     env.reset(seed=1)
     observation, info = env.reset(seed=6)
     assert info[SEED] == third and len(info[FAULT]) == env.faults == 2
-    assert [text.rpartition(", ")[2] for text in info[FAULT]] == ["1 of at most 10", "2 of at most 10"]
+    assert [text.rpartition("(")[2] for text in info[FAULT]] == [f"failure {n} of at most 10)" for n in (1, 2)]
     np.testing.assert_array_equal(observation["x"], restarting("").reset(seed=third)[0]["x"])
 
 
@@ -345,5 +345,5 @@ def test_older_seeds_can_be_asked_for() -> None:
 
 @pytest.mark.parametrize("given", [[1], [0, 5], [5, 5], [7, 2**32 + 1]])
 def test_a_range_of_seeds_that_is_none(given: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"env.evaluation_seeds are two numbers.*\["):
+    with pytest.raises(ValueError, match=r"env.evaluation_seeds must be two increasing numbers.*\["):
         EnvConfig(evaluation_seeds=given)

@@ -14,7 +14,7 @@ import yaml
 from worldmodel.training.config.config import Config
 from worldmodel.training.config.fit_config import FitConfig
 from worldmodel.training.config.schema import _hints, _section, load_yaml, merge
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 
 Random = np.random.Generator
 
@@ -76,7 +76,9 @@ def pick(rng: Random, options: Any) -> Any:
 
 def base(rng: Random, tiny: dict[str, Any]) -> dict[str, Any]:
     """A real config in small sizes, so that one that is good after all is quickly built."""
-    return merge(merge(load_yaml(HOME / "configs" / f"{pick(rng, BASES)}.yaml"), {"env": {"time_limit": 10}}), tiny)
+    return merge(
+        merge(load_yaml(REPOSITORY / "configs" / f"{pick(rng, BASES)}.yaml"), {"env": {"time_limit": 10}}), tiny
+    )
 
 
 def changed(rng: Random, tiny: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
@@ -436,6 +438,6 @@ def test_every_contradiction_is_refused(commands: Any, tiny: dict[str, Any], cas
 @pytest.mark.parametrize("config", BASES)
 def test_what_is_changed_is_good_before(commands: Any, tiny: dict[str, Any], config: str) -> None:
     """Else everything would be refused, for a reason that has nothing to do with the change."""
-    mapping = load_yaml(HOME / "configs" / f"{config}.yaml")
+    mapping = load_yaml(REPOSITORY / "configs" / f"{config}.yaml")
     Path("c.yaml").write_bytes(text_of(merge(merge(mapping, {"env": {"time_limit": 10}}), tiny)))
     assert commands.refusal(["train", "c.yaml"], "good") is None

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from worldmodel.training.config.schema import dump_yaml, merge
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 
 WATCHED = Path(__file__).with_name("watched.py")
 PHASES = ("starting", "between", "collection", "update", "checkpoint", "evaluation")  # as in watched.py
@@ -51,7 +51,7 @@ class Run:
         self.phase.write_bytes(b"\0")
         begun = (self.folder / "config.yaml").is_file()
         what = ["--resume", str(self.folder)] if begun else [str(self.config), "--run", str(self.folder)]
-        environ = {**os.environ, "PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1"}
+        environ = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(WATCHED), str(self.phase), "train", *what]
         with self.folder.with_suffix(".log").open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environ)

@@ -19,7 +19,7 @@ from worldmodel.replay.disk import Disk, file_name
 from worldmodel.replay.storage import Column
 from worldmodel.training import FitRun, Run, WorldModelAgent, cli
 from worldmodel.training.data import minari_export
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 from worldmodel.training.report.diagnose import diagnose
 from worldmodel.training.start import resume
 
@@ -225,7 +225,7 @@ def test_no_saved_agent_is_unpickled(finished: Path, tmp_path: Path, marker: Pat
             with pytest.raises(ValueError):
                 WorldModelAgent.load(saved(finished, tmp_path / "bad.zip", **{name: content}))
     (tmp_path / "pickle.zip").write_bytes(of_torch(marker, tmp_path))
-    with pytest.raises(ValueError, match="no saved agent"):
+    with pytest.raises(ValueError, match="is not a saved agent"):
         WorldModelAgent.load(tmp_path / "pickle.zip")
     with pytest.raises(ValueError, match=r"bad.npz cannot be read"):
         (tmp_path / "bad.npz").write_bytes(archive(marker, tmp_path))
@@ -245,7 +245,7 @@ def test_a_saved_agent_that_unpacks_to_more_than_the_memory_is_refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worldmodel.validation.memory", lambda: 10_000)
-    with pytest.raises(ValueError, match="no saved agent"):
+    with pytest.raises(ValueError, match="is not a saved agent"):
         WorldModelAgent.load(saved(finished, tmp_path / "agent.zip"))
 
 
@@ -319,7 +319,7 @@ def unsafe(source: str) -> list[str]:
 
 @pytest.mark.parametrize("package", ["worldmodel", "envs", "agents", "training"])
 def test_nothing_in_the_source_executes_what_it_reads(package: str) -> None:
-    files = sorted((HOME / package).rglob("*.py"))
+    files = sorted((REPOSITORY / package).rglob("*.py"))
     assert files
     assert {str(file): found for file in files if (found := unsafe(file.read_text()))} == {}
 

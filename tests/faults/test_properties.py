@@ -22,12 +22,12 @@ from worldmodel.training.config.fit_config import load_fit_config
 from worldmodel.training.config.schema import ConfigError, dump_yaml, load_yaml, parse_overrides, to_mapping
 from worldmodel.training.data.csv_data import read_csv
 from worldmodel.training.data.npz_data import read_npz
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 from worldmodel.training.run.tree import load_tree, save_tree
 
 QUICK = settings(deadline=None, max_examples=50)  # a busy machine is no failure
 
-CONFIGS = sorted((HOME / "configs").rglob("*.yaml"))
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import yaml
 
 from worldmodel.training import cli
 from worldmodel.training.config.config import load_config
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 from worldmodel.training.run.folder import claim
 
 MANY = "line one\nline two\x1b[31m" + "x" * 9000
@@ -110,7 +110,7 @@ def test_nobody_listens(size: int) -> None:
         "sys.stdin.read()\nsys.exit(cli.main(['evaluate', 'run']))"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=HOME, text=True, **pipes) as process:
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, text=True, **pipes) as process:
         assert process.stdin and process.stdout and process.stderr
         process.stdout.close()
         process.stdin.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldmodel.training.cli import main
-from worldmodel.training.loop import loop
+from worldmodel.training.loop import evaluations, loop
 from worldmodel.training.loop.trainer import Trainer
 from worldmodel.training.run.run import Run
 
@@ -37,7 +37,7 @@ def watch(file: Path, arguments: list[str]) -> int:
     Trainer.update = during("update", Trainer.update)  # type: ignore[method-assign]
     Run.save = during("checkpoint", Run.save)  # type: ignore[method-assign]
     Run.evaluate = during("evaluation", Run.evaluate)  # type: ignore[method-assign]
-    loop.evaluate = during("evaluation", loop.evaluate)
+    evaluations.evaluate = during("evaluation", evaluations.evaluate)
     return main(arguments)
 
 

@@ -160,7 +160,7 @@ def test_a_save_that_fails_leaves_what_was_saved_before(monkeypatch: pytest.Monk
     assert Path("agent.zip").read_bytes() == before and [path.name for path in Path().glob("agent*")] == ["agent.zip"]
 
 
-def test_an_algorithm_in_the_dream_is_saved_with_its_optimisers() -> None:
+def test_an_algorithm_in_the_dream_is_saved_with_its_optimizers() -> None:
     sb3 = {"algorithm": "PPO", "envs": 2, "every": 1, "steps": 8, "settings": {"n_steps": 4, "batch_size": 8}}
     agent = WorldModelAgent({**TINY, "behaviour": {"name": "sb3", "sb3": sb3}}, run="run").learn(30)
     agent.save("agent")
@@ -178,13 +178,13 @@ def test_mistakes_are_named() -> None:
     agent = WorldModelAgent(TINY, run="run")
     with pytest.raises(ValueError, match="total_timesteps and log_interval must be at least 1: 0"):
         agent.learn(0)
-    with pytest.raises(ValueError, match=r"nowhere: no saved agent"):
+    with pytest.raises(ValueError, match=r"nowhere is not a saved agent"):
         WorldModelAgent.load("nowhere")
     Path("text.zip").write_text("no archive")
-    with pytest.raises(ValueError, match=r"text.zip: no saved agent"):
+    with pytest.raises(ValueError, match=r"text.zip is not a saved agent"):
         WorldModelAgent.load("text.zip")
     agent.save("agent")
-    with pytest.raises(ValueError, match="was saved from another"):
+    with pytest.raises(ValueError, match="these weights do not fit this"):
         WorldModelAgent.load("agent", env="MountainCarContinuous-v0")
 
 
@@ -410,20 +410,20 @@ def test_a_dream_goes_on_as_it_would_have_with_its_recordings(tmp_path: Path) ->
 def test_what_cannot_be_loaded_leaves_no_trace_and_names_the_users_file(tmp_path: Path) -> None:
     from stable_baselines3 import PPO
 
-    with pytest.raises(ValueError, match="made/by/load/agent: no saved agent"):
+    with pytest.raises(ValueError, match="made/by/load/agent is not a saved agent"):
         WorldModelAgent.load("made/by/load/agent")
     assert not Path("made").exists()
     PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).save("theirs")
-    with pytest.raises(ValueError, match=r"theirs: no saved agent \(there is no config.yaml in it\)"):
+    with pytest.raises(ValueError, match=r"theirs is not a saved agent \(it contains no config.yaml\)"):
         WorldModelAgent.load("theirs")
-    with pytest.raises(ValueError, match="no saved agent"):
+    with pytest.raises(ValueError, match="is not a saved agent"):
         WorldModelAgent.load(".")
-    with pytest.raises(ValueError, match=r"env is the id of an environment.* not a Monitor"):
+    with pytest.raises(ValueError, match=r"env must be the id of an environment.* not a Monitor"):
         WorldModelAgent(TINY, env=world())  # type: ignore[arg-type]
 
 
 def test_what_is_loaded_learns_on_as_what_was_saved() -> None:
-    """Weights and optimisers: the next update of both is the same, on the same rows."""
+    """Weights and optimizers: the next update of both is the same, on the same rows."""
     agent = WorldModelAgent(TINY, seed=3, run="run").learn(30)
     agent.save("agent")
     agent.save_replay_buffer("buffer")
@@ -432,8 +432,8 @@ def test_what_is_loaded_learns_on_as_what_was_saved() -> None:
     results = []
     for each in (agent, again):
         trainer = each._started()
-        each.run.replay.rng = np.random.default_rng(1)
-        each.run.replay.served[:] = 0
+        each.run.replay.sampler.rng = np.random.default_rng(1)
+        each.run.replay.sampler.served[:] = 0
         torch.manual_seed(1)
         trainer.update()
         results.append({**each.run.model.state_dict(), **{f"b/{k}": v for k, v in each.policy.state_dict().items()}})
@@ -468,7 +468,7 @@ def test_after_learning_nothing_is_written_any_more(callback: BaseCallback | Non
 def test_one_that_is_closed_learns_no_more() -> None:
     agent = WorldModelAgent(TINY, run="run").learn(25)
     agent.close()
-    with pytest.raises(ValueError, match="the agent is closed"):
+    with pytest.raises(ValueError, match="The agent is closed"):
         agent.learn(5)
     assert agent.predict(np.zeros(3, np.float32))[0].shape == (1,)
 

@@ -90,7 +90,7 @@ def test_a_run_whose_rows_do_not_fit_is_refused(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("worldmodel.validation.memory", lambda: ENOUGH)
     Run.create(tmp_path / "fits", load_config(config))
     more = merge(config, {"training": {"steps": 2 * PICTURES}})
-    with pytest.raises(ValueError, match=r"the rows of the replay take 0.* set replay.disk: true, or lower"):
+    with pytest.raises(ValueError, match=r"the rows of the replay take at least 0.* set replay.disk: true, or lower"):
         Run.create(tmp_path / "more", load_config(more))
     Run.create(tmp_path / "few", load_config(merge(more, {"replay": {"capacity": PICTURES}})))
     assert not list(tmp_path.iterdir())

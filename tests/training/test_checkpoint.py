@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from worldmodel.training.run.checkpoint import FORMAT, MANIFEST, Checkpoint, find, new_checkpoint, numbers, prune
+from worldmodel.training.run.checkpoint import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    Checkpoint,
+    find,
+    new_checkpoint,
+    numbers,
+    prune,
+)
 
 
 def write(root: Path, mean_return: float | None = None, content: bytes = b"weights") -> Path:
@@ -25,9 +33,9 @@ def test_what_a_manifest_says(root: Path) -> None:
     """The checksum is that of `printf weights | sha256sum`."""
     folder = write(root, -3.5)
     digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
-    found = json.loads((folder / MANIFEST).read_text())
+    found = json.loads((folder / MANIFEST_FILE).read_text())
     assert found["files"]["model"] == {"bytes": 7, "sha256": digest}
-    assert (found["format"], found["env_steps"], found["mean_return"]) == (FORMAT, 100, -3.5)
+    assert (found["format"], found["env_steps"], found["mean_return"]) == (FORMAT_VERSION, 100, -3.5)
     assert {"worldmodel", "torch"} <= found.keys()
     assert Checkpoint.read(folder).files["model"] == (7, digest)
 
@@ -36,9 +44,11 @@ def test_the_latest_the_best_or_a_number(root: Path) -> None:
     for score in (-5.0, -1.0, None, -9.0, None):
         write(root, score)
     assert [find(root, which)[0].folder.name for which in ("latest", "best", "1")] == ["00005", "00002", "00001"]
-    with pytest.raises(ValueError, match="no checkpoint '7' that could be used; the run has latest, best, 1, 2, 3"):
+    with pytest.raises(
+        ValueError, match=r"no usable checkpoint '7'\. The run has the checkpoints latest, best, 1, 2, 3"
+    ):
         find(root, "7")
-    with pytest.raises(ValueError, match="holds no checkpoint 'worst'"):
+    with pytest.raises(ValueError, match="holds no usable checkpoint 'worst'"):
         find(root, "worst")
 
 
@@ -51,7 +61,9 @@ def test_of_equals_the_newest_is_the_best_and_stays(root: Path) -> None:
 
 def test_without_an_evaluation_there_is_no_best(root: Path) -> None:
     write(root)
-    with pytest.raises(ValueError, match="holds no evaluated checkpoint that could be used; the run has 1"):
+    with pytest.raises(
+        ValueError, match=r"holds no usable checkpoint with an evaluation\. The run has the checkpoints 1"
+    ):
         find(root, "best")
 
 
@@ -78,7 +90,7 @@ def test_one_that_is_not_finished_is_not_there(root: Path) -> None:
 def test_a_damaged_one_is_known_and_passed_over(root: Path, damage: str) -> None:
     write(root)
     newest = write(root)
-    file = newest / (MANIFEST if damage.startswith("manifest") else "model")
+    file = newest / (MANIFEST_FILE if damage.startswith("manifest") else "model")
     if damage == "changed":
         file.write_bytes(b"weightz")
     elif damage.endswith("missing"):
@@ -93,15 +105,18 @@ def test_a_damaged_one_is_known_and_passed_over(root: Path, damage: str) -> None
         assert find(root, leave_out=["model"])[0].env_steps == 200  # where it is not needed
         for path in (root / "00001").iterdir():
             path.unlink()
-        with pytest.raises(ValueError, match=r"holds no checkpoint that could be used; .*model"):
+        with pytest.raises(ValueError, match=r"holds no usable checkpoint\. .*model"):
             find(root)
 
 
 def test_one_of_a_later_version_is_not_misread(root: Path) -> None:
     write(root)
-    manifest = write(root) / MANIFEST
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": FORMAT + 1}))
-    with pytest.raises(ValueError, match=rf"of format {FORMAT + 1}, written by .*; this version reads up to {FORMAT}"):
+    manifest = write(root) / MANIFEST_FILE
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": FORMAT_VERSION + 1}))
+    newer = (
+        rf"has format {FORMAT_VERSION + 1} and was written by .*\. This version reads formats up to {FORMAT_VERSION}"
+    )
+    with pytest.raises(ValueError, match=newer):
         find(root)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from worldmodel.training import WorldModelAgent, fit, start, train
-from worldmodel.training.data.dataset import control_units
+from worldmodel.training.data.dataset import control_normalizer
 from worldmodel.training.loop.trainer import Trainer
 from worldmodel.training.run.folder import TakenError, claim, free_folder
 from worldmodel.training.run.run import Run
@@ -46,7 +46,7 @@ def test_a_run_claims_the_next_folder_where_another_was_quicker(others: None) ->
 
 
 def test_a_folder_that_was_asked_for_is_not_replaced_by_another(others: None) -> None:
-    with pytest.raises(TakenError, match=r"runs/Pendulum-v1 already holds a run: choose another --run folder"):
+    with pytest.raises(TakenError, match=r"runs/Pendulum-v1 already holds a run\. Choose another --run folder"):
         train(TINY, run="runs/Pendulum-v1")
 
 
@@ -58,9 +58,9 @@ def test_a_fit_claims_the_next_folder(tmp_path: Path, monkeypatch: pytest.Monkey
     def slow(dataset: Any) -> Any:
         Path("runs/noise").mkdir(parents=True)
         Path("runs/noise/config.yaml").write_text("another: 1\n")
-        return control_units(dataset)
+        return control_normalizer(dataset)
 
-    monkeypatch.setattr("worldmodel.training.fitting.fit.control_units", slow)
+    monkeypatch.setattr("worldmodel.training.fitting.fit.control_normalizer", slow)
     assert fit({**settings, "logger": TINY["logger"]}, "noise.npz").folder == Path("runs/noise-2")
 
 
@@ -74,7 +74,7 @@ def test_an_agent_claims_the_next_folder(tmp_path: Path, monkeypatch: pytest.Mon
         claim(found, agent.run.config)
         return found
 
-    monkeypatch.setattr("worldmodel.training.algorithm.free_folder", slow)
+    monkeypatch.setattr("worldmodel.training.algorithm.agent.free_folder", slow)
     agent.learn(12)
     agent.close()
     assert agent.run.folder == Path("runs/Pendulum-v1-2")

@@ -58,7 +58,7 @@ def test_what_was_recorded_is_kept_where_somebody_removed_the_checkpoints(
     capsys.readouterr()
     resume(folder)
     said = capsys.readouterr().err
-    assert "holds no checkpoint: it begins once more" in said and f"is kept in {folder / 'before-1'}" in said
+    assert "holds no checkpoint, so the run starts again" in said and f"are kept in {folder / 'before-1'}" in said
     for name in ("metrics.jsonl", "replay/replay.npz"):
         assert (folder / "before-1" / name).read_bytes() == (whole / name).read_bytes()
     shutil.rmtree(folder / "before-1")
@@ -77,7 +77,7 @@ def test_something_else_in_the_place_of_a_part_of_a_run_is_refused(name: str, fo
         part.mkdir()
     assert main(["train", "--resume", str(folder), "--training.steps", "120"]) == 2
     (said,) = capsys.readouterr().err.splitlines()
-    assert str(part) in said and "remove it, or put back" in said
+    assert str(part) in said and "Remove it, or put back" in said
 
 
 def test_a_file_in_the_place_of_the_last_checkpoint_is_a_damaged_one(
@@ -86,7 +86,7 @@ def test_a_file_in_the_place_of_the_last_checkpoint_is_a_damaged_one(
     shutil.rmtree(folder / "checkpoint" / "00003")
     (folder / "checkpoint" / "00003").write_text("hi")
     assert main(["train", "--resume", str(folder)]) == 0
-    assert "takes its place" in capsys.readouterr().err
+    assert "is used instead" in capsys.readouterr().err
     assert_same_run(whole, folder)
 
 
@@ -95,7 +95,7 @@ def test_what_somebody_put_among_the_checkpoints_stays_and_is_in_nobodys_way(fol
     (folder / "checkpoint" / "00003" / "manifest.json").write_text('{"format": 1e999}')
     assert main(["train", "--resume", str(folder), "--training.steps", "120"]) == 0
     said = capsys.readouterr().err
-    assert "manifest.json cannot be read" in said and "takes its place" in said
+    assert "manifest.json cannot be read" in said and "is used instead" in said
     assert (folder / "checkpoint" / "notes.partial").read_text() == "mine"
 
 
@@ -105,7 +105,7 @@ def test_a_config_of_a_run_that_was_cut_off_is_told(folder: Path, capsys: Any) -
         (folder / "config.yaml").write_text(left)
         for command in (["train", "--resume", str(folder)], ["evaluate", str(folder)]):
             assert main(command) == 2
-            assert f"{folder / 'config.yaml'} has lost what it said of {lost}" in capsys.readouterr().err
+            assert f"{folder / 'config.yaml'} has lost the sections {lost}" in capsys.readouterr().err
         assert (folder / "config.yaml").read_text() == left
 
 
@@ -121,6 +121,6 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(
     path.write_bytes(content)
     assert main(["train", "--resume", str(folder)]) == 0
     said = capsys.readouterr().err
-    assert str(damaged) in said and "00002, of 80 environment steps, takes its place" in said
+    assert str(damaged) in said and "Checkpoint 00002 (environment step 80) is used instead" in said
     assert_same_run(whole, folder)
     assert sorted(path.name for path in (folder / "checkpoint").iterdir())[-2:] == ["00002", "00003"]

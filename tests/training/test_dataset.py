@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from worldmodel.specs import ObservationSpec
-from worldmodel.training.data.dataset import Dataset, control_units, matching, recorded
+from worldmodel.training.data.dataset import Dataset, control_normalizer, matching, recorded
 from worldmodel.training.data.split import apportioned, split
 
 LENGTHS = (5, 9, 3)
@@ -91,27 +91,29 @@ def test_everything_is_all_rows() -> None:
 
 def test_controls_are_standardised_and_null_ones_stay_null() -> None:
     ours = dataset()
-    units = control_units(ours)
-    rows = ours.in_units(units).everything()
+    units = control_normalizer(ours)
+    rows = ours.normalized(units).everything()
     given = rows.prev_action[~rows.is_first]
     assert given.mean().item() == pytest.approx(0, abs=1e-5)
     assert given.std(correction=0).item() == pytest.approx(1, abs=1e-5)
     assert (rows.prev_action[rows.is_first] == 0).all()
     raw = [10 * s + t for s, n in enumerate(LENGTHS) for t in range(1, n)]
-    other = dataset((4,)).in_units(units).everything().prev_action[0, 1:, 0]
+    other = dataset((4,)).normalized(units).everything().prev_action[0, 1:, 0]
     np.testing.assert_allclose(other, (np.array([1, 2, 3]) - np.mean(raw)) / np.std(raw), rtol=1e-5)
 
 
 def test_controls_of_an_environment_keep_their_unit() -> None:
     ours = Dataset.of(dataset().obs_specs, [dataset().part(1)], ["one"], from_env=True)
-    assert torch.equal(ours.in_units(control_units(ours)).everything().prev_action, ours.everything().prev_action)
+    assert torch.equal(
+        ours.normalized(control_normalizer(ours)).everything().prev_action, ours.everything().prev_action
+    )
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (1, 1)])
 def test_no_controls_have_no_units(lengths: tuple[int, ...]) -> None:
     ours = dataset(lengths, width=0)
     assert ours.control_width == 0
-    assert ours.in_units(control_units(ours)).padded([0]).prev_action.shape == (1, lengths[0], 0)
+    assert ours.normalized(control_normalizer(ours)).padded([0]).prev_action.shape == (1, lengths[0], 0)
 
 
 # -------------------------------------------------------------------------------------------------- parts
@@ -184,16 +186,18 @@ def test_fewer_classes_fit_into_more() -> None:
     train = with_spec(ObservationSpec((1,), (4,), (0,)))
     found = matching(with_spec(ObservationSpec((1,), (2,), (0,))), train.obs_specs, train.control_width, "data.test")
     assert found.obs_specs == train.obs_specs
-    with pytest.raises(ValueError, match=r"data.test: theirs: 'y' has classes \(4,\), the training data \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"data.test: theirs: 'y' has classes \(4,\), but the training data has \(2,\)"
+    ):
         matching(train, with_spec(ObservationSpec((1,), (2,), (0,))).obs_specs, train.control_width, "data.test")
 
 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (with_spec(ObservationSpec((3,))), r"'y' \(3 values\), the training data 'x' \(2 values\)"),
+        (with_spec(ObservationSpec((3,))), r"'y' \(3 values\), but the training data observes 'x' \(2 values\)"),
         (with_spec(ObservationSpec((2,), (3, 3), (0, 0))), r"'y' \(2 discrete values\)"),
-        (dataset(width=2), "2 controls, the training data has 1"),
+        (dataset(width=2), "2 controls, but the training data has 1"),
     ],
 )
 def test_a_part_from_elsewhere_must_fit(other: Dataset, said: str) -> None:

@@ -68,7 +68,9 @@ def test_by_default_the_control_of_a_row_leads_to_the_next(table: Write) -> None
 def test_names_that_would_tell_the_model_what_it_is_to_explain() -> None:
     with pytest.raises(ValueError, match=r"named twice: y, y"):
         DataConfig(observations=["y", "y"])
-    with pytest.raises(ValueError, match=r"^y would be told to the model as the control that leads to it"):
+    with pytest.raises(
+        ValueError, match=r"^With delay 0, y would be both an observation and the control that leads to it"
+    ):
         DataConfig(observations=["y"], controls=["u", "y"], delay=0)
     DataConfig(observations=["y"], controls=["y"])  # one row earlier it may be
 
@@ -130,7 +132,7 @@ def test_several_recordings_in_a_table_are_asked_about(
     file.write_text(content)
     with pytest.raises(ValueError, match=r"data\.sequence") as refused:
         read(source(file, **columns))
-    assert all(part in str(refused.value) for part in (str(file), f"set data.sequence to {answer},", "false", *said))
+    assert all(part in str(refused.value) for part in (str(file), f"Set data.sequence to {answer}", "false", *said))
     assert "\n" not in str(refused.value)
     data = read(source(file, **columns, sequence=answer))
     assert data.lengths.tolist() == FIVE and first_rows(data) == [0, 10, 20, 30, 40]
@@ -164,9 +166,9 @@ def test_one_recording_is_not_asked_about(tmp_path: Path) -> None:
 
 
 def test_a_sequence_column_that_ends_no_sequence(table: Write) -> None:
-    with pytest.raises(ValueError, match="column 'y': it rises in every row and never falls"):
+    with pytest.raises(ValueError, match="column 'y': the values rise in every row and never fall"):
         read(source(table(ONE), observations=["v"], sequence="y"))
-    with pytest.raises(ValueError, match="sequence is a column, or false"):
+    with pytest.raises(ValueError, match=r"sequence is true\. It must be the name of a column, or false"):
         DataConfig(sequence=True)
 
 
@@ -194,17 +196,21 @@ def refusal(capsys: pytest.CaptureFixture[str], file: Path | str, data: dict[str
         (TABLE, {"controls": "[U]"}, ["no column 'U'", "did you mean 'u'?"]),
         (TABLE, {"sequence": "runs"}, ["no column 'runs'", "did you mean 'run'?"]),
         (TABLE, {"observations": "null"}, ["data.observations names no column", "'y', 'v', 'u', 'run'"]),
-        ([*TABLE, ("7,5", 0, 0, "b")], {}, ["line 8: 5 cells, under a header of 4"]),
+        ([*TABLE, ("7,5", 0, 0, "b")], {}, ["line 8: the row has 5 cells, but the header has 4"]),
         ([*TABLE[:3], ("high", 1, 1, "a")], {}, ["line 5", "column 'y'", "'high' is not a number"]),
         ([*TABLE[:3], ("nan", 1, 1, "a")], {}, ["line 5", "column 'y'", "nan is not a finite number"]),
         ([*TABLE[:3], (1, 1, "-inf", "a")], {}, ["line 5", "column 'u'", "-inf is not a finite number"]),
         ([*TABLE[:3], (1, 1, "1e39", "a")], {}, ["line 5", "column 'u'", "1e39 is not a finite number"]),
         ([*TABLE[:3], ("1_000", 1, 1, "a")], {}, ["line 5", "column 'y'", "'1_000' is not a number"]),
-        ([*TABLE, (1, 1, 1, "a")], {"sequence": "run"}, ["line 8", "column 'run'", "'a' comes back", "line 2"]),
+        (
+            [*TABLE, (1, 1, 1, "a")],
+            {"sequence": "run"},
+            ["line 8", "column 'run'", "'a' appears again after", "line 2"],
+        ),
         ([*TABLE[:3], ("", 1, 1, "a")], {}, ["line 5", "column 'y'", "empty"]),
         ([*TABLE[:3], (1, 1)], {}, ["line 5", "column 'u'", "empty"]),
         ([*TABLE[:3], (), ("x", 1, 1, "a")], {}, ["line 6", "column 'y'", "'x' is not a number"]),
-        ([], {}, ["a header and no rows"]),
+        ([], {}, ["a header, but no rows"]),
         ([("y", 1, 1, "a")] * 3, {}, ["line 2", "column 'y'"]),
     ],
 )
@@ -224,11 +230,11 @@ def test_a_column_that_is_there_twice(table: Write, tmp_path: Path, capsys: pyte
     ("name", "content", "said"),
     [
         ("data.csv", b"\xff\xfe\x00", "cannot be read as CSV"),
-        ("data.csv", b"", "There is nothing"),
+        ("data.csv", b"", "Available: none"),
         ("data.npz", b"no archive", "cannot be read as an .npz archive"),
         ("data.npz", b"", "cannot be read as an .npz archive"),
         ("data.txt", b"y\n1\n", ".csv, .npz, a run folder or minari:DATASET_ID"),
-        ("folder", None, "without replay/replay.npz"),
+        ("folder", None, "has no replay/replay.npz"),
         ("missing.csv", None, "no file at"),
     ],
 )
@@ -247,7 +253,7 @@ def test_a_sequence_shorter_than_the_window(table: Write, tmp_path: Path, capsys
     data = {"observations": "[y]", "sequence": "run", "window": 6, "validation": "{observations: [v]}"}
     data["split"] = "{test: 0}"
     line = refusal(capsys, table(rows), data, tmp_path / "run")
-    assert "lines 11-14: a sequence of 4 steps is shorter than the window of 6" in line
+    assert "lines 11-14: this sequence of 4 steps is shorter than the window of 6" in line
     assert "data.window to 4 or less" in line and "null" in line and "data.drop_short" in line
     mapping = {"observations": ["y"], "sequence": "run", "window": 6, "drop_short": True, "split": {"test": 0}}
     parts = read_parts(source(tmp_path / "data.csv", **mapping, validation={"observations": ["v"]}))
@@ -282,7 +288,7 @@ def test_a_part_from_elsewhere_is_named_in_its_errors(
     table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal(capsys, table(ONE), {"observations": "[y]", "test": "{controls: [u]}"}, tmp_path / "run")
-    assert "data.test" in line and "1 controls, the training data has 0" in line
+    assert "data.test" in line and "1 controls, but the training data has 0" in line
 
 
 # ---------------------------------------------------------------------------------------------------- npz
@@ -356,10 +362,10 @@ WITH_NAN[4, 1] = np.nan
             ["sequence 2, 'x', row 2, column 2: nan is not a finite number"],
         ),
         ({"x": X, "u": U[:5]}, {}, ["'u' (5, 1) does not fit 'x' (6, 2)"]),
-        ({"x": X, "u": U, "lengths": np.array([3, 4])}, {}, ["'lengths' (2,) of sum 7", "'x' (6, 2)"]),
-        ({"x": X, "u": U, "lengths": np.array([6, 0])}, {}, ["from 1 up"]),
-        ({"x": X.ravel(), "u": U}, {}, ["'x' is (12,)", "(N, L, width)"]),
-        ({"x": np.array([["a"]]), "u": U}, {}, ["'x' is (1, 1) of <U1"]),
+        ({"x": X, "u": U, "lengths": np.array([3, 4])}, {}, ["'lengths' (2,) with the sum 7", "'x' (6, 2)"]),
+        ({"x": X, "u": U, "lengths": np.array([6, 0])}, {}, ["at least 1"]),
+        ({"x": X.ravel(), "u": U}, {}, ["'x' has the shape (12,)", "(N, L, width)"]),
+        ({"x": np.array([["a"]]), "u": U}, {}, ["'x' has the shape (1, 1) and the type <U1"]),
         ({"x": np.array([[{}]], object), "u": U}, {}, ["cannot be read", "Python objects"]),
     ],
 )
@@ -441,16 +447,16 @@ def test_classes_of_discrete_observations_are_those_that_were_seen(recording: Pa
 @pytest.mark.parametrize(
     ("data", "arrays", "said"),
     [
-        ({"controls": "[]"}, {}, ["holds actions", "leave data.controls out"]),
-        ({"controls": "[u]"}, {}, ["one control, 'prev_action'"]),
-        ({"controls": "[u]"}, {"prev_action": np.zeros((2, 15, 0))}, ["holds no actions", "wants u"]),
+        ({"controls": "[]"}, {}, ["there are actions", "Leave data.controls out"]),
+        ({"controls": "[u]"}, {}, ["the only control of a recording is 'prev_action'"]),
+        ({"controls": "[u]"}, {"prev_action": np.zeros((2, 15, 0))}, ["there are no actions", "names u"]),
         ({"observations": "[observaton]"}, {}, ["no observation 'observaton'", "did you mean 'observation'?"]),
         ({}, {"reward": np.full((2, 15), np.nan)}, ["stream 1, 'reward', row 1: nan"]),
         ({}, {"reward": np.zeros((2, 14))}, ["does not fit 'reward' (2, 14)"]),
         ({}, {"stored": np.array([16, 15])}, ["does not fit 'reward'"]),
-        ({}, {"stored": np.array([1, 0])}, ["no sequence of two steps"]),
-        ({}, {"stored": np.array([16.0, 3.0])}, ["'stored' is (2,) of float64"]),
-        ({}, {"prev_action": None}, ["a recording without prev_action"]),
+        ({}, {"stored": np.array([1, 0])}, ["no sequence of two or more steps"]),
+        ({}, {"stored": np.array([16.0, 3.0])}, ["'stored' has the shape (2,) and the type float64"]),
+        ({}, {"prev_action": None}, ["this recording lacks prev_action"]),
     ],
 )
 def test_a_bad_recording_is_refused(
@@ -468,12 +474,14 @@ def test_a_bad_recording_is_refused(
 def test_only_a_csv_has_a_column_of_sequences(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "data.sequence is a column of a CSV" in refusal(capsys, recording, {"sequence": "run"}, tmp_path / "run")
+    assert "data.sequence works only with a CSV file" in refusal(
+        capsys, recording, {"sequence": "run"}, tmp_path / "run"
+    )
 
 
 def test_only_recordings_have_rewards(table: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, table(ONE), {"observations": "[y]", "rewards": "true"}, tmp_path / "run")
-    assert "data.rewards" in line and "holds no rewards" in line
+    assert "data.rewards" in line and "has no rewards" in line
 
 
 # ------------------------------------------------------------------------------------------------- Minari

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from worldmodel.training import fit, train
 from worldmodel.training.cli import main
-from worldmodel.training.fitting.fit_run import MODEL, SPECS
+from worldmodel.training.fitting.fit_run import MODEL_PATH, SPECS_PATH
 from worldmodel.training.fitting.scores import cell
 from worldmodel.training.report.diagnose import DiagnoseConfig, diagnose
 from worldmodel.training.report.diagnosis_report import (
@@ -74,7 +74,7 @@ def test_diagnose_writes_numbers_that_agree_with_what_it_prints(
     assert len(model["nll"]) == 3 and len(model["rmse"][0]) == 2
     assert max(map(max, arx["rmse"])) < 1  # it counts, and shows the action: both are linear
     assert found["actions"]["elbo_loss"].keys() >= {"of another sequence"}
-    assert any("no figures" in line and "worldmodel[plot]" in line for line in shown)
+    assert any("No figures" in line and "worldmodel[plot]" in line for line in shown)
 
 
 def test_diagnose_repeats_itself_and_leaves_the_random_state(finished: Path) -> None:
@@ -163,17 +163,17 @@ def test_another_run_is_compared_in_its_own_units(system: Path, tmp_path: Path) 
     folder = fitted(system, tmp_path / "run")
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    specs = json.loads((other / SPECS).read_text())
+    specs = json.loads((other / SPECS_PATH).read_text())
     specs["control"] = {"loc": [0.25], "scale": [specs["control"]["scale"][0] / 2]}
-    (other / SPECS).write_text(json.dumps(specs))
-    weights = load_file(other / MODEL)
-    old = json.loads((folder / SPECS).read_text())["control"]
+    (other / SPECS_PATH).write_text(json.dumps(specs))
+    weights = load_file(other / MODEL_PATH)
+    old = json.loads((folder / SPECS_PATH).read_text())["control"]
     for name, value in weights.items():  # the first layers over [z, u] take the new units
         if name in ("dynamics.linear.weight", "dynamics.hidden.0.weight"):
             bias = weights[name.replace("weight", "bias")]
             bias += value[:, -1] * (0.25 - old["loc"][0]) / old["scale"][0]
             value[:, -1] /= 2
-    save_file(weights, other / MODEL)
+    save_file(weights, other / MODEL_PATH)
     difference = diagnosed(folder, "--against", str(other))["against"]
     assert abs(difference["mean"]) < 0.05
     assert diagnosed(other, "--against", str(folder))["against"]["mean"] == pytest.approx(0, abs=0.05)
@@ -191,7 +191,9 @@ def test_runs_are_compared_on_what_neither_has_learned_from(
     for data in ([], [str(other)], [str(copy)]):
         assert main(["diagnose", str(finished), *data, "--against", str(other), *SMALL]) == 2
         said = capsys.readouterr().err
-        assert "--against compares on data that neither run has learned from" in said and "worldmodel collect" in said
+        assert (
+            "--against compares runs on data that neither run was trained on" in said and "worldmodel collect" in said
+        )
     found = diagnose(finished, fresh, DiagnoseConfig(2, 3, 4), against=other)
     assert found.against is not None and found.against.left_out == 0 < found.against.sequences
 
@@ -207,11 +209,11 @@ def test_a_fit_is_compared_without_the_rows_that_the_other_was_fitted_to(system:
     assert found.against is not None
     windows = 120 // 7  # end to end
     assert (found.against.sequences, found.against.left_out) == (windows - 10, 10)
-    assert f"on {windows - 10} sequences that neither has learned from" in verdicts(found)["against"]
+    assert f"on {windows - 10} sequences that neither run was trained on" in verdicts(found)["against"]
     same = diagnose(one, config=DiagnoseConfig(2, 3, 4), against=one).against
     assert same is not None and (same.sequences, same.left_out) == (windows, 0)
     whole = {"split": {"train": 0.9, "validation": 0.1, "test": 0}}
-    with pytest.raises(ValueError, match=r"of the 57 sequences in .*system.csv one of the two knows"):
+    with pytest.raises(ValueError, match=r"Of the 57 sequences in .*system.csv, one of the runs was trained on"):
         diagnose(one, system, DiagnoseConfig(2, 3, 4), against=fitted(system, tmp_path / "all", data=whole))
 
 
@@ -220,15 +222,15 @@ def test_a_member_without_dynamics_is_diagnosed_without_forecasts(
 ) -> None:
     found = diagnosed(fitted(system, tmp_path / "run", model={"hidden": 8, "dynamics": {"name": "vae"}}))
     assert found["open_loop"] == {} and "no dynamics" in found["verdicts"]["open loop"]
-    assert found["verdicts"]["actions"].startswith(("ignores", "undecided"))
-    assert "open loop: RMSE" not in capsys.readouterr().out
+    assert found["verdicts"]["actions"].startswith(("the model ignores", "undecided"))
+    assert "forecasts: RMSE" not in capsys.readouterr().out
 
 
 def test_validation_data_are_not_called_unseen(system: Path, tmp_path: Path) -> None:
     split = {"train": 0.7, "validation": 0.3, "test": 0}
-    assert "chose which" in diagnosed(fitted(system, tmp_path / "run", data={"split": split}))["seen"]
+    assert "were chosen on these rows" in diagnosed(fitted(system, tmp_path / "run", data={"split": split}))["seen"]
     same = {"split": {"validation": 0, "test": 0}, "validation": {"observations": ["y"], "controls": ["u"]}}
-    assert "these very rows" in diagnosed(fitted(system, tmp_path / "same", data=same))["seen"]
+    assert "fitted to the same rows" in diagnosed(fitted(system, tmp_path / "same", data=same))["seen"]
 
 
 def test_calibration_is_judged_within_its_sampling_error() -> None:
@@ -255,9 +257,10 @@ def test_intervals_that_are_too_narrow_are_told_of_few_windows(finished: Path) -
     place = torch.cat([calm, edge], 1).expand(17, 2, 2)
     one = found._replace(config=DiagnoseConfig(2, 2, 4), outlooks={"observation": outlook._replace(place=place)})
     said = verdicts(one)["calibration"]
-    assert said.startswith("undecided 1 step ahead, 17 windows are too few to tell (80% intervals hold")
-    assert "seems overconfident 2 steps ahead (80% intervals hold 47%" in said and "95% intervals 59%)" in said
-    assert said.endswith("widen its intervals")
+    assert said.startswith("Calibration 1 step ahead is undecided, as 17 windows are too few: ")
+    assert "Forecasts 2 steps ahead seem overconfident: 47% of the values lie in the 80% intervals (" in said
+    assert "at this sample size), and 59% in the 95% intervals. Too many" in said
+    assert said.endswith("widen the intervals.")
 
 
 def test_a_baseline_without_error_in_training_has_no_density(tmp_path: Path) -> None:
@@ -300,8 +303,8 @@ def test_of_a_quantity_with_many_entries_a_table_shows_the_median(finished: Path
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert rows == [
         ("reward", "0.750", "0.250"),
-        ("observation, the median", "-0.500", "0.500"),
-        ("state, the median", "", "constant"),
+        ("observation (median)", "-0.500", "0.500"),
+        ("state (median)", "", "constant"),
     ]
 
 
@@ -314,8 +317,8 @@ def test_the_model_of_another_checkpoint_is_diagnosed(config: str, tmp_path: Pat
         found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     assert found[0]["collapse"] != found[1]["collapse"] == found[2]["collapse"]
     assert [each["env_steps"] for each in found] == [316, 320, 320]
-    assert found[0]["seen"].startswith("the model was trained on the first 316 environment steps, ")
-    assert found[1]["seen"].startswith("the model was trained on these steps, ")
+    assert found[0]["seen"].startswith("The model was trained on the first 316 environment steps, ")
+    assert found[1]["seen"].startswith("The model was trained on these steps, ")
     assert main(["diagnose", str(folder), "--checkpoint", "9"]) == 2
     assert "9" in capsys.readouterr().err
 
@@ -338,16 +341,16 @@ def test_a_baseline_without_error_is_not_beaten(finished: Path) -> None:
     perfect = outlook.scores[name]._replace(rmse=torch.zeros_like(outlook.scores[name].rmse))
     outlook = outlook._replace(scores={**outlook.scores, name: perfect}, means={**outlook.means, name: exact})
     line = verdicts(found._replace(outlooks={"observation": outlook}))["open loop"]
-    assert "worse than repeat last (which makes no error)" in line
+    assert "is worse than repeat last (whose error is 0)" in line
 
 
 @pytest.mark.parametrize(
     ("ratio", "said"),
     [
-        (1.04, "reward about as good as linear ARX (skill -0.04 over linear ARX)"),
-        (0.96, "reward about as good as linear ARX (skill +0.04 over linear ARX)"),
-        (1.5, "reward worse than linear ARX (skill -0.50 over linear ARX); more updates usually mend that"),
-        (0.5, "reward better than every baseline (skill +0.50 over linear ARX)"),
+        (1.04, "reward is about as good as linear ARX (skill -0.04 over linear ARX)"),
+        (0.96, "reward is about as good as linear ARX (skill +0.04 over linear ARX)"),
+        (1.5, "reward is worse than linear ARX (skill -0.50 over linear ARX). More updates usually help."),
+        (0.5, "reward is better than every baseline (skill +0.50 over linear ARX)"),
     ],
 )
 def test_a_model_is_warned_of_where_a_baseline_is_better_by_a_share_that_matters(
@@ -393,12 +396,12 @@ def test_constant_data_are_not_called_healthy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--horizon", "40"], "lower --context or --horizon"),
+        (["--horizon", "40"], "Lower --context or --horizon"),
         (["--context", "0"], "at least 1"),
         (["--samples", "1"], "at least 2"),
         (["missing.npz"], "missing.npz"),
         (["--against", "nowhere"], "nowhere holds no run"),
-        (["--state", "speed"], "what env.record_state has recorded"),
+        (["--state", "speed"], "Here, env.record_state chooses the states"),
     ],
 )
 def test_diagnose_says_what_is_wrong(
@@ -472,6 +475,6 @@ def test_a_smoother_and_a_filter_have_a_gap(system: Path, tmp_path: Path) -> Non
     model = {"hidden": 8, "latent": {"size": 2}, "dynamics": smoother}
     other = fitted(system, tmp_path / "smoother", model=model)
     lines = verdicts(diagnose(folder, config=DiagnoseConfig(2, 3, 4), against=other))
-    assert "smoother-filter gap" in lines["against"]
+    assert "gap between smoother and filter" in lines["against"]
     lines = verdicts(diagnose(folder, config=DiagnoseConfig(2, 3, 4), against=folder))
-    assert "smoother-filter gap" not in lines["against"]
+    assert "gap between smoother and filter" not in lines["against"]

@@ -145,17 +145,17 @@ def test_a_run_says_which_digits_of_an_environment_are_lost(
     kwargs = {"centre": centre, "unit": unit, "reward": reward}
     trainer = Trainer(Run.create(tmp_path / "run", load_config(CHOICE | {"env": CHOICE["env"] | {"kwargs": kwargs}})))
     trainer.prefill(40)
-    warnings = trainer.pop_warnings()
+    warnings = trainer.normalization.pop_warnings()
     assert len(warnings) == bool(said) and all(part in line for part in said for line in warnings)
     assert all("gymnasium.wrappers.TransformObservation" in line and "\n" not in line for line in warnings)
-    trainer.fit_units(keep=True)
-    assert not trainer.pop_warnings()  # told before
+    trainer.normalization.fit(keep=True)
+    assert not trainer.normalization.pop_warnings()  # told before
 
 
 @pytest.mark.parametrize(
     ("output", "reward", "said"),
     [
-        ("twohot", 1e-4, "reward has been at most 0.0001 until now, too small for a two-hot output"),
+        ("twohot", 1e-4, "value of reward so far is 0.0001, too small for a two-hot output"),
         ("twohot", 1e9, "too large for a two-hot output"),
         ("symlog", 1e-4, "too small for a symlog output"),
         ("symlog", 1e9, ""),
@@ -172,7 +172,7 @@ def test_a_run_says_which_rewards_an_output_without_units_cannot_tell(
         "evaluation": {"final_episodes": 1},
     }
     train(merge(CHOICE, changes), run=tmp_path / "run")
-    told = [line for line in capsys.readouterr().err.splitlines() if "warning: reward" in line]
+    told = [line for line in capsys.readouterr().err.splitlines() if "model.reward_output" in line]
     assert len(told) == bool(said) and all(said in line and "model.reward_output" in line for line in told)
 
 

@@ -18,7 +18,7 @@ from worldmodel.training.cli import main
 from worldmodel.training.config.schema import dump_yaml
 from worldmodel.training.logging import lines, wandb_run
 from worldmodel.training.logging.lines import Lines
-from worldmodel.training.logging.logger import HOME, Logger, LoggerConfig
+from worldmodel.training.logging.logger import REPOSITORY, Logger, LoggerConfig
 from worldmodel.training.loop.interrupt import Interrupt
 from worldmodel.training.run.checkpoint import numbers
 from worldmodel.training.start import resume
@@ -33,8 +33,8 @@ TINY: dict[str, Any] = {
     "logger": {"wandb": "disabled"},
 }
 PYTHON: dict[str, Any] = {
-    "cwd": HOME,
-    "env": {**os.environ, "PYTHONPATH": str(HOME)},
+    "cwd": REPOSITORY,
+    "env": {**os.environ, "PYTHONPATH": str(REPOSITORY)},
     "capture_output": True,
     "text": True,
 }
@@ -90,7 +90,7 @@ def test_lines_wait_for_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.
             assert (tmp_path / "lines").read_text().endswith("line 2\n")
     file.close()
     assert (tmp_path / "lines").read_text() == "".join(f"this is line {number}\n" for number in range(10))
-    assert len(said) == 2 and "No space left" in said[0] and "nothing is missing" in said[1]
+    assert len(said) == 2 and "No space left" in said[0] and "No line is missing" in said[1]
 
 
 def test_what_never_could_be_written_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_a_file_that_lost_lines_is_told(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "lines").write_text("one line\n")
     Lines(tmp_path / "lines", 15, said.append).close()
-    assert said == [f"{tmp_path / 'lines'} is shorter than it was at the checkpoint: 6 bytes of its lines are gone"]
+    assert said == [f"{tmp_path / 'lines'} is shorter than it was at the checkpoint: 6 bytes are missing."]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_a_file_that_was_edited_keeps_whole_lines(content: str, keep: int, left:
     lines.write("next\n")
     lines.close()
     assert (tmp_path / "lines").read_text() == left + "next\n"
-    assert bool(said) == (len(left) != keep) and all("was changed since the checkpoint" in line for line in said)
+    assert bool(said) == (len(left) != keep) and all("was changed after the checkpoint" in line for line in said)
 
 
 def test_who_asks_a_run_to_stop_does_not_wait_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_training_goes_on_while_the_disk_is_full(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(start.Trainer, "collect", watched)
     folder = train(TINY, run=tmp_path / "run", seed=3).folder
     said = capsys.readouterr().err
-    assert "40 steps: not saved" in said and "training goes on" in said and "nothing is missing" in said
+    assert "40 steps: not saved" in said and "training continues" in said and "No line is missing" in said
     assert [row["global_step"] for row in rows(folder)] == [row["global_step"] for row in rows(whole)]
     assert len(numbers(folder / "checkpoint")) >= 2 and not list(folder.rglob("*partial*"))
     one, two = ({**Run.load(each).model.state_dict()} for each in (whole, folder))
@@ -204,7 +204,7 @@ def test_the_last_save_waits_for_room(
     config.write_text(dump_yaml(TINY))
     assert main(["train", str(config), "--run", str(tmp_path / "run")]) == (0 if recovers else 2)
     said = capsys.readouterr().err
-    assert "in which space can be made" in said and ("No space left" in said.splitlines()[-1]) == (not recovers)
+    assert "Free some disk space" in said and ("No space left" in said.splitlines()[-1]) == (not recovers)
     assert len(attempts) >= 3
     monkeypatch.undo()
     assert Run.load(tmp_path / "run").env_steps == 60
@@ -249,7 +249,7 @@ def test_weights_and_biases_that_dies_does_not_take_the_run_with_it(tmp_path: Pa
     done = subprocess.run([sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")], **PYTHON)
     assert [row["global_step"] for row in rows(tmp_path / "run")] == list(range(1, 200)), done.stderr
     said = done.stdout.splitlines()
-    assert "offline" in said[0] and "off from here" in said[1] and len(said) == 2
+    assert "offline" in said[0] and "switched off" in said[1] and len(said) == 2
 
 
 def test_what_could_not_be_uploaded_in_time_is_told(tmp_path: Path) -> None:
@@ -263,4 +263,4 @@ def test_what_could_not_be_uploaded_in_time_is_told(tmp_path: Path) -> None:
             raise TimeoutError
 
     wandb_run.finish_wandb(Slow(), said.append)  # type: ignore[arg-type]
-    assert said == ["Weights & Biases: not all of it could be uploaded. To do that later: wandb sync run/wandb/offline"]
+    assert said == ["Weights & Biases: the upload is incomplete. To finish it later: wandb sync run/wandb/offline"]

@@ -23,6 +23,7 @@ from worldmodel.training.config.config import ConfigError, byte_count, load_conf
 from worldmodel.training.config.data_config import DataConfig
 from worldmodel.training.config.schema import merge, to_mapping
 from worldmodel.training.data.dataset_io import read
+from worldmodel.training.loop import normalization
 from worldmodel.training.loop import trainer as trainers
 from worldmodel.training.loop.trainer import Trainer
 from worldmodel.training.run.checkpoint import find
@@ -161,11 +162,11 @@ def test_units_of_images_come_from_some_pictures_and_are_what_all_would_give(
     trainer.prefill(58)
     assert most() == 20  # every third of 60
     model, other = trainer.run.model, Run.create(tmp_path / "other", load_config(to_mapping(trainer.config))).model
-    other.fit_units(trainer.run.replay.everything())
+    other.fit_normalizers(trainer.run.replay.everything())
     for name, value in other.state_dict().items():
-        if "units" in name:
+        if "normalizer" in name or "entrances" in name:
             assert torch.equal(model.state_dict()[name], value), name
-    assert model.encoder.units[0].units.taken and model.reward.output.units.scale != 1  # type: ignore[union-attr]
+    assert model.encoder.entrances[0].normalizer.taken and model.reward.output.normalizer.scale != 1  # type: ignore[union-attr]
 
 
 def test_when_the_recording_has_doubled_no_picture_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,10 +176,10 @@ def test_when_the_recording_has_doubled_no_picture_is_read(tmp_path: Path, monke
     for _ in range(5):
         trainer.collect(trainer.run.behaviour)
     before = trainer.run.model.state_dict()
-    before = {name: value.clone() for name, value in before.items() if "units" in name}
+    before = {name: value.clone() for name, value in before.items() if "normalizer" in name or "entrances" in name}
     monkeypatch.setattr(Disk, "take", _without_pictures(Disk.take))
     trainer.envs.recorder.steps = 40
-    trainer.refit_units(38)
+    trainer.refit_normalizers(38)
     after = trainer.run.model.state_dict()
     changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert changed and all(name.startswith("reward.") for name in changed)
@@ -197,11 +198,11 @@ def test_units_of_vectors_are_taken_from_everything_that_fits(tmp_path: Path, mo
     trainer = Trainer(run)
     trainer.prefill(40)
     rows, sizes = run.replay.everything(), []
-    monkeypatch.setattr(run.model, "fit_units", lambda batch, keep: sizes.append(batch))
-    trainer.fit_units(True)
+    monkeypatch.setattr(run.model, "fit_normalizers", lambda batch, keep: sizes.append(batch))
+    trainer.normalization.fit(True)
     assert same(sizes[0], rows)
-    monkeypatch.setattr(trainers, "ROOM", -(-len(run.replay) * run.replay.row_bytes // 3))
-    trainer.fit_units(True)
+    monkeypatch.setattr(normalization, "ROOM", -(-len(run.replay) * run.replay.row_bytes // 3))
+    trainer.normalization.fit(True)
     assert torch.equal(sizes[1].reward, rows.reward[:, ::3])
 
 
@@ -217,7 +218,7 @@ def test_bytes(said: int | str, meant: int) -> None:
     assert load_config(merge(TINY, {"replay": {"capacity_bytes": said}})).replay.max_bytes == meant
 
 
-@pytest.mark.parametrize(("wrong", "said"), [("8G", "write 8000"), ("much", "'much'"), (-1, "-1"), (0, "at least 1")])
+@pytest.mark.parametrize(("wrong", "said"), [("8G", "Write 8000"), ("much", "'much'"), (-1, "-1"), (0, "at least 1")])
 def test_no_bytes(wrong: int | str, said: str) -> None:
     with pytest.raises(ConfigError, match=rf"replay.*{said}"):
         load_config(merge(TINY, {"replay": {"capacity_bytes": wrong}}))
@@ -228,12 +229,12 @@ def test_the_capacity_of_a_run_in_bytes(tmp_path: Path) -> None:
     config = load_config(merge(TINY, {"replay": {"capacity_bytes": 20 * row}}))
     assert Run.create(tmp_path / "run", config).replay.length == 10
     config.replay.capacity_bytes = 6 * row
-    with pytest.raises(ValueError, match=rf"3 steps of each of 2 .* window of 4: .*capacity_bytes.* {8 * row}"):
+    with pytest.raises(ValueError, match=rf"3 steps of each of 2 .* window of 4. .*capacity_bytes.* {8 * row}"):
         Run.create(tmp_path / "run", config)
 
 
 def test_a_disk_without_room_is_found_before_anything_is_written(tmp_path: Path) -> None:
     config = load_config(merge(DISK, {"replay": {"capacity": 10**9 // 2, "disk": True}, "env": {"pixels": True}}))
-    with pytest.raises(ValueError, match=r"GB free: lower replay\.capacity"):
+    with pytest.raises(ValueError, match=r"GB free\. Lower replay\.capacity"):
         Run.create(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()

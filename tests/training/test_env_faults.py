@@ -15,9 +15,9 @@ from worldmodel.envs.wrappers.episodes import another_seed, episode_seed, evalua
 from worldmodel.training import Run, train
 from worldmodel.training.cli import main
 from worldmodel.training.config.schema import merge
-from worldmodel.training.evaluation.evaluation import evaluate
+from worldmodel.training.evaluation.evaluation import Evaluation, evaluate
 from worldmodel.training.loop import loop as loops
-from worldmodel.training.loop.loop import describe
+from worldmodel.training.loop.evaluations import PERIODIC, describe
 from worldmodel.training.start import resume
 
 ID = "failing:test-failing/Failing-v0"
@@ -113,7 +113,7 @@ def test_every_fault_costs_its_episode_alone(how: str, failing: Any, tmp_path: P
     config["evaluation"] |= {"final_episodes": 1, "every": 1000}
     with pytest.MonkeyPatch.context() as patch:
         if alone:  # what it does would end this process
-            patch.setattr(loops.Run, "evaluate", lambda run, **given: loops.Evaluation([0.0], [1]))
+            patch.setattr(Run, "evaluate", lambda run, **given: Evaluation([0.0], [1]))
         run = train(config, run=tmp_path / "run")
     expected = truth(failing, 40)
     assert 3 <= expected.faults < 20
@@ -123,7 +123,7 @@ def test_every_fault_costs_its_episode_alone(how: str, failing: Any, tmp_path: P
     said = capsys.readouterr().err
     notes = [line for line in said.splitlines() if "failed (" in line and "steps:" in line]
     assert len(notes) == expected.faults
-    assert all("a new one with another seed" in note and "of at most 100" in note for note in notes)
+    assert all("Restarted with another seed" in note and "of at most 100" in note for note in notes)
 
 
 @pytest.mark.parametrize("at", [0, 1, 3])
@@ -181,7 +181,7 @@ def test_at_the_limit_it_stops_with_everything_saved(how: str, failing: Any, tmp
     said = capsys.readouterr().err
     assert "Traceback" not in said and f"run saved in {folder}" in said
     line = said.splitlines()[-1]
-    assert line.startswith("worldmodel train: error: environment 0 has failed 3 time(s), and env.restarts allows 2: ")
+    assert line.startswith("worldmodel train: error: environment 0 has failed 3 time(s), but env.restarts allows 2: ")
     assert {"exception": "the simulator died", "nan": "'x'", "kill": "SIGKILL"}[how] in line
     run = Run.load(folder)
     # An episode of 8 steps, and three of 2 steps; of the third steps of these there is nothing.
@@ -334,12 +334,13 @@ def test_a_long_wait_for_the_end_of_an_episode_is_told(
     length: int, limit: int | None, told: list[int], failing: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An environment of which nothing says when its episodes end may never end one: the remedy is named meanwhile."""
-    monkeypatch.setattr("worldmodel.training.evaluation.evaluation.LONG", 9)
+    monkeypatch.setattr("worldmodel.training.evaluation.evaluation.LONG_EPISODE", 9)
     lines: list[str] = []
     config = EnvConfig(ID, kwargs={"length": length}, time_limit=limit)
     evaluate(random_agent(tmp_path), config, 2, 1, say=lines.append)
     assert lines == [
-        f"an evaluation waits for episodes of {ID} to end, after {steps} steps: where they may not, set env.time_limit"
+        f"An evaluation is waiting for an episode of {ID} to end, after {steps} steps. "
+        "If its episodes may never end, set env.time_limit."
         for steps in told
     ]
 
@@ -347,19 +348,19 @@ def test_a_long_wait_for_the_end_of_an_episode_is_told(
 def test_an_evaluation_has_a_limit(failing: Any, tmp_path: Path) -> None:
     agent = random_agent(tmp_path)
     config = EnvConfig(ID, kwargs={"how": "exception", "seeds": evaluation_seeds(40, 1)}, restarts=4)
-    with pytest.raises(EnvironmentFault, match=r"evaluating stops after 5 failures .* the simulator died"):
+    with pytest.raises(EnvironmentFault, match=r"The evaluation stops after 5 failures .* the simulator died"):
         evaluate(agent, config, 5, 1)
     assert len(evaluate(agent, EnvConfig(ID, kwargs=config.kwargs, restarts=40), 1, 1).faults) == 40
 
 
 def test_what_an_evaluation_stops_at_is_taken_up(failing: Any, tmp_path: Path) -> None:
     """All that was recorded and learned is there, and the evaluation is made again."""
-    config = with_env(TINY, "exception", kwargs={"seeds": evaluation_seeds(40, loops.PERIODIC)}, restarts=4)
+    config = with_env(TINY, "exception", kwargs={"seeds": evaluation_seeds(40, PERIODIC)}, restarts=4)
     config["evaluation"] = {"every": 40, "episodes": 2, "final_episodes": 2}
-    with pytest.raises(EnvironmentFault, match="evaluating stops after"):
+    with pytest.raises(EnvironmentFault, match="The evaluation stops after"):
         train(config, run=tmp_path / "run")
     assert Run.load(tmp_path / "run").env_steps == 40
-    with pytest.raises(EnvironmentFault, match="evaluating stops after"):
+    with pytest.raises(EnvironmentFault, match="The evaluation stops after"):
         resume(tmp_path / "run")
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("restarts: 4", "restarts: 100"))

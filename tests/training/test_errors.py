@@ -18,7 +18,7 @@ from worldmodel.training import Run, train
 from worldmodel.training.cli import main
 from worldmodel.training.config.config import load_config
 from worldmodel.training.config.schema import merge
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 from worldmodel.training.run.checkpoint import numbers
 
 TINY: dict[str, Any] = {
@@ -118,7 +118,7 @@ def breaking(folder: Path, how: str, at: int, **changes: Any) -> str:
             ["model.dynamics.dkf.posterior", "dkf as configured cannot filter", "to filter"],
         ),
         ({}, ["--env.kwargs", "{gravty: 1.0}"], ["Pendulum-v1", "gravty"]),
-        ({}, ["--training.device", "abacus"], ["training.device", "abacus", "cpu always can"]),
+        ({}, ["--training.device", "abacus"], ["training.device", "abacus", "Use cpu instead"]),
         ({}, ["30"], ["'30'", "--section.key value"]),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -145,7 +145,7 @@ def test_a_user_sees_one_line_and_no_traceback(tmp_path: Path) -> None:
     """In a process of its own, where warnings and other libraries can speak too."""
     command = [sys.executable, "-c", "import sys; from worldmodel.training.cli import main; sys.exit(main())"]
     arguments = ["train", config_file(tmp_path, env={"id": "CartPol-v1"}), "--run", str(tmp_path / "run")]
-    result = subprocess.run([*command, *arguments], cwd=HOME, capture_output=True, text=True)
+    result = subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 2 and result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert "CartPole-v1" in line
@@ -273,7 +273,7 @@ def test_a_fault_is_named_and_what_was_recorded_stays(
 @pytest.mark.filterwarnings("ignore:.*observation space:UserWarning")
 def test_a_fault_at_the_reset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, "train", breaking(tmp_path, "nan", 0), "--run", str(tmp_path / "run"))
-    assert "'x' of environment 0 is not finite at step 0" in line
+    assert "'x' of environment 0 at step 0 is not finite" in line
 
 
 def test_a_fault_is_an_exception_of_its_own_in_python(tmp_path: Path) -> None:
@@ -294,7 +294,9 @@ def test_an_interrupt_leaves_a_loadable_run(tmp_path: Path, capsys: pytest.Captu
     changes = {"training": {"log_every": 2}}
     assert main(["train", breaking(tmp_path, "interrupt", 21, **changes), "--run", str(run)]) == 130
     captured = capsys.readouterr()
-    assert captured.err.splitlines()[-1] == f"worldmodel train: interrupted; to go on: worldmodel train --resume {run}"
+    assert (
+        captured.err.splitlines()[-1] == f"worldmodel train: interrupted; to continue: worldmodel train --resume {run}"
+    )
     loaded = Run.load(run)
     assert recorded(run) == len(loaded.replay) == 21 and loaded.env_steps == 20
     assert [json.loads(line)["global_step"] for line in (run / "metrics.jsonl").read_text().splitlines()][-1] == 20
@@ -305,7 +307,7 @@ def test_an_interrupt_leaves_a_loadable_run(tmp_path: Path, capsys: pytest.Captu
 def test_collecting_keeps_what_came_before_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "data.npz"
     assert main(["collect", breaking(tmp_path, "nan", 6), "--steps", "20", "--out", str(out)]) == 2
-    assert "'x' of environment 0 is not finite at step 6" in capsys.readouterr().err
+    assert "'x' of environment 0 at step 6 is not finite" in capsys.readouterr().err
     with np.load(out) as archive:
         assert archive["stored"].tolist() == [6]
 
@@ -314,7 +316,7 @@ def test_collecting_leaves_no_file_where_nothing_was_recorded(tmp_path: Path, ca
     """Which would be in the way of the next attempt."""
     out = tmp_path / "data.npz"
     assert main(["collect", breaking(tmp_path, "nan", 0), "--steps", "20", "--out", str(out)]) == 2
-    assert "is not finite at step 0" in capsys.readouterr().err and not out.exists()
+    assert "at step 0 is not finite" in capsys.readouterr().err and not out.exists()
 
 
 # ------------------------------------------------------------------------------------ what a run keeps

@@ -17,7 +17,7 @@ from worldmodel.training import Run, train
 from worldmodel.training.config.config import load_config
 from worldmodel.training.config.schema import merge
 from worldmodel.training.report.imagine import lived
-from worldmodel.training.run.run import FINAL
+from worldmodel.training.run.run import FINAL_STREAM
 from worldmodel.training.start import resume
 
 TINY: dict[str, Any] = {
@@ -134,7 +134,7 @@ def test_a_simulator_of_few_seeds_is_trained_and_evaluated(bound: int, evaluatio
     Signed.given.clear()
     env = {"kwargs": {"bound": bound}, "evaluation_seeds": evaluation, "num_envs": 2, "restarts": 0}
     made = run(tmp_path / "run", "Signed", env=env, seed=evaluation[0] - 2)
-    final = evaluation_seeds(4, FINAL, evaluation)
+    final = evaluation_seeds(4, FINAL_STREAM, evaluation)
     assert set(final) <= set(Signed.given) and made.evaluate().returns == [5.0] * 4
     assert len(lived(made, evaluation_seeds(2, 4, evaluation), 3)) == 2
     low = evaluation[0]
@@ -205,7 +205,7 @@ def test_a_run_without_evaluations_saves_checkpoints_and_ends(tmp_path: Path) ->
     made = run(tmp_path / "run", "Counted", evaluation={"episodes": 0, "final_episodes": 0})
     assert Counted.most == 1 and not metrics(made, "eval/mean_reward") + metrics(made, "final/mean_reward")
     assert len(list((made.folder / "checkpoint").iterdir())) >= 2
-    with pytest.raises(ValueError, match="final_episodes is 0: say how many"):
+    with pytest.raises(ValueError, match=r"final_episodes is 0\. Give a number of episodes"):
         made.evaluate()
     assert made.evaluate(2).returns == [5.0, 5.0]
     assert resume(made.folder, 60).env_steps == 60
@@ -216,8 +216,11 @@ def test_a_run_without_evaluations_saves_checkpoints_and_ends(tmp_path: Path) ->
     [
         ({"evaluation": {"episodes": -1}}, "at least 0"),
         ({"evaluation": {"num_envs": 0}}, "num_envs must be at least 1"),
-        ({"evaluation": {"final_episodes": 0, "milestones": [20]}}, "milestones play final_episodes, which are 0"),
-        ({"evaluation": {"reuse_envs": True, "videos": True}}, "switch one of them off"),
+        (
+            {"evaluation": {"final_episodes": 0, "milestones": [20]}},
+            "final_episodes is 0. Raise it, or remove milestones",
+        ),
+        ({"evaluation": {"reuse_envs": True, "videos": True}}, "Switch one of them off"),
         ({"evaluation": {"reuse_envs": True}, "env": {"life_loss": "end"}}, "evaluation.reuse_envs would end"),
     ],
 )
@@ -236,8 +239,8 @@ def test_a_simulator_with_one_state_for_all_is_noticed_and_spoils_no_row(
     made = run(tmp_path / "run", "Library", evaluation={"every": 13})
     told = capsys.readouterr()
     said = told.out + told.err
-    assert said.count("warning: its environments disturb each other") == 1 and "env.timeout" in said
-    assert "over 3 episodes; its environments disturb each other" in said
+    assert said.count("warning: the environments disturb each other") == 1 and "env.timeout" in said
+    assert "over 3 episodes; the environments disturb each other" in said
     check_rows(made)
 
 

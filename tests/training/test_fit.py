@@ -21,7 +21,7 @@ from worldmodel.training.config.fit_config import load_fit_config
 from worldmodel.training.config.schema import merge
 from worldmodel.training.data.dataset import Dataset, recorded
 from worldmodel.training.fitting.scores import Score, score, table
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 from worldmodel.types import Batch
 
 SIZES = {"deter": 4, "hidden": 4, "size": 2, "static": 2, "matrices": 2}
@@ -90,7 +90,7 @@ def test_every_member_fits_whole_sequences_without_controls(member: str, tmp_pat
     np.savez(tmp_path / "music.npz", notes=notes, lengths=lengths)
     data = {"file": str(tmp_path / "music.npz"), "observations": ["notes"], "controls": None, "window": None}
     run = fit(TINY, data, run=tmp_path / "run", model={"dynamics": dynamics(member)}, fit={"updates": 2})
-    assert len(run.units.loc) == 0
+    assert len(run.normalizer.loc) == 0
     check_results(run)
 
 
@@ -130,10 +130,10 @@ def test_units_are_those_of_the_training_part(csv: Path, tmp_path: Path) -> None
     run = fit(TINY, csv, run=tmp_path / "run")
     y, u = np.loadtxt(csv, delimiter=",", skiprows=1).T
     led = u[:17]  # of 18 training rows the last control leads to no training row
-    np.testing.assert_allclose(run.units.loc, [led.mean()], rtol=1e-4)
-    np.testing.assert_allclose(run.units.scale, [led.std()], rtol=1e-4)
+    np.testing.assert_allclose(run.normalizer.loc, [led.mean()], rtol=1e-4)
+    np.testing.assert_allclose(run.normalizer.scale, [led.std()], rtol=1e-4)
     decoder = next(iter(run.model.decoders))
-    assert decoder.output.units.loc.item() == pytest.approx(y[:18].mean(), rel=1e-4)
+    assert decoder.output.normalizer.loc.item() == pytest.approx(y[:18].mean(), rel=1e-4)
     again = FitRun.load(run.folder).read(observations=["u"], controls=["y"])  # other columns, the same units
     np.testing.assert_allclose(
         again.everything().prev_action[0, 1:, 0], (y[:-1] - led.mean()) / led.std(), rtol=1e-3, atol=1e-5
@@ -212,7 +212,8 @@ def test_the_best_weights_are_kept_and_patience_ends(
 ) -> None:
     weights = looks([-9.0, -3.0, -5.0, -4.0, 0.0, 0.0, 0.0])  # the last three: the final table
     run = fit(TINY, csv, run=tmp_path / "run", fit={"updates": 100, "patience": 2})
-    assert "patience ended at 6; best validation ELBO -3.0000 at 2 updates" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "The patience ended, after 6 updates. The best validation ELBO is -3.0000, after 2 updates." in said
     assert [row["validation/elbo"] for row in metrics(run.folder)[:-1]] == [-9, -3, -5, -4]
     assert len(weights) == 7
     for model in (run.model, FitRun.load(run.folder).model):
@@ -225,7 +226,7 @@ def test_the_bound_that_is_trained_says_which_weights_are_best(
     elbos, bounds = iter([-1.0, -2.0, -3.0, -4.0] + [0.0] * 3), iter([-9.0, -7.0, -5.0, -6.0] + [0.0] * 3)
     monkeypatch.setattr(FitRun, "score", lambda *_: Score(1, 1, next(elbos), 0.0, 0.0, bound=next(bounds)))
     fit(TINY, csv, run=tmp_path / "run", fit={"updates": 6}, objective={"bound": "fivo", "particles": 2})
-    assert "best validation FIVO -5.0000 at 4 updates" in capsys.readouterr().err
+    assert "The best validation FIVO is -5.0000, after 4 updates." in capsys.readouterr().err
     assert [row["validation/bound"] for row in metrics(tmp_path / "run")[:-1]] == [-9, -7, -5, -6]
 
 
@@ -293,7 +294,7 @@ def test_a_fit_that_diverges_says_so_and_keeps_the_last_good_weights(
     arguments = ["--run", str(tmp_path / "run"), "--learner.lr", "1e30"]
     assert main(["fit", config_file(tmp_path), str(csv), *arguments]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "diverged by step 2" in line and "a lower learner.lr is" in line
+    assert "diverged by step 2" in line and "Try a lower learner.lr first" in line
     loaded = FitRun.load(tmp_path / "run")
     assert math.isfinite(loaded.score(loaded.parts()["test"]).elbo)
 
@@ -378,15 +379,15 @@ def test_a_folder_that_holds_a_run_is_kept(csv: Path, tmp_path: Path, capsys: py
     ("overrides", "said"),
     [
         (["--fit.updatse", "3"], "did you mean fit.updates?"),
-        (["--fit.patience", "-1"], "patience and samples must be at least 0"),
-        (["--data.window", "1"], "window must be at least 2, or null"),
-        (["--data.delay", "2"], "delay is 0 or 1"),
-        (["--data.split.train", "0"], "train must have a share above 0"),
-        (["--data.split.validation", "0"], "validation decides when to stop"),
+        (["--fit.patience", "-1"], "patience is -1 and samples is 0. Both must be at least 0"),
+        (["--data.window", "1"], "window is 1. It must be at least 2, or null"),
+        (["--data.delay", "2"], "delay is 2. It must be 0 or 1"),
+        (["--data.split.train", "0"], "train is 0. The training data needs a share above 0"),
+        (["--data.split.validation", "0"], "There is no validation data, which decides when to stop"),
         (["--fit.device", "abacus"], "fit.device: 'abacus'"),
         (["--objective.weights", "{z: 2.0}"], "objective.weights names ['z']"),
         (["--data.test", "nowhere.csv"], "no file at nowhere.csv"),
-        (["--model.images", "redundancy"], "model.images: redundancy is for `worldmodel train`"),
+        (["--model.images", "redundancy"], "model.images: redundancy works only with `worldmodel train`"),
     ],
 )
 def test_bad_configs_are_refused_before_anything_is_made(
@@ -413,9 +414,9 @@ def test_the_two_kinds_of_runs_are_told_apart(csv: Path, tmp_path: Path, capsys:
     fit(TINY, csv, run=tmp_path / "run")
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run")]) == 2
-    assert "holds a run of `worldmodel fit`; one of `worldmodel train`" in capsys.readouterr().err
+    assert "holds a run of `worldmodel fit`, but a run of `worldmodel train`" in capsys.readouterr().err
     (tmp_path / "run" / "config.yaml").write_text("env: {}")
-    with pytest.raises(ValueError, match="one of `worldmodel fit` is needed"):
+    with pytest.raises(ValueError, match="a run of `worldmodel fit` is needed"):
         FitRun.load(tmp_path / "run")
 
 
@@ -425,14 +426,14 @@ def test_the_tanks_are_tested_on_their_other_columns(tmp_path: Path) -> None:
     lines = [f"{row[0]},{row[1]},{row[2]},{row[3]},,\n" for row in columns]
     file = tmp_path / "cascaded_tanks.csv"
     file.write_text('"uEst","uVal","yEst","yVal","Ts",\n' + "".join(lines))
-    config = load_fit_config(HOME / "configs" / "tanks.yaml", data={"file": str(file)})
+    config = load_fit_config(REPOSITORY / "configs" / "tanks.yaml", data={"file": str(file)})
     small = {"fit": {"updates": 1, "batch_size": 1}, "logger": {"wandb": "disabled"}}
-    run = fit(HOME / "configs" / "tanks.yaml", file, run=tmp_path / "run", **small)
+    run = fit(REPOSITORY / "configs" / "tanks.yaml", file, run=tmp_path / "run", **small)
     parts = run.parts()
     assert config.data.window is not None and list(parts) == PARTS
     test = parts["test"].everything()
     np.testing.assert_allclose(test.obs["observation"][0, :, 0], columns[:, 3], rtol=1e-5)
-    raw = run.units.inverse(test.prev_action)[0, 1:, 0]
+    raw = run.normalizer.inverse(test.prev_action)[0, 1:, 0]
     np.testing.assert_allclose(raw, columns[:-1, 1], rtol=1e-4)
     train, validation = (parts[name].everything().obs["observation"][0, :, 0] for name in PARTS[:2])
     for part in (train, validation):  # all of the first record

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worldmodel.training import Run
-from worldmodel.training.run.checkpoint import FORMAT
+from worldmodel.training.run.checkpoint import FORMAT_VERSION
 from worldmodel.training.start import resume
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -17,7 +17,7 @@ FORMATS = sorted(FIXTURES.glob("format-*"))
 
 def test_there_is_a_run_of_each_format() -> None:
     """A new format needs `python tests/fixtures/make.py`."""
-    assert [folder.name for folder in FORMATS] == [f"format-{number}" for number in range(1, FORMAT + 1)]
+    assert [folder.name for folder in FORMATS] == [f"format-{number}" for number in range(1, FORMAT_VERSION + 1)]
 
 
 @pytest.mark.parametrize("kept", FORMATS, ids=lambda folder: folder.name)

@@ -75,13 +75,13 @@ def test_a_film_is_read_back_in_its_colours(write: Any, tmp_path: Path, capfd: p
     for frame, colour in zip(seen[1::4], colours, strict=True):
         np.testing.assert_allclose(frame.mean((0, 1)), colour, atol=25)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    with pytest.raises(ValueError, match="there is nothing to show"):
+    with pytest.raises(ValueError, match="there are no frames to show"):
         write(path, [])
 
 
 def test_what_cannot_be_written_is_said_before_it_is_played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     check_webm()
-    with pytest.raises(ValueError, match="several sizes"):
+    with pytest.raises(ValueError, match="must have the same size"):
         write_webm(tmp_path / "film.webm", [np.zeros((16, side, 3), np.uint8) for side in (16, 18)])
     monkeypatch.setattr(cv2.VideoWriter, "isOpened", lambda self: False)
     with pytest.raises(ValueError, match="cannot write VP9"):
@@ -135,10 +135,10 @@ def test_a_run_from_pixels_learns_records_bytes_and_makes_its_videos(run: Any, c
     assert [len(film(media / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [15, 13, 13]
     assert main(["imagine", str(run.folder), "--horizon", "60"]) == 2
     said = capsys.readouterr().err
-    assert "the replay holds no 65 steps of one episode, at most 31: lower --context or --horizon" in said
+    assert "the replay holds at most 31 steps of one episode, but 65 are needed. Lower --context or --horizon" in said
     assert "--start" not in said
     assert main(["imagine", str(run.folder), "--context", "31"]) == 2
-    assert "holds no 32 steps of one episode, at most 31" in capsys.readouterr().err
+    assert "holds at most 31 steps of one episode, but 32 are needed" in capsys.readouterr().err
 
 
 class Drawn(gym.Env[Any, Any]):
@@ -192,11 +192,11 @@ def test_a_world_that_cannot_be_filmed_is_left_out_and_training_goes_on(
 ) -> None:
     drawings += [GREY, RuntimeError("lost the context")]
     folder = train(DRAWN, run=tmp_path / "run").folder
-    told = r" steps: world.webm left out: .*RuntimeError: lost the context"
+    told = r" steps: world.webm was not made, because .*RuntimeError: lost the context"
     assert len(re.findall(told, capsys.readouterr().err)) == 2
     for steps in ("0000045", "0000050"):
         assert sorted(file.stem for file in (folder / "media" / steps).glob("*.webm")) == ["dream", "open_loop"]
-    for shown, said in (([None], "draws no picture"), ([GREY[None]], "a picture .H, W, C. has 1, 3 or 4 channels")):
+    for shown, said in (([None], "must render an array"), ([GREY[None]], "an image .H, W, C. has 1, 3 or 4 channels")):
         drawings[:] = shown
         assert main(["imagine", str(folder), "--count", "1"]) == 0
         printed = capsys.readouterr()
@@ -215,7 +215,7 @@ def test_a_world_is_filmed_grey_or_small_or_of_many_sizes(drawings: list[Any], t
 
 
 def test_where_episodes_are_short_less_is_foretold_and_as_much_is_dreamt(run: Any, tmp_path: Path) -> None:
-    """Of 31 arrivals each, unless it is said how much; the world is shown from the fifth on."""
+    """Of 31 time steps each, unless it is said how much; the world is shown from the fifth on."""
     imagine(run, ImagineConfig(count=1), tmp_path)
     assert [len(film(tmp_path / f"{name}.webm")) for name in ("open_loop", "dream", "world")] == [31, 46, 27]
     assert sequences(run, ImagineConfig(3, start=26)).reward.shape == (1, 5)
@@ -249,9 +249,9 @@ def test_forecasts_of_a_recording_that_the_model_never_saw(
         theirs = sequences(run, config, again.folder).obs["observation"]
         assert all(frame.numpy().tobytes() in rows for frame in theirs.flatten(0, 1))
     assert main(["imagine", str(run.folder), str(tmp_path), "--horizon", "6"]) == 2
-    assert f"{tmp_path}: a folder without replay/replay.npz" in capsys.readouterr().err
+    assert f"{tmp_path}: this folder has no replay/replay.npz" in capsys.readouterr().err
     assert main(["imagine", str(run.folder), str(recording), "--horizon", "60"]) == 2
-    assert f"{recording} holds no 65 steps of one episode" in capsys.readouterr().err
+    assert f"{recording} holds at most " in capsys.readouterr().err
 
 
 def test_a_fit_foretells_what_it_was_tested_on(recording: Path, tmp_path: Path, capsys: Any) -> None:
@@ -271,18 +271,18 @@ def test_a_fit_foretells_what_it_was_tested_on(recording: Path, tmp_path: Path, 
     assert {file.suffix for file in (fitted.folder / "media").glob("open_loop.*")} == {".webm", ".gif", ".png"}
     capsys.readouterr()
     for arguments, said in (
-        (["--horizon", "27"], "holds no 32 steps of one episode, at most 31: lower --context or --horizon"),
+        (["--horizon", "27"], "at most 31 steps of one episode, but 32 are needed. Lower --context or --horizon"),
         (
             ["--start", "22", "--context", "3", "--horizon", "7"],
-            "no 10 steps of one episode from step 22 on, at most 9",
+            "at most 9 steps of one episode from step 22 on, but 10 are needed",
         ),
-        (["--start", "99"], "holds steps 0 to 30, not 99"),
-        (["--checkpoint", "3"], "checkpoint 3: a fit keeps its best weights alone"),
+        (["--start", "99"], "holds the steps 0 to 30, so --start cannot be 99"),
+        (["--checkpoint", "3"], "A fit keeps only its best weights, so there is no checkpoint 3"),
     ):
         assert main(["imagine", str(fitted.folder), *arguments]) == 2
         assert said in capsys.readouterr().err
     assert main(["play", str(fitted.folder)]) == 2
-    assert "a fit has no agent and no environment; `worldmodel imagine`" in capsys.readouterr().err
+    assert "A fit has no agent and no environment. `worldmodel imagine`" in capsys.readouterr().err
 
 
 def test_the_context_is_reconstructed_and_the_rest_foretold_without_looking(run: Any) -> None:
@@ -368,7 +368,7 @@ def test_making_videos_leaves_the_random_numbers_alone(run: Any) -> None:
     assert torch.equal(drawn, torch.rand(2))
     with pytest.raises(ValueError, match="must be at least 1"):
         ImagineConfig(count=0)
-    with pytest.raises(ValueError, match="count must be at most 64: 65"):
+    with pytest.raises(ValueError, match="count must be at most 64, but it is 65"):
         ImagineConfig(count=65)
 
 
@@ -376,10 +376,12 @@ def test_a_sequence_begins_where_it_is_asked_to(run: Any) -> None:
     windows = sequences(run, ImagineConfig(3, 4, start=5))
     stream = run.replay.stream(0)
     torch.testing.assert_close(windows.obs["observation"], stream.obs["observation"][:, 5:12])
-    with pytest.raises(ValueError, match=r"no 7 steps of one episode from step 26 on, at most 5: .* another --start"):
-        sequences(run, ImagineConfig(3, 4, start=26))  # of 31 arrivals each
+    with pytest.raises(
+        ValueError, match=r"at most 5 steps of one episode from step 26 on, but 7 are .* another --start"
+    ):
+        sequences(run, ImagineConfig(3, 4, start=26))  # of 31 time steps each
     last = len(run.replay) - 2
-    with pytest.raises(ValueError, match=f"from step {last} on, at most 1"):
+    with pytest.raises(ValueError, match=f"at most 1 steps of one episode from step {last} on"):
         sequences(run, ImagineConfig(3, 4, start=last))
 
 
@@ -436,4 +438,4 @@ def test_what_the_model_does_not_decode_is_left_out_and_named(tmp_path: Path, ca
     said = capsys.readouterr()
     assert [Path(line).name for line in said.out.splitlines()][-1:] == ["world.webm"]
     assert [file.name for file in (run.folder / "media").iterdir()] == ["world.webm"]
-    assert "['observation'] left out" in said.err and "train one with model.images: reconstruction" in said.err
+    assert "do not show observation:" in said.err and "Train a model with model.images: reconstruction" in said.err

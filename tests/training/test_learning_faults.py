@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from worldmodel.training import Run, train
 from worldmodel.training.cli import main
 from worldmodel.training.config.schema import merge
-from worldmodel.training.loop import faults
-from worldmodel.training.loop import trainer as trainers
+from worldmodel.training.loop import collector, faults, updater
 from worldmodel.training.run.checkpoint import find, numbers
 from worldmodel.training.start import resume
 
@@ -35,7 +34,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 def spoiled(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> list[int]:
     """Let the model's loss be infinite in the updates, counted from 0, for which `when` holds; the updates so far."""
-    updates, honest, learn = [0], trainers.model_loss, trainers.Trainer.learn
+    updates, honest, learn = [0], updater.model_loss, updater.Updater.learn
 
     def loss(*given: Any, **named: Any) -> Any:
         value, aux = honest(*given, **named)
@@ -45,8 +44,8 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> lis
         updates[0] += 1
         return learn(self, update)
 
-    monkeypatch.setattr(trainers, "model_loss", loss)
-    monkeypatch.setattr(trainers.Trainer, "learn", counted)
+    monkeypatch.setattr(updater, "model_loss", loss)
+    monkeypatch.setattr(updater.Updater, "learn", counted)
     return updates
 
 
@@ -54,7 +53,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     seen = []
-    learn = trainers.Trainer.learn
+    learn = updater.Updater.learn
 
     def watched(self: Any, update: Any) -> Any:
         before = [parameter.clone() for parameter in self.run.model.parameters()]
@@ -62,7 +61,7 @@ def test_an_update_that_is_not_finite_changes_nothing_and_is_told(
         seen.append(all(torch.equal(p, q) for p, q in zip(before, self.run.model.parameters(), strict=True)))
         return found
 
-    monkeypatch.setattr(trainers.Trainer, "learn", watched)
+    monkeypatch.setattr(updater.Updater, "learn", watched)
     spoiled(monkeypatch, lambda call: call == 5)
     folder = train(TINY, run=tmp_path / "run").folder
     assert seen == [update == 5 for update in range(40)]
@@ -86,12 +85,12 @@ def test_a_report_that_cannot_be_written_does_not_end_the_run(
     monkeypatch.setattr(faults, "save_tensors", full)
     spoiled(monkeypatch, lambda call: call == 5)
     assert train(TINY, run=tmp_path / "run").env_steps == 60
-    assert "there is no report of it ([Errno 28] No space left on device)" in capsys.readouterr().err
+    assert "its report could not be written ([Errno 28] No space left on device)" in capsys.readouterr().err
 
 
 def test_the_report_names_the_module_where_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight of the reward head that became infinite."""
-    learn = trainers.Trainer.learn
+    learn = updater.Updater.learn
 
     def breaks(self: Any, update: Any) -> Any:
         if self.updates == 3:
@@ -99,7 +98,7 @@ def test_the_report_names_the_module_where_it_began(tmp_path: Path, monkeypatch:
                 self.run.model.reward.net[-1].weight[:] = 3e38
         return learn(self, update)
 
-    monkeypatch.setattr(trainers.Trainer, "learn", breaks)
+    monkeypatch.setattr(updater.Updater, "learn", breaks)
     with pytest.raises(FloatingPointError, match=r"11 updates were not finite, before there was a checkpoint"):
         train(merge(TINY, {"evaluation": {"every": 1000}}), run=tmp_path / "run")
     first = sorted((tmp_path / "run/faults").iterdir())[0]
@@ -115,8 +114,9 @@ def test_too_many_bring_back_the_last_checkpoint_with_a_lower_rate(
     """From update 15 on 11 in a row: the evaluation at 30 steps has made the checkpoint that returns."""
     spoiled(monkeypatch, lambda call: 15 <= call < 26)
     made = train(TINY, run=tmp_path / "run")
-    assert "11 updates were not finite; the weights of checkpoint 00001 (30 steps) return, with 0.5 of" in (
-        capsys.readouterr().err
+    assert (
+        "11 updates were not finite; the weights of checkpoint 00001 (30 steps) are restored, and the learning "
+        "rate is multiplied by 0.5" in (capsys.readouterr().err)
     )
     last = rows(made.folder)[-2]
     assert last["training/skipped_updates"] == 11 and last["training/restored_checkpoints"] == 1
@@ -137,7 +137,7 @@ def test_what_does_not_get_better_stops_with_the_last_good_weights(
         train(config, run=tmp_path / "run")
     assert calls[0] == 12 + 33
     folder = tmp_path / "run"
-    told = f"recorded is saved in {folder}; the weights there are those of its last checkpoint"
+    told = f"the records are saved in {folder}; the weights are those of the last checkpoint"
     assert told in capsys.readouterr().err
     assert numbers(folder / "checkpoint") == [1] and find(folder / "checkpoint")[0].env_steps == 30
     assert len(Run.load(folder).replay) > 60
@@ -149,13 +149,13 @@ def one_action_breaks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let the decision of that number be none."""
     calls = [0]
 
-    class Broken(trainers.Agent):
+    class Broken(collector.Agent):
         def predict(self, *given: Any) -> Any:
             actions, state = super().predict(*given)
             calls[0] += 1
             return actions * np.nan if calls[0] == number else actions, state
 
-    monkeypatch.setattr(trainers, "Agent", Broken)
+    monkeypatch.setattr(collector, "Agent", Broken)
 
 
 def test_an_action_that_is_not_finite_brings_a_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,20 +174,20 @@ def test_an_action_that_is_not_finite_before_the_first_checkpoint_ends_the_run(
     with pytest.raises(FloatingPointError, match=told):
         train(TINY, run=tmp_path / "run")
     assert (tmp_path / "run" / "replay" / "replay.npz").is_file()  # what was recorded until then
-    assert "; there is no checkpoint of it yet" in capsys.readouterr().err
+    assert "; there is no checkpoint yet" in capsys.readouterr().err
 
 
 def test_a_covariance_without_a_decomposition_is_an_update_that_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """What `kvae` meets where its weights have run away; the report says why, and training goes on."""
-    learn, calls = trainers.Trainer.learn, [0]
+    learn, calls = updater.Updater.learn, [0]
 
     def breaks(self: Any, update: Any) -> Any:
         calls[0] += 1
         return torch.linalg.cholesky(-torch.eye(2)) if calls[0] == 7 else learn(self, update)
 
-    monkeypatch.setattr(trainers.Trainer, "learn", breaks)
+    monkeypatch.setattr(updater.Updater, "learn", breaks)
     folder = train(TINY, run=tmp_path / "run").folder
     assert "is skipped, a covariance has no decomposition" in capsys.readouterr().err
     assert rows(folder)[-2]["training/skipped_updates"] == 1

@@ -44,7 +44,8 @@ def test_minari_observations_that_are_not_chosen_are_of_no_interest(
     assert dataset.rows.reward[0].tolist() == [0, 1, 2, 3]
     assert dataset.rows.is_terminal[0].tolist() == [False, False, False, True]
     others = re.escape(str(sorted([n, x])))
-    said = rf"minari:a/b-v0: observation '{mission}', Text.*, is not supported: .* data.observations, as {others}"
+    unsupported = rf"the space of the observation '{mission}', Text.*, is not supported\."
+    said = rf"{unsupported} .* data.observations, for example {others}"
     for chosen in (None, [mission, x]):
         with pytest.raises(ValueError, match=said):
             read(DataConfig("minari:a/b-v0", observations=chosen))
@@ -56,5 +57,5 @@ def test_actions_that_no_model_takes_are_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         "worldmodel.training.data.minari_data.import_minari", lambda: SimpleNamespace(load_dataset=lambda name: held)
     )
-    with pytest.raises(ValueError, match=r"minari:a/b-v0: the action space Text.* convert the dataset"):
+    with pytest.raises(ValueError, match=r"minari:a/b-v0: the action space Text.* Convert the dataset"):
         read(DataConfig("minari:a/b-v0"))

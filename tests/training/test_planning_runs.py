@@ -11,7 +11,7 @@ import torch
 from worldmodel.agents import Planner
 from worldmodel.training import Run, train
 from worldmodel.training.cli import main
-from worldmodel.training.loop.loop import UNSOUND
+from worldmodel.training.loop.evaluations import UNSOUND
 from worldmodel.training.loop.trainer import Trainer
 
 TINY: dict[str, Any] = {
@@ -41,9 +41,9 @@ def changed(**planner: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("env", [TINY["env"], DISCRETE], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("optimiser", ["cem", "icem", "mppi", "random"])
-def test_a_planner_is_trained_saved_and_read_back(tmp_path: Path, env: dict[str, Any], optimiser: str) -> None:
-    made = train({**changed(optimiser=optimiser), "env": env}, run=tmp_path / "run")
+@pytest.mark.parametrize("optimizer", ["cem", "icem", "mppi", "random"])
+def test_a_planner_is_trained_saved_and_read_back(tmp_path: Path, env: dict[str, Any], optimizer: str) -> None:
+    made = train({**changed(optimizer=optimizer), "env": env}, run=tmp_path / "run")
     assert made.env_steps == 40 and len(made.behaviour.state_dict()) == 0  # nothing is learned but the model
     again = Run.load(made.folder)
     assert isinstance(again.behaviour, Planner)
@@ -56,7 +56,7 @@ def test_a_planner_is_trained_saved_and_read_back(tmp_path: Path, env: dict[str,
 
 
 def test_a_guide_is_trained_and_saved_with_its_planner(tmp_path: Path) -> None:
-    made = train(changed(optimiser="mppi", proposals=3, terminal_value=True), run=tmp_path / "run")
+    made = train(changed(optimizer="mppi", proposals=3, terminal_value=True), run=tmp_path / "run")
     again = Run.load(made.folder)
     rows = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
     assert any("actor_critic/critic_loss" in row for row in rows)
@@ -97,8 +97,8 @@ def test_planner_settings_that_make_no_sense_are_refused_before_anything_starts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for override, message in (
-        (["--behaviour.planner.cem.elites", "5000"], "1000 candidates, 5000 elites"),
-        (["--behaviour.planner.optimiser", "cma"], "'cma' is not one of 'cem', 'icem', 'mppi', 'random'"),
+        (["--behaviour.planner.cem.elites", "5000"], "1000 candidates and 5000 elites"),
+        (["--behaviour.planner.optimizer", "cma"], "'cma' is not one of 'cem', 'icem', 'mppi', 'random'"),
         (["--behaviour.planner.refine", "3", "--env.id", "CartPole-v1"], "discrete actions do not have"),
     ):
         arguments = ["train", "configs/planet_pendulum.yaml", "--run", str(tmp_path / "run"), *override]

@@ -44,7 +44,7 @@ def test_each_key_is_one_choice_and_space_repeats_it() -> None:
     keyboard = Keyboard(ActionSpec((), classes=(3,), start=(-1,)))
     assert [int(keyboard.action(key)) for key in "2 0"] == [1, 1, -1]
     assert keyboard.action("3") is None  # there is no such choice
-    assert keyboard.help().startswith("0 to 2: actions -1 to 1;")
+    assert keyboard.help().startswith("0 to 2: take action -1 to 1. Space: repeat")
     many = Keyboard(ActionSpec((), classes=(18,)))
     assert int(many.action(many.keys[17])) == 17 and not set(many.keys) & set("npq ")
 
@@ -60,7 +60,7 @@ def test_pairs_of_keys_count_several_choices_within_their_range() -> None:
         [1, 1],
         [1, 0],
     ]
-    with pytest.raises(ValueError, match="not keys enough for actions of 9 entries"):
+    with pytest.raises(ValueError, match="not enough keys for actions of 9 entries"):
         Keyboard(ActionSpec((9,), low=(-1.0,) * 9, high=(1.0,) * 9))
     with pytest.raises(ValueError, match="1 entries of 40 values"):
         Keyboard(ActionSpec((), classes=(40,)))
@@ -107,7 +107,11 @@ def test_keys_are_piped_to_the_command(run: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stdin", io.StringIO("ad\nq\n"))
     assert main(["play", str(run.folder)]) == 0
     keys, first, second, path = capsys.readouterr().out.splitlines()
-    assert "entry 0 down, up" in keys and first.startswith("step    1  reward") and second.startswith("step    2")
+    assert (
+        "a: move entry 0 down. d: move it up. Space: take a step with no action." in keys
+        and first.startswith("step    1  reward")
+        and second.startswith("step    2")
+    )
     assert path.endswith("play.webm")
 
 
@@ -127,7 +131,7 @@ def test_it_begins_at_a_recorded_step(run: Any) -> None:
         for one, two, three in zip(first, again, inferred, strict=True):
             assert torch.equal(one, three) and torch.equal(two, three)
     assert not torch.equal(states(7)[0].deter, states(40)[0].deter)
-    with pytest.raises(ValueError, match="holds steps 0 to"):
+    with pytest.raises(ValueError, match="holds the steps 0 to"):
         Dream(run, 0, start=10_000)
 
 
@@ -147,7 +151,7 @@ def test_a_model_that_decodes_nothing_cannot_be_seen(tmp_path: Path, capsys: Any
     }
     folder = train({**TINY, **changes}, run=tmp_path / "run").folder
     assert main(["play", str(folder)]) == 2
-    assert "nothing to see: train one with model.images: reconstruction" in capsys.readouterr().err
+    assert "nothing to see. Train a model with model.images: reconstruction" in capsys.readouterr().err
 
 
 def test_a_film_is_left_whatever_ends_the_game(run: Any) -> None:

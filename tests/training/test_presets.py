@@ -48,7 +48,7 @@ class Quiet:
 def quiet(trainer: Trainer) -> Loop:
     """A loop that nobody hears of."""
     loop = Loop(trainer)
-    loop.logger = loop.progress = Quiet()  # type: ignore[assignment]
+    loop.record.logger = loop.record.progress = Quiet()  # type: ignore[assignment]
     return loop
 
 
@@ -60,7 +60,7 @@ def test_a_preset_trains_every_part_of_its_own(preset: str, env: str, tmp_path: 
     parts = (made.run.model, made.run.behaviour)
     before = [[p.clone() for p in part.parameters()] for part in parts]
     quiet(made).run(made.config.training.steps)
-    assert made.updates > 3
+    assert made.updater.updates > 3
     for part, old in zip(parts, before, strict=True):
         pairs = zip(part.named_parameters(), old, strict=True)
         still = [name for (name, p), q in pairs if p.requires_grad and torch.equal(p, q)]
@@ -77,7 +77,7 @@ def test_a_preset_learns_from_pixels(preset: str, tmp_path: Path) -> None:
     before = [parameter.clone() for parameter in made.run.model.parameters()]
     quiet(made).run(60)
     pairs = list(zip(made.run.model.named_parameters(), before, strict=True))
-    assert any("encoder.units.0.net" in name for (name, _), _ in pairs)
+    assert any("encoder.entrances.0.net" in name for (name, _), _ in pairs)
     assert all(p.isfinite().all() for (_, p), _ in pairs) and not any(torch.equal(p, q) for (_, p), q in pairs)
 
 
@@ -137,7 +137,7 @@ def joint_gradients(made: Trainer, weight: float) -> dict[str, Tensor]:
     made.run.behaviour.config.replay_value = weight  # type: ignore[union-attr]
     batch = made.run.replay.gather(made.run.replay.draw(4, 8))
     torch.manual_seed(0)
-    loss, _ = made.joint_loss(batch, annealed(made.config.objective, 0), None)
+    loss, _ = made.updater.joint_loss(batch, annealed(made.config.objective, 0), None)
     named = dict(made.run.model.named_parameters())
     return dict(zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True), strict=True))
 
@@ -150,7 +150,9 @@ def test_the_values_of_replayed_states_shape_the_model(tmp_path: Path) -> None:
     torch.nn.init.normal_(last.weight)  # it begins at zero, where no gradient passes
     gradients = []
     for weight in (1e-9, 1.0, 2.0):
-        made.run.replay.rng = type(made.run.replay.rng)(type(made.run.replay.rng.bit_generator)(0))
+        made.run.replay.sampler.rng = type(made.run.replay.sampler.rng)(
+            type(made.run.replay.sampler.rng.bit_generator)(0)
+        )
         gradients.append(joint_gradients(made, weight))
     none, one, two = gradients
     moved = {name for name in none if not torch.allclose(none[name], one[name], rtol=1e-3, atol=1e-7)}
@@ -168,8 +170,8 @@ def test_pathwise_gradients_are_not_for_one_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"behaviour": {"name": "planner"}}, "not planner"),
-        ({"objective": {"bound": "fivo", "beta": 1.0, "balance": None, "free_nats_for": "posterior"}}, "not fivo"),
+        ({"behaviour": {"name": "planner"}}, "it is planner"),
+        ({"objective": {"bound": "fivo", "beta": 1.0, "balance": None, "free_nats_for": "posterior"}}, "it is fivo"),
     ],
 )
 def test_what_does_not_go_together_is_named(changes: dict[str, Any], message: str) -> None:
@@ -182,7 +184,7 @@ def test_windows_go_on_from_the_states_that_were_stored(tmp_path: Path) -> None:
     made.prefill(made.config.training.prefill)
     run = made.run
     places = run.replay.draw(50, 8)
-    start = made.context(places, "cpu")
+    start = made.updater.context(places, "cpu")
     stored = run.replay.context(places)
     assert stored is not None
     packed, known = stored
@@ -194,9 +196,9 @@ def test_windows_go_on_from_the_states_that_were_stored(tmp_path: Path) -> None:
         assert torch.equal(field[~known], first[~known])
     made.update()
     window = run.replay.gather(places)
-    for _ in range(20):  # updates store what they infer: soon every step but a ring's last arrivals
+    for _ in range(20):  # updates store what they infer: soon every step but a ring's last time steps
         made.update()
-    assert run.replay.known[:, : int(run.replay.written[0])].all()
+    assert run.replay.latents.known[:, : int(run.replay.written[0])].all()
     assert window.reward.shape == (50, 8)
 
 
@@ -215,11 +217,11 @@ def test_a_config_extends_another(tmp_path: Path) -> None:
     assert config.behaviour.actor_critic.replay_value == 0.3 and config.behaviour.actor_critic.hidden == 64
     (tmp_path / "a.yaml").write_text("extends: b.yaml")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\nseed: 1")
-    with pytest.raises(ValueError, match=r"extends itself, by way of a\.yaml and b\.yaml"):
+    with pytest.raises(ValueError, match=r"extends itself, through a\.yaml and b\.yaml"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "c.yaml").write_text("extends: nowhere.yaml")
     with pytest.raises(ValueError, match=r"c\.yaml extends"):
         load_config(tmp_path / "c.yaml")
     (tmp_path / "d.yaml").write_text("extends: 3")
-    with pytest.raises(ValueError, match="name of a file, not 3"):
+    with pytest.raises(ValueError, match=r"extends is 3\. It must be the name of a file"):
         load_config(tmp_path / "d.yaml")

@@ -12,7 +12,7 @@ import torch
 from worldmodel.agents import AgentState, Decision
 from worldmodel.training import Run, train
 from worldmodel.training.evaluation.evaluation import Evaluation, imagined_returns
-from worldmodel.training.evaluation.returns import ReturnRange, promise
+from worldmodel.training.evaluation.imagined_vs_real import ReturnRange, promise
 from worldmodel.types import Prediction
 
 
@@ -30,12 +30,13 @@ def evaluation(
 
 def test_a_model_that_promises_too_much_is_warned_of() -> None:
     said = promise(evaluation([-190.0, -210.0], [-150.0, -168.0]))
-    assert said.startswith("warning: the model imagines -159.0 for the same episodes, off by 20% of their size")
-    assert "it overestimates them; `worldmodel diagnose`" in said and "--training.steps" in said
-    assert "it underestimates them" in promise(evaluation([-100.0], [-150.0]))
-    assert promise(evaluation([-200.0], [-190.0])).startswith("the model imagines -190.0")
+    assert said.startswith("warning: The model imagines a return of -159.0 for the same episodes. It differs")
+    assert "by 20% of the size of the returns. The model overestimates the return. Run `worldmodel diagnose`" in said
+    assert "--training.steps" in said
+    assert "The model underestimates the return" in promise(evaluation([-100.0], [-150.0]))
+    assert promise(evaluation([-200.0], [-190.0])).startswith("The model imagines a return of -190.0")
     assert "warning" not in promise(evaluation([0.0, 3.0], [0.0, 3.1]))  # about 0 its spread is the size
-    assert promise(evaluation([0.0], [1.0])) == "the model imagines 1 for the same episodes"
+    assert promise(evaluation([0.0], [1.0])) == "The model imagines a return of 1 for the same episodes."
 
 
 def test_a_solved_task_is_not_warned_of() -> None:
@@ -43,7 +44,8 @@ def test_a_solved_task_is_not_warned_of() -> None:
     result = evaluation([-7.5], [-10.6], random=-109.0)
     assert result.gap == pytest.approx(3.1 / 101.5)
     assert promise(result) == (
-        "the model imagines -10.6 for the same episodes, off by 3% of the way from random to best"
+        "The model imagines a return of -10.6 for the same episodes. "
+        "It differs from the real return by 3% of the range from random to best."
     )
     failed = evaluation([-100.0], [-60.0], random=-109.0, best=-9.0)  # measured by what was once reached
     assert failed.gap == pytest.approx(0.4) and "overestimates" in promise(failed)
@@ -95,7 +97,8 @@ def test_the_error_of_a_continuation_is_not_compounded_into_a_warning() -> None:
     assert result.imagined == [1000.0, 1000.0]
     np.testing.assert_allclose(result.weighed, (1 - 0.998**1000) / 0.002, rtol=1e-4)
     assert result.gap == 0 and promise(result) == (
-        "the model imagines 432.5 to 1000.0 for the same episodes, off by 0% of the way from random to best"
+        "The model imagines a return of 432.5 to 1000.0 for the same episodes. "
+        "It differs from the real return by 0% of the range from random to best."
     )
 
 

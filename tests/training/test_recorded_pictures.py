@@ -70,11 +70,11 @@ def test_a_replay_on_the_disk_says_what_is_a_picture(tmp_path: Path) -> None:
     [
         (
             lambda film: film[..., :2],
-            "(1, 28, 16, 16, 2) of uint8: pictures are (num_envs, steps, H, W, C)",
+            "(1, 28, 16, 16, 2) and the type uint8. Images must have the shape (num_envs, steps, H, W, C)",
         ),
-        (lambda film: film.transpose(0, 1, 4, 2, 3), "(1, 28, 3, 16, 16) of uint8: pictures are"),
-        (lambda film: film[..., 0], "(1, 28, 16, 16) of uint8: pictures are"),
-        (lambda film: film / np.float32(255), "(1, 28, 16, 16, 3) of float32: pictures are"),
+        (lambda film: film.transpose(0, 1, 4, 2, 3), "(1, 28, 3, 16, 16) and the type uint8. Images must"),
+        (lambda film: film[..., 0], "(1, 28, 16, 16) and the type uint8. Images must"),
+        (lambda film: film / np.float32(255), "(1, 28, 16, 16, 3) and the type float32. Images must"),
     ],
 )
 def test_what_is_no_picture(change: Any, said: str, filmed: Path, tmp_path: Path) -> None:
@@ -91,10 +91,11 @@ def test_pictures_of_another_shape_or_name_are_none_of_the_same_thing(filmed: Pa
     wide = changed(filmed, tmp_path / "wide.npz", **{"obs/observation": film.reshape(1, 28, 8, 32, 3)})
     renamed = changed(filmed, tmp_path / "named.npz", **{"obs/observation": None, "obs/camera": film})
     for file, theirs in (
-        (wide, "'observation' (pictures of 8 x 32 x 3)"),
-        (renamed, "'camera' (pictures of 16 x 16 x 3)"),
+        (wide, "'observation' (images of 8 x 32 x 3)"),
+        (renamed, "'camera' (images of 16 x 16 x 3)"),
     ):
-        said = f"observes {theirs}, the training data 'observation' (pictures of 16 x 16 x 3): record it from the same"
+        ours = "the training data observes 'observation' (images of 16 x 16 x 3)"
+        said = f"observes {theirs}, but {ours}. Record it from the same"
         with pytest.raises(ValueError, match=re.escape(said)):
             matching(read(recording(file)), data.obs_specs, data.control_width, "data.test")
     assert matching(data, data.obs_specs, data.control_width, "data.test").obs_specs == data.obs_specs
@@ -111,7 +112,7 @@ def test_pictures_of_an_earlier_version(filmed: Path, tmp_path: Path) -> None:
     with np.load(filmed) as saved:
         flat = saved["obs/observation"].reshape(1, 28, 768)
     file = changed(filmed, tmp_path / "flat.npz", **{"obs/observation": flat})
-    with pytest.raises(ValueError, match=r"768 pixels a row and not how wide and high .* record it again"):
+    with pytest.raises(ValueError, match=r"768 pixels per row, but not the width and height .* Record it again"):
         read(recording(file))
     again = SequenceReplay(read(recording(filmed)).obs_specs, ActionSpec((1,), low=(-2.0,), high=(2.0,)), 1, 28)
     again.load(file)

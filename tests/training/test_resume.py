@@ -21,6 +21,7 @@ from worldmodel.training import Run, train
 from worldmodel.training.cli import main
 from worldmodel.training.config.config import load_config
 from worldmodel.training.evaluation.evaluation import evaluate
+from worldmodel.training.loop import evaluations
 from worldmodel.training.loop import loop as loops
 from worldmodel.training.start import resume
 
@@ -163,16 +164,16 @@ def test_a_run_that_is_asked_to_stop_goes_on_from_there(
 
     monkeypatch.setattr(loops.Trainer, "collect", asks)
     folder = tmp_path / "stopped"
-    with pytest.raises(KeyboardInterrupt, match=f"to go on: worldmodel train --resume {folder}"):
+    with pytest.raises(KeyboardInterrupt, match=f"to continue: worldmodel train --resume {folder}"):
         train(TINY, run=folder, seed=5)
     assert "SIGTERM: stopping after this step" in capsys.readouterr().err
     assert Run.load(folder).env_steps < death + 4
     assert main(["train", "--resume", str(folder)]) == 0
-    assert "goes on at" in capsys.readouterr().err
+    assert "resumed at" in capsys.readouterr().err
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("place", ["worldmodel.training.loop.loop.evaluate", "worldmodel.training.run.run.evaluate"])
+@pytest.mark.parametrize("place", ["loop.evaluations.evaluate", "run.run.evaluate"])
 def test_a_call_to_stop_that_is_swallowed_in_an_evaluation_is_obeyed_after_it(
     place: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
@@ -184,8 +185,8 @@ def test_a_call_to_stop_that_is_swallowed_in_an_evaluation_is_obeyed_after_it(
         return evaluate(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, swallows)
-        with pytest.raises(KeyboardInterrupt, match="to go on"):
+        patch.setattr(f"worldmodel.training.{place}", swallows)
+        with pytest.raises(KeyboardInterrupt, match="to continue"):
             train(TINY, run=tmp_path / "stopped", seed=5)
     assert Run.load(tmp_path / "stopped").env_steps == (40 if "loop" in place else 100)
     resume(tmp_path / "stopped")
@@ -200,8 +201,8 @@ def test_a_run_that_is_asked_to_stop_while_its_environments_step(
     update, seen = loops.Trainer.update, []
 
     def asks(trainer: Any) -> Any:
-        seen.append((trainer.envs.steps, trainer.pending is not None))
-        if trainer.envs.steps >= 33 and trainer.pending is not None and armed:
+        seen.append((trainer.envs.steps, trainer.collector.pending is not None))
+        if trainer.envs.steps >= 33 and trainer.collector.pending is not None and armed:
             os.kill(os.getpid(), signal.SIGTERM)
             armed.clear()
         return update(trainer)
@@ -222,7 +223,7 @@ def test_a_run_that_is_asked_to_stop_while_its_environments_step(
 def test_a_finished_run_takes_more_steps_or_says_that_it_is_finished(tmp_path: Path, capsys: Any) -> None:
     folder = train(TINY, run=tmp_path / "run", seed=5).folder
     assert main(["train", "--resume", str(folder)]) == 2
-    assert "has taken 100 steps: give it more than that with --training.steps" in capsys.readouterr().err
+    assert "has taken 100 steps. To continue, give it more with --training.steps" in capsys.readouterr().err
     assert main(["train", "--resume", str(folder), "--training.steps", "140"]) == 0
     assert Run.load(folder).env_steps == 140 and Run.load(folder).config.training.steps == 140
     finals = [row for row in rows(folder) if "final/mean_reward" in row]
@@ -278,7 +279,7 @@ def test_an_episode_that_cannot_be_taken_up_counts_as_truncated(
         with pytest.raises(Killed):
             train(config, run=folder)
     run = resume(folder)
-    assert "goes on at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
+    assert "resumed at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
     for env in range(2):
         stream = run.replay.stream(env)
         ends = stream.is_last[0].nonzero().flatten().tolist()
@@ -292,7 +293,7 @@ def test_a_fault_in_the_environment_leaves_a_run_that_goes_on(tmp_path: Path, mo
 
     def fails(trainer: Any, behaviour: Any) -> None:
         if trainer.envs.steps == 50:
-            trainer.doing = "collecting"
+            trainer.collector.doing = "collecting"
             raise OSError("the simulator is gone")
         step(trainer, behaviour)
 
@@ -319,7 +320,7 @@ def test_rows_that_took_the_place_of_older_ones_stay(
         with pytest.raises(Killed):
             train(config, run=folder)
     run = resume(folder)
-    assert "goes on at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
+    assert "resumed at 40 environment steps; 2 running episode(s) count as truncated" in capsys.readouterr().err
     assert run.env_steps == 100 and len(run.replay) == 20
     steps = [row["global_step"] for row in rows(folder)]
     assert steps == sorted(steps)
@@ -329,7 +330,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_run: Same
 ) -> None:
     """It is left at once: it may take long. The final one as well."""
-    evaluate, calls = loops.evaluate, []
+    evaluate, calls = evaluations.evaluate, []
 
     def asks(*given: Any, **named: Any) -> Any:
         calls.append(1)
@@ -339,7 +340,7 @@ def test_an_evaluation_that_is_interrupted_is_made_again(
 
     folder = tmp_path / "stopped"
     with monkeypatch.context() as patch:
-        patch.setattr(loops, "evaluate", asks)
+        patch.setattr(evaluations, "evaluate", asks)
         with pytest.raises(KeyboardInterrupt):
             train(TINY, run=folder, seed=5)
         assert len(calls) == 1 and Run.load(folder).env_steps == 40
@@ -354,7 +355,7 @@ def test_a_milestone_that_is_interrupted_is_made_again(
     """And the evaluation that comes with it, whichever of the two is interrupted."""
     config = {**TINY, "evaluation": {**TINY["evaluation"], "milestones": [40]}}
     whole = train(config, run=tmp_path / "whole", seed=5).folder
-    evaluate, calls = loops.evaluate, []
+    evaluate, calls = evaluations.evaluate, []
 
     def asks(*given: Any, **named: Any) -> Any:
         calls.append(1)
@@ -363,7 +364,7 @@ def test_a_milestone_that_is_interrupted_is_made_again(
         return evaluate(*given, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loops, "evaluate", asks)
+        patch.setattr(evaluations, "evaluate", asks)
         with pytest.raises(KeyboardInterrupt):
             train(config, run=tmp_path / "stopped", seed=5)
     resume(tmp_path / "stopped")
@@ -375,7 +376,7 @@ def test_seconds_of_evaluations_are_counted_on_and_apart_from_those_of_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each takes half a second longer here; training takes what it takes, in both parts of the run."""
-    evaluate, calls = loops.evaluate, []
+    evaluate, calls = evaluations.evaluate, []
 
     def slow(*given: Any, **named: Any) -> Any:
         calls.append(1)
@@ -384,7 +385,7 @@ def test_seconds_of_evaluations_are_counted_on_and_apart_from_those_of_training(
         time.sleep(0.5)
         return evaluate(*given, **named)
 
-    monkeypatch.setattr(loops, "evaluate", slow)
+    monkeypatch.setattr(evaluations, "evaluate", slow)
     with pytest.raises(KeyboardInterrupt):
         train(TINY, run=tmp_path / "run", seed=5)
     resume(tmp_path / "run")
@@ -407,7 +408,7 @@ def test_a_call_to_stop_just_before_an_evaluation_does_not_wait_for_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(loops.Loop, "log", asks)
-        patch.setattr(loops, "evaluate", lambda *_, **__: pytest.fail("it waited for an evaluation"))
+        patch.setattr(evaluations, "evaluate", lambda *_, **__: pytest.fail("it waited for an evaluation"))
         with pytest.raises(KeyboardInterrupt):
             train(TINY, run=tmp_path / "stopped", seed=5)
     resume(tmp_path / "stopped")
@@ -446,7 +447,7 @@ def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
     monkeypatch.setattr(loops.Loop, "save", asked(1))
     assert_same_run(whole, train(TINY, run=tmp_path / "once", seed=5).folder)
     monkeypatch.setattr(loops.Loop, "save", asked(2))
-    with pytest.raises(KeyboardInterrupt, match="to go on: worldmodel train --resume"):
+    with pytest.raises(KeyboardInterrupt, match="to continue: worldmodel train --resume"):
         train(TINY, run=tmp_path / "twice", seed=5)
     monkeypatch.undo()
     resume(tmp_path / "twice")
@@ -460,20 +461,20 @@ def test_a_call_to_stop_during_the_last_save_lets_it_be_finished(
         (["--resume", "RUN", "--seed", "3"], "takes no config, --run or --seed"),
         (
             ["--resume", "RUN", "--learner.lr", "1e-3"],
-            "takes no change of the config but --training.steps, --training.device, --eval",
+            "cannot change the config except by --training.steps, --training.device, --eval",
         ),
         (
             ["--resume", "RUN", "--training.threads", "2"],
-            "takes no change of the config but --training.steps, --training.device, --eval",
+            "cannot change the config except by --training.steps, --training.device, --eval",
         ),
         *(
-            (["--resume", "RUN", f"--training.steps={steps}"], "must be a whole number from 1 up, of 64 bits")
+            (["--resume", "RUN", f"--training.steps={steps}"], "must be a whole number of at least 1")
             for steps in ("many", "1e30", ".inf", ".nan", "[1]", "0", "1.5", "true")
         ),
-        (["--resume", "RUN", "--evaluation.every", "5"], "takes no change of the config but --training.steps, "),
-        (["--resume", "RUN", "--evaluation.videos", "3"], "--evaluation.videos is true or false: 3"),
+        (["--resume", "RUN", "--evaluation.every", "5"], "cannot change the config except by --training.steps, "),
+        (["--resume", "RUN", "--evaluation.videos", "3"], "--evaluation.videos must be true or false, not 3"),
         (["--resume", "nowhere"], "holds no run"),
-        ([], "which config?"),
+        ([], "No config is given"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(arguments: list[str], message: str, capsys: Any) -> None:
@@ -525,14 +526,14 @@ def test_a_decision_of_weights_that_are_gone_is_carried_out_and_its_states_forgo
     trainer.prefill(20)
     trainer.collect(behaviour)
     trainer.decide(behaviour)
-    assert trainer.pending is not None
-    _, decided = trainer.pending
-    trainer.forget_states()
-    assert trainer.acting is None
+    assert trainer.collector.pending is not None
+    _, decided = trainer.collector.pending
+    trainer.collector.forget_states()
+    assert trainer.collector.acting is None
     trainer.collect(behaviour)
-    assert trainer.acting is not None and trainer.pending is None
-    assert torch.equal(trainer.acting.control, decided.control) and bool(decided.latent[0].any())
-    assert not any(bool(field.any()) for field in trainer.acting.latent)
+    assert trainer.collector.acting is not None and trainer.collector.pending is None
+    assert torch.equal(trainer.collector.acting.control, decided.control) and bool(decided.latent[0].any())
+    assert not any(bool(field.any()) for field in trainer.collector.acting.latent)
     trainer.envs.close()
 
 

@@ -17,9 +17,9 @@ from worldmodel.envs import EnvConfig, make
 from worldmodel.envs.contract.spaces import layout
 from worldmodel.specs import keyed
 from worldmodel.training import Run, train
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 
-DOCUMENT = (HOME / "docs" / "spaces.md").read_text()
+DOCUMENT = (REPOSITORY / "docs" / "spaces.md").read_text()
 WORDS = {"np": np, "inf": np.inf, **{name: getattr(spaces, name) for name in spaces.__all__}}
 SIDE, STEPS = 32, 40
 SMALL: dict[str, Any] = {

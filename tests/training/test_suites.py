@@ -13,11 +13,11 @@ from worldmodel.envs import make
 from worldmodel.training import Run, train
 from worldmodel.training.config.config import load_config
 from worldmodel.training.config.schema import load_yaml
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 
-SUITES = HOME / "configs" / "suites"
+SUITES = REPOSITORY / "configs" / "suites"
 BASE = load_yaml(SUITES.parent / "dream.yaml")
-README = (HOME / "README.md").read_text()
+README = (REPOSITORY / "README.md").read_text()
 NEEDS = {  # config: (what must be importable, the extra that installs it, the keys that are images, frames per step)
     "atari": ("ale_py", "atari", {"observation"}, 4),
     "minigrid": ("minigrid", "minigrid", set(), 1),

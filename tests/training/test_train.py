@@ -21,11 +21,12 @@ from worldmodel.training import Run, train
 from worldmodel.training.config.config import load_config, too_short
 from worldmodel.training.config.schema import merge
 from worldmodel.training.evaluation.evaluation import Evaluation, _successes, evaluate
-from worldmodel.training.evaluation.returns import promise
-from worldmodel.training.loop.loop import PERIODIC, Loop, describe
+from worldmodel.training.evaluation.imagined_vs_real import promise
+from worldmodel.training.loop.evaluations import PERIODIC, describe
+from worldmodel.training.loop.loop import Loop
 from worldmodel.training.loop.trainer import Trainer
 from worldmodel.training.run.checkpoint import find
-from worldmodel.training.run.run import FINAL
+from worldmodel.training.run.run import FINAL_STREAM
 from worldmodel.training.run.tree import load_tree, save_tree
 from worldmodel.types import Batch
 
@@ -221,10 +222,12 @@ def test_a_milestone_plays_the_final_episodes_and_changes_nothing_else(trained: 
 def test_milestones_are_numbers_of_steps_that_a_run_takes() -> None:
     config = load_config({"evaluation": {"milestones": [200, 201, 5000, 5001]}})
     assert too_short(config) == [
-        "warning: evaluation.milestones [200, 5001] are never played: they lie in training.prefill 200 or beyond "
-        "training.steps 5000"
+        "warning: evaluation.milestones [200, 5001] are never played. They lie within training.prefill (200) or beyond "
+        "training.steps (5000)."
     ]
-    with pytest.raises(ValueError, match=r"milestones are numbers of environment steps, 1 or more: \[100, 0\]"):
+    with pytest.raises(
+        ValueError, match=r"milestones is \[100, 0\]\. It lists numbers of environment steps, 1 or more each"
+    ):
         load_config({"evaluation": {"milestones": [100, 0]}})
 
 
@@ -257,9 +260,9 @@ def test_loaded_run_evaluates_as_at_the_end_of_training(trained: Run) -> None:
 
 
 def test_final_seeds_are_not_those_of_training(trained: Run) -> None:
-    assert not set(evaluation_seeds(50, PERIODIC)) & set(evaluation_seeds(50, FINAL))
+    assert not set(evaluation_seeds(50, PERIODIC)) & set(evaluation_seeds(50, FINAL_STREAM))
     low, high = EVALUATION_SEEDS
-    assert all(low <= seed < high <= 2**31 for seed in evaluation_seeds(50, FINAL))
+    assert all(low <= seed < high <= 2**31 for seed in evaluation_seeds(50, FINAL_STREAM))
     assert evaluate(trained.agent, trained.config.env, 2, PERIODIC).mean != pytest.approx(trained.evaluate(2).mean)
 
 
@@ -286,31 +289,31 @@ def test_updates_follow_the_replay_ratio(tmp_path: Path, ratio: float, num_envs:
     made = Run.create(tmp_path / "run", load_config(merge(TINY, changes)))
     trainer = Trainer(made)
     loop, silent = Loop(trainer), Silent()
-    loop.logger = loop.progress = silent  # type: ignore[assignment]
+    loop.record.logger = loop.record.progress = silent  # type: ignore[assignment]
     loop.run(60)
-    assert trainer.updates == expected
+    assert trainer.updater.updates == expected
     assert made.env_steps == 60
 
 
 def test_units_follow_the_records_each_time_they_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[tuple[int, bool]] = []
-    original = WorldModel.fit_units
+    original = WorldModel.fit_normalizers
 
-    def fit_units(model: WorldModel, batch: Batch, keep: bool = False) -> None:
+    def fit_normalizers(model: WorldModel, batch: Batch, keep: bool = False) -> None:
         original(model, batch, keep)
         fitted.append((batch.reward.shape[1], keep))
 
-    monkeypatch.setattr(WorldModel, "fit_units", fit_units)
+    monkeypatch.setattr(WorldModel, "fit_normalizers", fit_normalizers)
     made = run(tmp_path / "run", training={"steps": 60, "prefill": 12}, evaluation={"every": 1000})
     assert fitted == [(12 + 1, False), (24 + 2, True), (48 + 3, True)]  # steps, and resets every 20 of them
     rows = made.replay.obs["observation"][0, : 48 + 3]
-    np.testing.assert_allclose(made.model.encoder.units[0].scale, rows.std(0), rtol=1e-4)
+    np.testing.assert_allclose(made.model.encoder.entrances[0].scale, rows.std(0), rtol=1e-4)
 
 
 def test_a_run_shorter_than_its_prefill_still_ends_well_and_says_what_it_is(tmp_path: Path, capsys: Any) -> None:
     made = run(tmp_path / "run", training={"steps": 20, "prefill": 400})
     assert made.env_steps == 20
-    assert "warning: training.prefill 400 takes all of training.steps 20: every" in capsys.readouterr().err
+    assert "warning: training.prefill (400) uses up all of training.steps (20). Every" in capsys.readouterr().err
     assert any("world_model/elbo" in row for row in rows(made.folder))
     assert Run.load(made.folder).evaluate(1).lengths == [20]
 
@@ -323,9 +326,10 @@ def test_what_a_run_is_too_short_for_is_told() -> None:
         behaviour: dict[str, Any] = {"name": "plan2explore", "exploration": {"steps": steps}}
         assert len(too_short(load_config({**base, "behaviour": behaviour}))) == told
         assert too_short(load_config({**base, "behaviour": {**behaviour, "name": "actor_critic"}})) == []
-    for every, lines in ((14, []), (15, ["warning: behaviour.sb3.every 15 is more than the 14 updates of this run: "])):
+    warning = "warning: behaviour.sb3.every (15) exceeds the 14 updates of this run, so SAC never learns."
+    for every, lines in ((14, []), (15, [warning])):
         found = too_short(load_config({**base, "behaviour": {"name": "sb3", "sb3": {"every": every}}}))
-        assert found == [f"{line}SAC never learns" for line in lines]
+        assert found == lines
 
 
 def test_every_update_reaches_the_log(tmp_path: Path) -> None:
@@ -470,10 +474,10 @@ def test_with_true_dynamics_the_imagined_return_is_the_real_one(model: ExactMode
 def test_successes_are_counted_where_an_environment_tells_of_them(tmp_path: Path) -> None:
     env = {"id": "test-train/Judged-v0", "time_limit": None}
     made = train(merge(TINY, {"env": env, "evaluation": {"final_episodes": 5}}), run=tmp_path / "run")
-    even = [seed % 2 == 0 for seed in evaluation_seeds(5, FINAL)]
+    even = [seed % 2 == 0 for seed in evaluation_seeds(5, FINAL_STREAM)]
     result = made.evaluate()
     assert list(result.successes) == even and result.success_rate == np.mean(even) and 0 < sum(even) < 5
-    assert f"over 5 episodes, {np.mean(even):.0%} of them successful" in describe(result)
+    assert f"over 5 episodes, success rate {np.mean(even):.0%}" in describe(result)
     assert [row["final/success_rate"] for row in rows(made.folder) if "final/success_rate" in row] == [np.mean(even)]
     assert Run.load(run(tmp_path / "silent").folder).evaluate(1).success_rate is None
 
@@ -501,7 +505,7 @@ def test_a_success_is_a_truth_value_or_nothing_is_said(said: list[Any], found: l
 
 
 def test_of_some_episodes_it_is_said_how_many_tell() -> None:
-    assert "over 3 episodes, 50% of the 2 that tell successful" in describe(
+    assert "over 3 episodes, success rate 50% in the 2 that report it" in describe(
         Evaluation([1.0] * 3, [1] * 3, successes=[True, False])
     )
 
@@ -513,7 +517,9 @@ def test_rounds_of_a_run_from_before_they_were_checked_can_be_read(tmp_path: Pat
     text = (made.folder / "config.yaml").read_text()
     (made.folder / "config.yaml").write_text(text.replace("steps: 16", "steps: 20"))
     assert Run.load(made.folder).config.behaviour.sb3.steps == 20
-    with pytest.raises(ValueError, match=r"a round of 20 steps is no whole number of rollouts of 8 \(train_freq 1 x"):
+    with pytest.raises(
+        ValueError, match=r"steps is 20, which is not a multiple of the 8 steps of a rollout \(train_freq 1 x"
+    ):
         run(tmp_path / "other", behaviour={"name": "sb3", "sb3": {**sb3, "steps": 20}})
 
 

@@ -10,16 +10,16 @@ import torch
 from worldmodel.training.run.tree import load_tree, save_tree
 
 
-def test_an_optimiser_comes_back(tmp_path: Path) -> None:
+def test_an_optimizer_comes_back(tmp_path: Path) -> None:
     net = torch.nn.Linear(3, 2)
-    optimiser = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.8, 0.9))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.8, 0.9))
     net(torch.ones(3)).sum().backward()
-    optimiser.step()
-    save_tree(tmp_path / "tree", optimiser.state_dict())
+    optimizer.step()
+    save_tree(tmp_path / "tree", optimizer.state_dict())
     again = torch.optim.Adam(net.parameters())
     again.load_state_dict(load_tree(tmp_path / "tree"))
     assert again.param_groups[0]["lr"] == 0.01 and tuple(again.param_groups[0]["betas"]) == (0.8, 0.9)
-    for one, two in zip(optimiser.state.values(), again.state.values(), strict=True):
+    for one, two in zip(optimizer.state.values(), again.state.values(), strict=True):
         assert all(torch.equal(one[name], two[name]) for name in ("step", "exp_avg", "exp_avg_sq"))
 
 

@@ -13,8 +13,8 @@ from worldmodel.model import ModelConfig, WorldModel
 from worldmodel.specs import ActionSpec, ObservationSpec
 from worldmodel.training import train
 from worldmodel.training.config.config import load_config
+from worldmodel.training.loop.normalization import FAR, Reach
 from worldmodel.training.loop.trainer import Trainer
-from worldmodel.training.loop.units import FAR, Reach
 from worldmodel.training.run.run import Run
 from worldmodel.types import Batch
 
@@ -37,7 +37,7 @@ def trainer_of(folder: Path, **kwargs: float) -> Trainer:
 
 
 def scales(trainer: Trainer) -> dict[str, float]:
-    return {key: units.scale.item() for key, units in trainer.run.model.units.items()}
+    return {key: units.scale.item() for key, units in trainer.run.model.normalizers.items()}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_task_is_measured_in_its_own_units(tmp_path: Path, centre: float, unit
     assert scales(trainer) == pytest.approx(expected, rel=2e-2)
     behaviour = cast(Any, trainer.run.behaviour)
     lifetime = 1 / (1 - behaviour.config.discount)
-    assert behaviour.critic.output.units.scale.item() == pytest.approx(
+    assert behaviour.critic.output.normalizer.scale.item() == pytest.approx(
         reward * math.sqrt(right.mean()) * lifetime, 1e-3
     )
     assert behaviour.scale.floor.item() == pytest.approx(min(reward, 1.0))
@@ -65,7 +65,7 @@ def test_what_begins_to_move_is_measured_at_once(tmp_path: Path) -> None:
     for _ in range(20):
         trainer.collect(trainer.run.behaviour)
         before = scales(trainer)["observation"]
-        trainer.refit_units(trainer.envs.steps - 1)
+        trainer.refit_normalizers(trainer.envs.steps - 1)
         if scales(trainer)["observation"] != before:
             fitted.append((trainer.envs.steps, len(trainer.run.replay)))
     ((step, count),) = fitted
@@ -83,7 +83,7 @@ def test_a_unit_reaches_as_far_as_any_of_the_values_it_was_taken_from() -> None:
         batch = Batch(
             {"observation": x}, torch.zeros(1, count, 1), x[..., 0], flags, flags, flags, torch.ones(1, count)
         )
-        model.fit_units(batch)
+        model.fit_normalizers(batch)
         reach = Reach()
         reach.take(model, count)
         std = math.sqrt((1 / count) * (1 - 1 / count))

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from worldmodel.training.logging.logger import HOME
+from worldmodel.training.logging.logger import REPOSITORY
 
 SCRIPT = '''
 import json, os, sys, threading, time
@@ -56,7 +56,7 @@ logger.close()
 
 def test_a_run_goes_on_without_the_network(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    environ = {**os.environ, "PYTHONPATH": str(HOME)}
+    environ = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environ.pop("WANDB_MODE", None)
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "run")]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
@@ -64,6 +64,6 @@ def test_a_run_goes_on_without_the_network(tmp_path: Path) -> None:
     assert address.startswith("Weights & Biases: http://127.0.0.1"), done.stderr
     assert float(logged.split()[-1]) < 5
     folder = Path(told.rpartition("wandb sync ")[2])
-    assert "not all of it could be uploaded" in told and list(folder.glob("*.wandb"))
+    assert "the upload is incomplete" in told and list(folder.glob("*.wandb"))
     rows = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["x"] for row in rows] == list(range(1, 201))

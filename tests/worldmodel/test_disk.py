@@ -21,7 +21,7 @@ from worldmodel.replay.disk import Disk, file_name
 from worldmodel.replay.replay import SequenceReplay
 from worldmodel.replay.storage import Column, Memory
 from worldmodel.specs import ActionSpec, ObservationSpec
-from worldmodel.types import Arrival, Batch
+from worldmodel.types import Batch, TimeStep
 
 OBS = {
     "x": ObservationSpec((3,)),
@@ -32,7 +32,7 @@ OBS = {
 ACTION = ActionSpec((2,), low=(-1.0, -1.0), high=(1.0, 1.0))
 
 
-def arrival(rng: np.random.Generator, count: int) -> Arrival:
+def time_step(rng: np.random.Generator, count: int) -> TimeStep:
     obs = {
         "x": rng.normal(size=(count, 3)).astype(np.float32),
         "a key/with ..": rng.integers(7, size=(count, 1)),
@@ -40,7 +40,7 @@ def arrival(rng: np.random.Generator, count: int) -> Arrival:
         "pixels": rng.integers(256, size=(count, 48)).astype(np.uint8),
     }
     numbers = rng.normal(size=(count, 2)).astype(np.float32), rng.normal(size=count).astype(np.float32)
-    return Arrival(obs, *numbers, *(rng.random((3, count)) < 0.2))
+    return TimeStep(obs, *numbers, *(rng.random((3, count)) < 0.2))
 
 
 def replay(num_envs: int = 2, capacity: int = 20, **options: Any) -> SequenceReplay:
@@ -50,7 +50,7 @@ def replay(num_envs: int = 2, capacity: int = 20, **options: Any) -> SequenceRep
 def filled(steps: int, num_envs: int = 2, capacity: int = 20, seed: int = 0) -> SequenceReplay:
     made, rng = replay(num_envs, capacity), np.random.default_rng(seed)
     for _ in range(steps):
-        made.add(arrival(rng, num_envs), np.arange(num_envs))
+        made.add(time_step(rng, num_envs), np.arange(num_envs))
     return made
 
 
@@ -68,7 +68,7 @@ def do(made: SequenceReplay, what: str, number: int) -> Any:
     envs = rng.permutation(3)[: 1 + number % 3]
     if what == "add" or not len(made):
         for _ in range(1 + number % 5):
-            made.add(arrival(rng, len(envs)), envs)
+            made.add(time_step(rng, len(envs)), envs)
         return None
     if what == "sample":
         return made.sample(1 + number % 6, 1 + number % 9)
@@ -106,7 +106,7 @@ def test_the_disk_makes_no_difference(
     folder = tmp_path_factory.mktemp("disk")
     for at, (what, number) in enumerate(steps):
         if at == moved:
-            memory.known[:] = False
+            memory.latents.known[:] = False
             other.move(folder / "replay")  # latent states stay behind
         a, b = do(memory, what, number), do(other, what, number)
         if isinstance(a, Batch):
@@ -137,14 +137,14 @@ def test_what_was_kept_is_there_when_it_is_opened(tmp_path: Path, steps: int) ->
     assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "replay").iterdir()}
     for number in range(30):
         for one in (opened, twin):
-            one.add(arrival(np.random.default_rng(number), 2), np.arange(2))
+            one.add(time_step(np.random.default_rng(number), 2), np.arange(2))
     assert same(opened.everything(), twin.everything()) and same(opened.sample(8, 6), twin.sample(8, 6))
 
 
 def test_an_archive_is_the_same_from_either(tmp_path: Path) -> None:
     a, b = filled(17), filled(17)
     for one in (a, b):
-        one.add(arrival(np.random.default_rng(1), 1), np.array([1]))
+        one.add(time_step(np.random.default_rng(1), 1), np.array([1]))
     b.move(tmp_path / "replay")
     a.save(tmp_path / "a.npz")
     b.save(tmp_path / "b.npz")
@@ -153,7 +153,7 @@ def test_an_archive_is_the_same_from_either(tmp_path: Path) -> None:
         assert one.files == other.files and all(np.array_equal(one[name], other[name]) for name in one.files)
     copy = replay(capacity=8)
     copy.move(tmp_path / "copy")
-    copy.add(arrival(np.random.default_rng(9), 2), np.arange(2))
+    copy.add(time_step(np.random.default_rng(9), 2), np.arange(2))
     copy.load(tmp_path / "a.npz")
     assert torch.equal(copy.stream(1).obs["pixels"], a.stream(1).obs["pixels"][:, -4:])
     again = replay(capacity=8)
@@ -166,7 +166,7 @@ def test_latent_states_leave_nothing_behind(tmp_path: Path) -> None:
     made.move(tmp_path / "replay")
     held = {file.name for file in (tmp_path / "replay").iterdir()}
     made.remember(made.draw(4, 5), torch.ones(4, 5, 1000))
-    assert made.latents is not None and made.latents.shape == (2, 10, 1000)
+    assert made.latents.array is not None and made.latents.array.shape == (2, 10, 1000)
     assert {file.name for file in (tmp_path / "replay").iterdir()} == held
 
 
@@ -174,7 +174,7 @@ def test_files_take_room_as_rows_arrive(tmp_path: Path) -> None:
     made = SequenceReplay({"pixels": ObservationSpec((64, 64, 3), image=True)}, ACTION, 1, 100_000)
     made.move(tmp_path / "replay")
     file = tmp_path / "replay" / file_name("obs/pixels")
-    made.add(Arrival({"pixels": np.ones((1, 12288), np.uint8)}, *_rest(1)), np.array([0]))
+    made.add(TimeStep({"pixels": np.ones((1, 12288), np.uint8)}, *_rest(1)), np.array([0]))
     assert file.stat().st_size == 100_000 * 12288 and file.stat().st_blocks * 512 < 1e6
 
 
@@ -194,9 +194,9 @@ def test_the_memory_of_the_process_does_not_grow_with_what_is_read(tmp_path: Pat
     for _ in range(160):
         made.sample(16, 64)
         most = max(most, _resident() - before)
-    assert most < 2 * disk.MAPPED, most
+    assert most < 2 * disk.MAX_MAPPED, most
     scattered = made.everything(every=7)  # 70 MB, which lie in 370 MB of pages
-    assert scattered.obs["pixels"].shape == (1, 5715, 12288) and _resident() - before < 2 * disk.MAPPED + 2**27
+    assert scattered.obs["pixels"].shape == (1, 5715, 12288) and _resident() - before < 2 * disk.MAX_MAPPED + 2**27
 
 
 def _resident() -> int:
@@ -222,7 +222,7 @@ def test_a_crash_at_any_write_costs_that_row_alone(tmp_path: Path, monkeypatch: 
         folder = tmp_path / f"{before}-{crash}"
         made, rng = replay(capacity=8), np.random.default_rng(0)
         made.move(folder)
-        rows = [arrival(rng, 2) for _ in range(before + 2)]
+        rows = [time_step(rng, 2) for _ in range(before + 2)]
         for each in rows[:before]:
             made.add(each, np.arange(2))
         calls = itertools.count()
@@ -318,7 +318,7 @@ def test_an_error_within_a_row_costs_that_row_alone(tmp_path: Path) -> None:
         if move:
             made.move(tmp_path / "replay")
         before = [made.stream(env).obs["x"] for env in range(2)]
-        wrong = arrival(np.random.default_rng(0), 2)._replace(reward=np.array(["a", "b"]))
+        wrong = time_step(np.random.default_rng(0), 2)._replace(reward=np.array(["a", "b"]))
         with pytest.raises(ValueError, match="could not convert"):
             made.add(wrong, np.arange(2))
         assert [torch.equal(made.stream(env).obs["x"], before[env][:, 1:]) for env in range(2)] == [True, True]
@@ -333,10 +333,10 @@ def test_a_full_disk_is_an_error_that_says_where(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(disk, "write_at", full)
     with pytest.raises(OSError, match=rf"No space left .* wrote 'obs/x'.*{tmp_path}"):
-        made.add(arrival(np.random.default_rng(0), 2), np.arange(2))
+        made.add(time_step(np.random.default_rng(0), 2), np.arange(2))
     monkeypatch.undo()
     assert len(made) == 6
-    made.add(arrival(np.random.default_rng(0), 2), np.arange(2))
+    made.add(time_step(np.random.default_rng(0), 2), np.arange(2))
     assert len(made) == 8
 
 
@@ -373,11 +373,11 @@ def _pictures(shape: list[int]) -> Callable[[Path], None]:
         (_manifest(version=2), "version 2"),
         (_manifest(slots=0), "0 slots"),
         (_manifest(slots=11), "bytes instead of"),
-        (_manifest(num_envs=3), "3 environments, here are 2"),
-        (_manifest(columns={}), "needed are 'is_first' bool"),
+        (_manifest(num_envs=3), "3 environments, but here are 2"),
+        (_manifest(columns={}), "needs 'is_first' bool"),
         (_manifest(columns={"reward": {"dtype": "nonsense", "shape": []}}), "cannot be read"),
-        (_pictures([4, 4, 4]), "not as large as its rows"),
-        (_pictures([2, 8, 3]), "holds the replay columns"),
+        (_pictures([4, 4, 4]), "differs from the size of its rows"),
+        (_pictures([2, 8, 3]), "has the columns"),
         (_cut, "has 3 bytes instead of"),
         (lambda folder: (folder / file_name("reward")).unlink(), "reward.raw is missing"),
         (lambda folder: (folder / disk.COUNTERS).write_bytes(b""), "counters has 0 bytes"),
@@ -434,7 +434,9 @@ def test_the_lesser_capacity_counts() -> None:
     row = 12 + 8 + 8 + 48 + 8 + 4 + 3
     assert replay(2, 1000, capacity_bytes=20 * row + 7).length == 10
     assert replay(2, 12, capacity_bytes=20 * row).length == 6
-    with pytest.raises(ValueError, match="capacity_bytes 150 holds no step of each of 2 environments, 91 bytes each"):
+    with pytest.raises(
+        ValueError, match="capacity_bytes is 150, but one time step of each of the 2 environments takes 182 bytes"
+    ):
         replay(2, 1000, capacity_bytes=150)
 
 

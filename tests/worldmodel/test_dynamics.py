@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from worldmodel.imagination import rollout
-from worldmodel.learning.objective import ObjectiveConfig, objective
+from worldmodel.learning.objective import ObjectiveConfig, model_loss, objective
 from worldmodel.model import ModelConfig, WorldModel
-from worldmodel.training.loop.trainer import model_loss
 from worldmodel.types import Batch, Rollout, State
 
 B, T, H = 3, 6, 4
@@ -308,7 +307,7 @@ def test_state_dict_round_trip(
     build: Build, batch: Batch, without_noise: WithoutNoise, member: str, family: str
 ) -> None:
     one, two = (without_noise(build(member, family, seed=seed)) for seed in (0, 1))
-    one.fit_units(batch)
+    one.fit_normalizers(batch)
     before = two.elbo(batch).total
     two.load_state_dict(one.state_dict())
     after = two.elbo(batch).total
@@ -321,7 +320,7 @@ def test_new_units_keep_what_was_learned(
 ) -> None:
     """The world turns out ten times larger than the first records showed; the same predictions, in new units."""
     model, batch, more = without_noise(build(member, family)), window(B, T), window(B, T, seed=1)
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     more = more._replace(obs={key: v * 10 + 3 if v.is_floating_point() else v for key, v in more.obs.items()})
 
     def predictions() -> list[Tensor]:
@@ -329,11 +328,13 @@ def test_new_units_keep_what_was_learned(
         prediction = model.predict(feature)
         return [feature, prediction.reward, *prediction.obs.values()]
 
-    before, old = predictions(), copy.deepcopy(model.encoder.units.state_dict())
-    model.fit_units(more, keep=True)
-    assert any(not torch.isclose(value, old[name]).any() for name, value in model.encoder.units.state_dict().items())
+    before, old = predictions(), copy.deepcopy(model.encoder.entrances.state_dict())
+    model.fit_normalizers(more, keep=True)
+    assert any(
+        not torch.isclose(value, old[name]).any() for name, value in model.encoder.entrances.state_dict().items()
+    )
     torch.testing.assert_close(predictions(), before, rtol=1e-3, atol=1e-4)
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     assert not torch.isclose(predictions()[0], before[0]).all()
 
 

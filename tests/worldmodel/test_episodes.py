@@ -78,15 +78,18 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rewards": []}, r"rewards are those of T steps"),
-        ({"rewards": [[0.0, 1.0], [1.0, 0.0]]}, r"not of shape \(2, 2\)"),
+        ({"rewards": []}, r"rewards have the shape \(0,\)"),
+        ({"rewards": [[0.0, 1.0], [1.0, 0.0]]}, r"rewards have the shape \(2, 2\)"),
         ({"rewards": [0.0, np.nan]}, r"the reward of step 1 is not finite"),
-        ({"actions": [0, 3, 1]}, r"actions of 2 rows have the shape \(2,\), and not \(3,\)"),
-        ({"actions": [0, 4]}, r"is no action"),
-        ({"observations": {"x": np.zeros((3, 2))}}, r"no observations \['k'\] among \['x'\]"),
-        ({"observations": np.zeros((3, 2))}, r"no observations \['x', 'k'\] among \['observation'\]"),
-        ({"observations": {"x": np.zeros((2, 2)), "k": [1, 2, 3]}}, r"'x' of 3 rows have the shape \(3, 2\)"),
-        ({"observations": {"x": np.zeros((3, 2)), "k": [1, 2, 4]}}, r"'k' is outside its classes in row 2"),
+        ({"actions": [0, 3, 1]}, r"shape of actions must be \(2,\), for 2 rows, but it is \(3,\)"),
+        ({"actions": [0, 4]}, r"action \[4\] does not exist"),
+        ({"observations": {"x": np.zeros((3, 2))}}, r"observations \['k'\] are missing, there are only \['x'\]"),
+        (
+            {"observations": np.zeros((3, 2))},
+            r"observations \['x', 'k'\] are missing, there are only \['observation'\]",
+        ),
+        ({"observations": {"x": np.zeros((2, 2)), "k": [1, 2, 3]}}, r"shape of 'x' must be \(3, 2\), for 3 rows"),
+        ({"observations": {"x": np.zeros((3, 2)), "k": [1, 2, 4]}}, r"'k' is not one of its classes in row 2"),
         ({"observations": {"x": np.full((3, 2), np.inf), "k": [1, 2, 3]}}, r"'x' is not finite in row 0"),
     ],
 )

@@ -42,7 +42,7 @@ def world_model(system: LinearSystem, posterior: Posterior) -> WorldModel:
 
 
 def recorded(x: Tensor, control: Tensor, is_first: Tensor | None = None) -> Batch:
-    """Arrivals of x (B, T, X) and u (B, T, A), in the middle of an episode unless `is_first` (T,) says otherwise."""
+    """Time steps of x (B, T, X) and u (B, T, A), in the middle of an episode unless `is_first` (T,) says otherwise."""
     reward = torch.zeros_like(x[..., 0])
     never = torch.zeros_like(reward, dtype=torch.bool)
     first = never if is_first is None else is_first.expand(len(x), -1)

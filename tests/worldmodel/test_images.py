@@ -105,25 +105,25 @@ def test_the_units_of_images_are_the_mean_picture_and_one_scale_and_stay() -> No
     expected = torch.distributions.Normal(loc + scale * params, 2 * scale).log_prob(value / 255).sum(-1)
     torch.testing.assert_close(output.log_prob(params, value), expected)
     torch.testing.assert_close(output.mean(params), loc + scale * params)
-    torch.testing.assert_close(output.mean(output.units(value)), value / 255)
+    torch.testing.assert_close(output.mean(output.normalizer(value)), value / 255)
     output.fit(recorded // 2, mask)
-    torch.testing.assert_close(output.units.loc, loc)
+    torch.testing.assert_close(output.normalizer.loc, loc)
     still = Pixels(12)
     with pytest.raises(ValueError, match="no recorded picture"):
         still.fit(recorded, torch.zeros(2, 50))
     still.fit(torch.full((1, 3, 12), 7, dtype=torch.uint8), torch.ones(1, 3))
-    assert float(still.units.scale) == 1
+    assert float(still.normalizer.scale) == 1
 
 
 def test_a_learned_sigma_finds_the_size_of_the_error() -> None:
     output = Pixels(50, learned=True)
-    optimiser = torch.optim.Adam(output.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(output.parameters(), lr=0.05)
     value = torch.rand(400, 50)
     for _ in range(300):
         loss = -output.log_prob(torch.zeros(50), value).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert float(output.log_std.detach().exp()) == pytest.approx(math.sqrt(1 / 12), rel=0.02)
     assert not list(Pixels(50).parameters())
 
@@ -136,11 +136,11 @@ def test_images_vectors_and_classes_at_once(dynamics: str) -> None:
     config.dynamics.name = dynamics  # type: ignore[assignment]
     model = WorldModel.build(config, MIXED, ACTION)
     batch = window(MIXED)
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     loss, inference, elbo, _ = objective(model, batch, ObjectiveConfig())
     assert set(elbo.log_likelihood) == {*MIXED, "reward", "continue"} and loss.isfinite().all()
     loss.mean().backward()
-    for key, entrance in zip(model.encoder.keys, model.encoder.units, strict=True):
+    for key, entrance in zip(model.encoder.keys, model.encoder.entrances, strict=True):
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in entrance.parameters()), key
     for key, head in zip(model.keys, model.decoders, strict=True):
         assert all(p.grad is not None for p in head.parameters()), key
@@ -149,7 +149,7 @@ def test_images_vectors_and_classes_at_once(dynamics: str) -> None:
     state = type(inference.states)(*(field[:, -1] for field in inference.states))
     seen = model.predict(model.feature(model.imagine(state, batch.prev_action[:, 0]))).obs
     assert {key: value.shape[-1] for key, value in seen.items()} == {"eye": 3072, "map": 2048, "x": 2, "on": 3, "k": 7}
-    model.fit_units(batch, keep=True)  # an image has no units that could change
+    model.fit_normalizers(batch, keep=True)  # an image has no units that could change
     torch.testing.assert_close(
         model.predict(model.feature(state)).obs["eye"], model.predict(model.feature(state)).obs["eye"]
     )
@@ -164,12 +164,12 @@ def test_a_picture_is_learned() -> None:
     pair = torch.randint(0, 2, (2, 256), dtype=torch.uint8) * 255
     which = torch.randint(0, 2, (8, 4))
     batch = batch._replace(obs={"eye": pair[which]})
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(150):
         loss = objective(model, batch, ObjectiveConfig()).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.mean().backward()
-        optimiser.step()
+        optimizer.step()
     shown = model.predict(model.feature(model.observe(batch).states)).obs["eye"]
     wrong = (shown - pixels(pair[which])).square().mean((-1, -2))
     other = (shown - pixels(pair[1 - which])).square().mean((-1, -2))

@@ -121,7 +121,7 @@ def test_warmup_raises_the_rate_linearly_and_then_holds_it() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "laprop"])
 @pytest.mark.parametrize("adaptive", [None, 0.3])
-def test_both_optimisers_learn(optimizer: str, adaptive: float | None) -> None:
+def test_both_optimizers_learn(optimizer: str, adaptive: float | None) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(3, 1), torch.randn(200, 3)
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 1

@@ -35,7 +35,7 @@ print(inside, refilled(), resident() - before)
 """
 STORED = """
 import numpy as np, torch
-from worldmodel import Arrival, SequenceReplay
+from worldmodel import TimeStep, SequenceReplay
 from worldmodel.kernels.memory import room_for_tensors
 from worldmodel.specs import ActionSpec, ObservationSpec
 action = ActionSpec((6,), low=(-1.0,) * 6, high=(1.0,) * 6)
@@ -45,7 +45,7 @@ def fill(replay, rows):
     obs = {key: np.ones((count, spec.width), spec.dtype) for key, spec in replay.obs_specs.items()}
     never, real = np.zeros(count, bool), np.ones((count, 6), np.float32)
     for _ in range(rows // count):
-        replay.add(Arrival(obs, real, real[:, 0], never, never, never), np.arange(count))
+        replay.add(TimeStep(obs, real, real[:, 0], never, never, never), np.arange(count))
         torch.ones(2**16)  # what else goes on
 def grown(specs, count, capacity, rows):
     before = resident()

@@ -15,8 +15,8 @@ from worldmodel.networks.outputs import (
     Bernoulli,
     Categorical,
     Normal,
+    Normalizer,
     Output,
-    Standardise,
     SymlogNormal,
     TwoHot,
     symexp,
@@ -92,7 +92,7 @@ def test_symlog_and_symexp_are_inverse() -> None:
 
 
 def test_standardise_keeps_the_scale_of_what_is_at_rest() -> None:
-    units = Standardise(3)
+    units = Normalizer(3)
     rows = torch.tensor([[1.0, 0.0, 7.0], [3.0, 1e-1, 7.0], [999.0, 999.0, 999.0]])
     units.fit(rows[None], torch.tensor([[1.0, 1.0, 0.0]]))
     torch.testing.assert_close(units.loc, torch.tensor([2.0, 5e-2, 7.0]))
@@ -108,7 +108,7 @@ SIGNS = torch.tensor([[-1.0], [1.0]]).repeat(500, 1)
     ("centre", "unit"), [(0, 1e-4), (48.137, 1e-3), (0, 1e-9), (0, 1e-30), (0, 1e6), (0, 1e25), (-1e7, 100.0)]
 )
 def test_what_moves_is_measured_in_its_own_unit_whatever_that_is(centre: float, unit: float) -> None:
-    units = Standardise(1)
+    units = Normalizer(1)
     units.fit(centre + unit * SIGNS, torch.ones(1000))
     assert units.scale.item() == pytest.approx(unit, rel=2e-3)
     assert units.loc.item() == pytest.approx(centre, abs=max(1e-3 * unit, 1e-6 * abs(centre)))
@@ -118,7 +118,7 @@ def test_what_moves_is_measured_in_its_own_unit_whatever_that_is(centre: float, 
 @pytest.mark.parametrize("value", [0.0, 48.137, 1e-20, 1e25])
 def test_rounding_is_no_movement(value: float) -> None:
     """Of a constant in single precision, and of a zero that is left over beside numbers of another size."""
-    units, rows = Standardise(2), torch.full((1000, 2), value)
+    units, rows = Normalizer(2), torch.full((1000, 2), value)
     rows[::2, 0] *= 1 + 1.2e-7
     rows[:, 1] = 1e-16 * max(value, 1e-30) * SIGNS[:, 0]
     units.fit(rows, torch.ones(1000))
@@ -137,7 +137,7 @@ def test_the_likelihood_of_a_value_differs_by_the_logarithm_of_its_unit_alone() 
 
 
 def test_a_recording_has_its_own_units_however_small_or_far_from_zero() -> None:
-    units, mask = Standardise(3), torch.ones(1000)
+    units, mask = Normalizer(3), torch.ones(1000)
     shape = torch.sin(torch.arange(1000.0)) * 2**0.5
     rows = torch.stack([1e-7 * shape, 5e4 + 3 * shape, torch.full_like(shape, 101325.3)], -1)
     units.fit(rows, mask)
@@ -155,7 +155,7 @@ def test_an_entry_whose_unit_changes_beyond_measure_begins_anew(units: tuple[flo
     for unit in units:
         output.fit(unit * SIGNS, torch.ones(1000), layer if unit == units[1] else None)
         encoder.fit({"x": unit * SIGNS}, torch.ones(1000), keep=unit == units[1])
-    assert output.units.scale.item() == pytest.approx(units[1])
+    assert output.normalizer.scale.item() == pytest.approx(units[1])
     for old, new in zip(before, [layer.state_dict(), encoder.mlp.state_dict()], strict=True):
         torch.testing.assert_close(new, old)
 
@@ -168,11 +168,11 @@ def test_new_units_keep_what_a_layer_predicts() -> None:
     value = torch.tensor([3.0, -40.0]) + torch.tensor([0.3, 7.0]) * torch.randn(50, 2)
     before = output.log_prob(layer(features), value[:5])
     output.fit(value, torch.ones(50), layer)
-    assert not torch.isclose(output.units.scale, torch.ones(2)).any()
+    assert not torch.isclose(output.normalizer.scale, torch.ones(2)).any()
     torch.testing.assert_close(output.log_prob(layer(features), value[:5]), before, rtol=2e-2, atol=0)
     plain = Normal(2)
     plain.fit(value, torch.ones(50))
-    torch.testing.assert_close(plain.units.scale, output.units.scale)
+    torch.testing.assert_close(plain.normalizer.scale, output.normalizer.scale)
 
 
 # Two-hot.

@@ -59,7 +59,7 @@ def test_images_too(norm: str) -> None:
     torch.manual_seed(0)
     layer, shape = LayerConfig(norm), (16, 16, 3)  # type: ignore[arg-type]
     net = nn.Sequential(ImageEncoder(shape, 4, layer), ImageDecoder(128, shape, 4, layer))
-    net[0].units.loc.zero_()  # type: ignore[union-attr]
+    net[0].normalizer.loc.zero_()  # type: ignore[union-attr]
     images, found = torch.randint(256, (5, 16 * 16 * 3), dtype=torch.uint8), []
     for precision in ("float32", "bfloat16"):
         net.zero_grad()
@@ -125,7 +125,7 @@ def test_nor_are_their_gradients_where_they_are_compiled(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiler(function, backend="aot_eager"))
     monkeypatch.setattr(compiling, "MADE", {})
     torch.compiler.reset()
-    function = compiling.by_itself(exact(torch.mm), "cpu")
+    function = compiling._compiled(exact(torch.mm), "cpu")
     left, right = torch.randn(2, 8, 8)
     weight, other = left.clone().requires_grad_(), left.clone().requires_grad_()
     with half():

@@ -115,7 +115,7 @@ def test_what_never_changes_agrees_with_nothing_and_breaks_nothing() -> None:
 
 def test_it_is_added_once_to_the_mean_of_the_steps_and_not_to_the_elbo() -> None:
     model, batch = model_of(BESIDE), beside()
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     config = ObjectiveConfig(free_nats=0, redundancy=0.7, redundancy_pairs=0.01)
     found = objective(model, batch, config)
     assert list(found.elbo.log_likelihood) == ["x", "reward", "continue"]
@@ -126,7 +126,7 @@ def test_it_is_added_once_to_the_mean_of_the_steps_and_not_to_the_elbo() -> None
     assert (found.loss[:, -1] == 0).all()
     torch.testing.assert_close(found.elbo.total, sum(found.elbo.log_likelihood.values()) - found.elbo.kl)
     both = torch.cat(
-        [part(batch.obs[key]) for key, part in zip(BESIDE, model.encoder.units, strict=True) if key != "x"], -1
+        [part(batch.obs[key]) for key, part in zip(BESIDE, model.encoder.entrances, strict=True) if key != "x"], -1
     )
     torch.testing.assert_close(model.observe_images(batch)[1], both)
     projected = model.projector(model.feature(found.inference.states))  # type: ignore[misc]
@@ -136,16 +136,16 @@ def test_it_is_added_once_to_the_mean_of_the_steps_and_not_to_the_elbo() -> None
 def test_where_the_gradient_goes() -> None:
     """Into all that makes the state of the images, by way of the posterior alone: what it is held against stays put."""
     model, batch = model_of(BESIDE), beside()
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     still = ObjectiveConfig(beta=0, redundancy=1.0, weights={**ALONE["weights"], "x": 0.0})
     torch.manual_seed(1)
     found = objective(model, batch, still)
     (found.loss.sum() / batch.mask.sum()).backward()
     moved = {name: float(p.grad.abs().sum()) if p.grad is not None else 0.0 for name, p in model.named_parameters()}
-    for part in ("projector", "encoder.units.0.net", "encoder.units.2.net", "encoder.mlp", "dynamics.core"):
+    for part in ("projector", "encoder.entrances.0.net", "encoder.entrances.2.net", "encoder.mlp", "dynamics.core"):
         assert all(value > 0 for name, value in moved.items() if name.startswith(part)), part
     assert all(moved[name] == 0 for name in moved if name.startswith(("decoders", "reward", "cont", "dynamics.prior")))
-    convolution = model.encoder.units[0].net[0].weight
+    convolution = model.encoder.entrances[0].net[0].weight
     torch.manual_seed(1)
     inference, seen = model.observe_images(batch)
     projected = model.projector(model.feature(inference.states))  # type: ignore[misc]
@@ -158,14 +158,14 @@ def trained(weight: float, updates: int = 60) -> float:
     """The worse R^2 of the two coordinates of a moving object, read off the states of windows not trained on."""
     model = model_of()
     batch, at = moving(100, 8)
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     config = ObjectiveConfig(free_nats=5, redundancy=weight, **ALONE)  # type: ignore[arg-type]
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(updates):
         loss = objective(model, moving(16, 8, 1 + step)[0], config).loss
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.mean().backward()
-        optimiser.step()
+        optimizer.step()
     with torch.no_grad():
         feature = model.feature(model.observe(batch).states)
     return float(probe(feature, at, batch.mask).min())
@@ -213,7 +213,7 @@ def test_settings_that_do_nothing_or_do_not_fit_are_refused() -> None:
 
 def test_it_is_one_graph() -> None:
     model, batch, config = model_of(BESIDE), beside(), ObjectiveConfig()
-    model.fit_units(batch)
+    model.fit_normalizers(batch)
     traced = torch.compile(lambda batch: objective(model, batch, config).loss, fullgraph=True, backend="eager")
     torch.manual_seed(1)
     found = traced(batch)

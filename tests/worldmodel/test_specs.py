@@ -19,8 +19,8 @@ Build, Window = Callable[..., WorldModel], Callable[..., Batch]
     [
         (lambda: ObservationSpec((64, 64), image=True), r"\(H, W, C\)"),
         (lambda: ObservationSpec((2,), (3,)), "each of the 2 variables"),
-        (lambda: ObservationSpec((0,)), "one number at least"),
-        (lambda: ObservationSpec((2,), (3, 3), (1,)), "of which there are 2"),
+        (lambda: ObservationSpec((0,)), "at least one number"),
+        (lambda: ObservationSpec((2,), (3, 3), (1,)), "each of the 2 discrete variables"),
         (lambda: ActionSpec((), (0,)), "at least 1"),
         (lambda: ActionSpec((2,), low=(-1.0,), high=(1.0,)), "each entry"),
         (lambda: ActionSpec((1,), low=(-np.inf,), high=(1.0,)), "finite"),
@@ -60,7 +60,7 @@ def test_an_action_that_there_is_not_is_no_other(action: int) -> None:
     """Not the last one, as an index from behind would be."""
     spec = ActionSpec((), (3,), (1,))
     assert spec.encode(np.array([1, 3])).tolist() == [[1, 0, 0], [0, 0, 1]]
-    with pytest.raises(ValueError, match=rf"\[{action}\] is no action"):
+    with pytest.raises(ValueError, match=rf"action \[{action}\] does not exist"):
         spec.encode(np.array([1, action]))
 
 
@@ -112,5 +112,5 @@ def test_a_model_of_discrete_observations_alone_is_of_any_precision(build: Build
     )
     assert model.elbo(batch).total.dtype == torch.float64
     only = WorldModel.build(ModelConfig(hidden=8), {"phase": ObservationSpec((), (3,))}, ActionSpec((2,))).double()
-    only.fit_units(batch._replace(obs={"phase": batch.obs["phase"]}))
+    only.fit_normalizers(batch._replace(obs={"phase": batch.obs["phase"]}))
     assert only.elbo(batch._replace(obs={"phase": batch.obs["phase"]})).total.isfinite().all()

@@ -1,1 +1,1 @@
-"""The settings: dataclasses, their reading from YAML and the command line, and what is decided from them."""
+"""Settings: the config dataclasses, how they are read from YAML and the command line, and how `auto` is resolved."""

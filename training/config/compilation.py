@@ -1,4 +1,7 @@
-"""What `auto` stands for in a config, where something may be compiled: decided before a run begins, and kept in it."""
+"""Resolve the value `auto` of the compilation settings.
+
+The choice is made before a run begins and is saved in its config.
+"""
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -11,11 +14,13 @@ from worldmodel.learning.learner import LearnerConfig
 from worldmodel.training.config.config import DECIDE_AT_ONCE, Config
 from worldmodel.training.config.fit_config import FitConfig
 
-CALLS, PER_WEIGHT, FLOPS = 0.1, 70, 60e9  # of an update on a core: its operators' seconds, its FLOP, its FLOP/s
+OPERATOR_SECONDS = 0.1  # seconds that Python and the calls of operators take in one update of any size
+FLOP_PER_WEIGHT = 70  # floating-point operations per time step and per hidden unit squared
+FLOP_PER_SECOND = 60e9  # of one CPU core
 
 
 def learners(section: Any, path: str = "") -> Iterator[tuple[str, LearnerConfig]]:
-    """Every learner of a config, with its place."""
+    """Yield every learner config of `section` with its dotted key."""
     for field in fields(section):
         value, where = getattr(section, field.name), f"{path}{field.name}"
         if isinstance(value, LearnerConfig):
@@ -25,20 +30,24 @@ def learners(section: Any, path: str = "") -> Iterator[tuple[str, LearnerConfig]
 
 
 def update_seconds(hidden: int, rows: int) -> float:
-    """Roughly those of an update on a core: of layers so wide, and so many steps replayed and imagined.
+    """Estimate the seconds that one update takes on one CPU core.
 
-    Of sizes S and M of benchmarks/update.py, and of `configs/pendulum.yaml`, it is right to within a factor of two. The
-    convolutions of images are left out: compiled, they take as long.
+    The estimate is right within a factor of two for the sizes S and M of benchmarks/update.py and for
+    `configs/pendulum.yaml`. It leaves out the convolutions of images, which are not faster when compiled.
+
+    Args:
+        hidden: number of units in each layer.
+        rows: number of time steps per update, replayed and imagined ones together.
     """
-    return CALLS + rows * PER_WEIGHT * hidden**2 / FLOPS
+    return OPERATOR_SECONDS + rows * FLOP_PER_WEIGHT * hidden**2 / FLOP_PER_SECOND
 
 
 def decide(config: Config | FitConfig) -> list[str]:
-    """Replace every `auto` of a config; returns a line for each that says what was chosen, and why."""
+    """Replace every `auto` in a config. Return a line for each choice, with its reason."""
     said = []
     if isinstance(config, FitConfig):
         device, updates = config.fit.device, float(config.fit.updates)
-        seconds = CALLS  # how long its sequences are is not known yet
+        seconds = OPERATOR_SECONDS  # the lengths of the sequences are not known yet
     else:
         training, replay = config.training, config.replay
         replayed, imagines = replay.batch_size * replay.window, config.behaviour.actor_critic
@@ -54,7 +63,7 @@ def decide(config: Config | FitConfig) -> list[str]:
     undecided = {where: learner for where, learner in learners(config) if learner.compile == "auto"}
     if undecided:
         if isinstance(config, FitConfig) and config.data.window is None:
-            mode, why = "off", "whole sequences differ in length, and each would be compiled anew"
+            mode, why = "off", "whole sequences differ in length, and each length would be compiled separately"
         else:
             mode, why = choose_learning(device, updates, seconds)
         for learner in undecided.values():
@@ -64,18 +73,23 @@ def decide(config: Config | FitConfig) -> list[str]:
 
 
 def taken_along(config: Config, device: str) -> list[str]:
-    """Lines about what was decided for another kind of device, from which a run comes to that of its config."""
+    """Return a line for each compilation setting that was chosen for another kind of device.
+
+    Args:
+        config: the config of the run, on its new device.
+        device: the device on which the run was trained before.
+    """
     if torch.device(device).type == torch.device(config.training.device).type:
         return []
-    return [f"{where}.compile: {learner.compile}, as on {device}" for where, learner in learners(config)]
+    return [f"{where}.compile: {learner.compile}, as chosen for {device}" for where, learner in learners(config)]
 
 
 def without_compiler(config: Config) -> list[str]:
-    """Let a run that was compiled be used where nothing can be; returns a line that says so, if there was need."""
+    """Switch compilation off if this machine has no C++ compiler. Return a line about it if anything changed."""
     compiled = {where: learner for where, learner in learners(config) if learner.compile in ("step", "update")}
     if has_compiler() or not (compiled or config.training.acting == "compiled"):
         return []
     for learner in compiled.values():
         learner.compile = "off"
     config.training.acting = "eager"
-    return ["there is no C++ compiler: nothing is compiled from here on"]
+    return ["There is no C++ compiler on this machine. Nothing is compiled from here on."]

@@ -1,8 +1,9 @@
-"""YAML as configs are written in it: scalars of version 1.2, and nothing that only a mistake or an attack would be.
+"""Read and write the YAML of configs: scalars as in YAML 1.2, and protection against mistakes and attacks.
 
-What is read is plain data: mappings, lists, tuples (`!!python/tuple`, as PyYAML writes them) and scalars. No tag makes
-an object of any other kind, so that reading a file executes nothing. Aliases are expanded by whoever walks the result,
-of which a few lines can ask for more than any memory holds; what is read is therefore measured as it would be expanded.
+The result is plain data: mappings, lists, tuples (`!!python/tuple`, as PyYAML writes them) and scalars. No tag creates
+any other object, so reading a file executes no code. A few lines of nested aliases can stand for more values than fit
+into memory once a caller walks through them. The parser therefore limits the number of values after the expansion of
+all aliases.
 """
 
 import re
@@ -11,15 +12,18 @@ from typing import Any
 
 import yaml
 
-LARGEST = 2**16  # characters of a text, which are read in a second; the longest config has 1,500
-MOST, DEEPEST = 20_000, 50  # values, and levels of nesting, once aliases are expanded
+MAX_CHARACTERS = 2**16  # reading as many takes one second; the longest config has 1,500
+MAX_VALUES, MAX_DEPTH = 20_000, 50  # values and levels of nesting after the expansion of aliases
 
-NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+EXPONENT_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 _BOOL, _FLOAT, _MERGE, _TUPLE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "float", "merge", "python/tuple"))
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads scalars as YAML 1.2 does: `3e-4` is a number, `off` a word and `<<` a key. PyYAML follows 1.1."""
+    """A loader that reads scalars as YAML 1.2 does: `3e-4` is a number, `off` a word and `<<` a key.
+
+    PyYAML itself follows YAML 1.1.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the name and place are PyYAML's)
         first: [pair for pair in pairs if pair[0] not in (_BOOL, _MERGE)]
@@ -27,23 +31,23 @@ class _Loader(yaml.SafeLoader):
     }
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """PyYAML's place for `<<`, which would take a mapping in as often as it is named."""
+        """Do nothing. PyYAML would merge mappings at `<<` here."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML has it, but a key that stands twice is an error: one of the two would be lost."""
+        """Build a mapping as PyYAML does, but raise an error for a repeated key: one of its values would be lost."""
         seen = set()
         for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key_node, yaml.ScalarNode):
                 name = (key_node.tag, key_node.value)
                 if name in seen:
-                    problem = f"the key '{key_node.value}' stands there twice"
+                    problem = f"the key '{key_node.value}' appears twice"
                     raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
                 seen.add(name)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the words that either version would read as something else."""
+    """A dumper that quotes every word that YAML 1.1 or 1.2 would read as another type."""
 
 
 def _tuple(loader: _Loader, node: yaml.Node) -> tuple[Any, ...]:
@@ -56,39 +60,39 @@ _Loader.add_constructor(_TUPLE, _tuple)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence(_TUPLE, value, flow_style=True))
 _Loader.add_implicit_resolver(_BOOL, re.compile("(true|false)$", re.IGNORECASE), list("tTfF"))
 for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(_FLOAT, NUMBER, list("-+.0123456789"))
+    _yaml.add_implicit_resolver(_FLOAT, EXPONENT_NUMBER, list("-+.0123456789"))
 
 
 def parse(text: str | bytes) -> Any:
-    """What a text says.
+    """Return the data in a YAML text.
 
     Raises:
-        ValueError: saying what is wrong with it, and where that is known in which line.
+        ValueError: if the text is not valid. The message gives the problem and, if it is known, the line.
     """
-    if len(text) > LARGEST:
-        raise ValueError(f"longer than the {LARGEST} characters that a config may have")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"the text is longer than {MAX_CHARACTERS} characters, the limit for a config")
     try:
         found = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ValueError(f"{line}not valid YAML: {error.problem}") from error
     except RecursionError as error:
-        raise ValueError(f"not valid YAML: nested deeper than {DEEPEST} levels") from error
+        raise ValueError(f"not valid YAML: nested deeper than {MAX_DEPTH} levels") from error
     except (yaml.YAMLError, ValueError) as error:  # a forbidden character; an impossible date
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
-    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # over these PyYAML trips
-        raise ValueError(f"not valid YAML: a tag (!!) stands before what is not of its kind: {error!r}") from error
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # errors that PyYAML does not catch
+        raise ValueError(f"not valid YAML: a tag (!!) does not fit the value after it: {error!r}") from error
     _measure(found)
     return found
 
 
 def _measure(value: Any) -> None:
-    """Refuse what refers to itself, is nested too deeply, or grows too large when its aliases are expanded."""
+    """Refuse a value that contains itself, is nested too deeply, or becomes too large when its aliases are expanded."""
     sizes: dict[int, int] = {}
 
     def size(item: Any, depth: int) -> int:
-        if depth > DEEPEST:
-            raise ValueError(f"nested deeper than {DEEPEST} levels, or an alias (*) that contains itself")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"nested deeper than {MAX_DEPTH} levels, or an alias (*) contains itself")
         if not isinstance(item, Mapping | list | tuple | set):
             return 1
         if id(item) not in sizes:
@@ -96,10 +100,10 @@ def _measure(value: Any) -> None:
             sizes[id(item)] = 1 + sum(size(part, depth + 1) for part in parts)
         return sizes[id(item)]
 
-    if (count := size(value, 0)) > MOST:
-        raise ValueError(f"{count:.3g} values, aliases (*) expanded: at most {MOST}")
+    if (count := size(value, 0)) > MAX_VALUES:
+        raise ValueError(f"{count:.3g} values after the expansion of aliases (*); at most {MAX_VALUES} are allowed")
 
 
 def dump(mapping: Mapping[str, Any]) -> str:
-    """Text that :func:`parse` reads back to the same mapping, in the order of its keys."""
+    """Return YAML text, in the order of the keys, that :func:`parse` reads back to the same mapping."""
     return yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False)

@@ -1,1 +1,1 @@
-"""Datasets and their readers: CSV, NPZ, Minari, recordings; splits and overlap."""
+"""Datasets, their readers (CSV, .npz, Minari, recordings), their division into parts, and the overlap of recordings."""

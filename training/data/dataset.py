@@ -1,4 +1,4 @@
-"""Recorded sequences to learn from: their rows, their borders, and the batches taken out of them."""
+"""Datasets of recorded sequences, and the batches that are taken from them."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldmodel.networks.outputs import Standardise
+from worldmodel.networks.outputs import Normalizer
 from worldmodel.specs import ObservationSpec, ObservationSpecs
 from worldmodel.types import Batch, join
 
@@ -19,9 +19,15 @@ def recorded(
     reward: np.ndarray | None = None,
     is_terminal: np.ndarray | None = None,
 ) -> Batch:
-    """One sequence as a batch (1, L, ...), from x_t {key: (L, width)} and the u_{t-1} that led there (L, A).
+    """Return one sequence as a batch (1, L, ...).
 
-    The first row is a reset: whatever control or reward it was given is left out. Copies what it is given.
+    The first row is a reset, so its control and its reward are set to 0. The arrays are copied.
+
+    Args:
+        obs: the observations x_t, {key: (L, width)}.
+        control: (L, A), the controls u_{t-1} that led to the observations.
+        reward: (L,), by default 0.
+        is_terminal: (L,), by default False.
     """
     length = len(control)
     at = np.arange(length)
@@ -41,19 +47,19 @@ def recorded(
 
 @dataclass(frozen=True)
 class Dataset:
-    """S recorded sequences of the same observations and controls.
+    """S recorded sequences with the same observations and controls.
 
-    Rows are arrivals: x_t with the control u_{t-1} that led to it, and `is_first` with a null control at the start
-    of each sequence.
+    Each row is a time step: the observation x_t with the control u_{t-1} that led to it. The first row of each sequence
+    has `is_first` and a zero control.
     """
 
     obs_specs: ObservationSpecs
     rows: Batch  # (1, N, ...): all sequences, one after the other
-    lengths: np.ndarray  # (S,) rows of each; their sum is N
-    names: list[str]  # where each comes from, for messages
-    from_env: bool = False  # of an environment: rewards and terminations, controls in [-1, 1] or one-hot codes
-    control_offset: tuple[float, ...] = ()  # that was subtracted from each control, as of observations; 0 where empty
-    notes: tuple[str, ...] = ()  # what a person should know of how they were read, a line each
+    lengths: np.ndarray  # (S,) number of rows of each sequence; their sum is N
+    names: list[str]  # the origin of each sequence, for messages
+    from_env: bool = False  # recorded from an environment: has rewards and ends, and controls in [-1, 1] or one-hot
+    control_offset: tuple[float, ...] = ()  # subtracted from each control, as for observations; empty means 0
+    notes: tuple[str, ...] = ()  # lines that tell the user how the sequences were read
 
     @staticmethod
     def of(
@@ -64,7 +70,7 @@ class Dataset:
         control_offset: tuple[float, ...] = (),
         notes: tuple[str, ...] = (),
     ) -> "Dataset":
-        """From sequences (1, L, ...), at least one, each of at least one row."""
+        """Build a dataset from at least one sequence (1, L, ...), each with at least one row."""
         lengths = np.array([each.reward.shape[1] for each in sequences])
         assert len(names) == len(lengths) and lengths.min() > 0, (names, lengths)
         return Dataset(specs, join(sequences, 1), lengths, names, from_env, control_offset, notes)
@@ -74,18 +80,18 @@ class Dataset:
 
     @property
     def control_width(self) -> int:
-        """A; 0 where nothing is controlled."""
+        """Return the number A of control entries, 0 if there are no controls."""
         return self.rows.prev_action.shape[-1]
 
     @property
     def begins(self) -> np.ndarray:
-        """(S,) the first row of each sequence."""
+        """Return the index of the first row of each sequence, (S,)."""
         return np.cumsum(self.lengths) - self.lengths
 
-    # Other datasets out of this one.
+    # Datasets derived from this one.
 
     def part(self, sequence: int, start: int = 0, stop: int | None = None) -> Batch:
-        """Rows `start` to `stop` of one sequence as a sequence of its own (1, L, ...)."""
+        """Return rows `start` to `stop` of one sequence as a separate sequence (1, L, ...)."""
         stop = int(self.lengths[sequence]) if stop is None else stop
         index = self.begins[sequence] + np.arange(start, stop)
         cut = self._gather(index[None], np.ones((1, stop - start), bool))
@@ -94,32 +100,32 @@ class Dataset:
         return cut
 
     def chosen(self, sequences: Sequence[int]) -> "Dataset":
-        """The sequences of these indices, in this order."""
+        """Return a dataset of the sequences with these indices, in this order."""
         names = [self.names[index] for index in sequences]
         return self.of_same_kind([self.part(index) for index in sequences], names)
 
     def of_same_kind(self, sequences: Sequence[Batch], names: list[str]) -> "Dataset":
-        """Other sequences (1, L, ...) of the same observations and controls."""
+        """Return a dataset of other sequences (1, L, ...) with the same observations and controls."""
         return Dataset.of(self.obs_specs, sequences, names, self.from_env, self.control_offset, self.notes)
 
-    def in_units(self, units: Standardise) -> "Dataset":
-        """With standardised controls; null controls stay null."""
-        control = units(self.rows.prev_action) * ~self.rows.is_first.unsqueeze(-1)
+    def normalized(self, normalizer: Normalizer) -> "Dataset":
+        """Return the dataset with normalized controls. The zero controls of resets stay 0."""
+        control = normalizer(self.rows.prev_action) * ~self.rows.is_first.unsqueeze(-1)
         return replace(self, rows=self.rows._replace(prev_action=control))
 
     # Batches.
 
     def everything(self, device: torch.device | str = "cpu") -> Batch:
-        """All rows as one window (1, N, ...), one sequence after the other."""
+        """Return all rows as one window (1, N, ...), one sequence after the other."""
         return self._gather(np.arange(self.lengths.sum())[None], np.ones((1, self.lengths.sum()), bool), device)
 
     def windows(self, count: int, window: int, rng: np.random.Generator, device: torch.device | str = "cpu") -> Batch:
-        """Random windows (count, window, ...), each within one sequence of at least `window` rows.
+        """Return random windows (count, window, ...), each within one sequence of at least `window` rows.
 
-        A window that would begin before its sequence or end after it is moved inside, so that a row near a border is
+        A window that would begin before its sequence or end after it is moved inside. A row near a border is therefore
         drawn at least as often as one in the middle, and the first transition is learned too.
         """
-        slack = self.lengths + window - 1  # places where a window overlaps the sequence
+        slack = self.lengths + window - 1  # number of positions at which a window overlaps the sequence
         place = rng.integers(slack.sum(), size=count)
         ends = np.cumsum(slack)
         sequence = np.searchsorted(ends, place, side="right")
@@ -129,7 +135,7 @@ class Dataset:
         return self._gather(index, np.ones_like(index, bool), device)
 
     def padded(self, sequences: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> Batch:
-        """Whole sequences (len(sequences), length of the longest, ...), padded at the end."""
+        """Return whole sequences (len(sequences), length of the longest, ...), padded at the end."""
         chosen = np.asarray(sequences)
         lengths = self.lengths[chosen][:, None]
         at = np.arange(lengths.max())
@@ -137,16 +143,19 @@ class Dataset:
         return self._gather(index, at < lengths, device)
 
     def alike(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Indices of about `count` sequences of similar length, so that little is padded; all are drawn as often.
+        """Return the indices of about `count` sequences of similar length, which need little padding.
 
-        Lengths are blurred by a tenth, so that a sequence meets others each time.
+        All sequences are equally likely. The lengths are perturbed by about 10 %, so the groups differ each time.
         """
         order = np.argsort(self.lengths * np.exp(0.1 * rng.standard_normal(len(self))), kind="stable")
         groups = np.array_split(order, math.ceil(len(self) / count))
         return groups[rng.integers(len(groups))]
 
     def _gather(self, index: np.ndarray, inside: np.ndarray, device: torch.device | str = "cpu") -> Batch:
-        """Rows by number (B, T); those not `inside` become padding: masked, `is_first`, without control or reward."""
+        """Return the rows with the indices (B, T). Rows not `inside` become padding.
+
+        Padding is masked, has `is_first`, and has zero control and reward.
+        """
         rows, keep = torch.from_numpy(index), torch.from_numpy(inside).to(device)
 
         def take(column: Tensor) -> Tensor:
@@ -164,39 +173,47 @@ class Dataset:
         )
 
 
-def control_units(dataset: Dataset) -> Standardise:
-    """Mean and standard deviation of the controls of a dataset, null ones at resets left out.
+def control_normalizer(dataset: Dataset) -> Normalizer:
+    """Return the normalizer of the controls of a dataset, fitted to all rows except resets.
 
-    Those of an environment have their unit already and keep it.
+    The actions of an environment are already scaled, and their normalizer is the identity.
     """
-    units = Standardise(dataset.control_width)
+    normalizer = Normalizer(dataset.control_width)
     if dataset.control_width and not dataset.from_env and not bool(dataset.rows.is_first.all()):
-        units.fit(dataset.rows.prev_action, ~dataset.rows.is_first)
-    return units
+        normalizer.fit(dataset.rows.prev_action, ~dataset.rows.is_first)
+    return normalizer
 
 
 def matching(
     other: Dataset, specs: ObservationSpecs, control_width: int, part: str, control_offset: Sequence[float] = ()
 ) -> Dataset:
-    """`other` under the observation keys, classes and offsets of the training data.
+    """Return `other` with the observation keys, classes and offsets of the training data.
 
-    Keys are matched by name where the names are the same, else by their order, which says nothing of pictures.
+    Keys are matched by name if the names are the same, else by their order. Images must have the same names.
 
     Raises:
-        ValueError: if it holds other widths, kinds or classes; `part` and a file are named.
+        ValueError: if the widths, types or classes differ. The message names `part` and a file.
     """
     where = f"{part}: {other.names[0]}"
     keys = list(specs if specs.keys() == other.obs_specs.keys() else other.obs_specs)
     theirs = {key: other.obs_specs[key] for key in keys}
     filmed = any(spec.image for spec in (*specs.values(), *theirs.values()))
     if (filmed and theirs.keys() != specs.keys()) or [*map(_kind, theirs.values())] != [*map(_kind, specs.values())]:
-        remedy = ": record it from the same environment, with the same env.image_size and env.grey" if filmed else ""
-        raise ValueError(f"{where}: observes {_described(theirs)}, the training data {_described(specs)}{remedy}")
+        remedy = " Record it from the same environment, with the same env.image_size and env.grey." if filmed else ""
+        raise ValueError(
+            f"{where}: this part observes {_described(theirs)}, but the training data observes {_described(specs)}."
+            f"{remedy}"
+        )
     if other.control_width != control_width:
-        raise ValueError(f"{where}: {other.control_width} controls, the training data has {control_width}")
+        raise ValueError(
+            f"{where}: this part has {other.control_width} controls, but the training data has {control_width}."
+        )
     for (key, ours), spec in zip(specs.items(), theirs.values(), strict=True):
         if any(found > known for found, known in zip(spec.classes, ours.classes, strict=True)):
-            raise ValueError(f"{where}: '{key}' has classes {spec.classes}, the training data {ours.classes}")
+            raise ValueError(
+                f"{where}: '{key}' has classes {spec.classes}, but the training data has {ours.classes}. Train on data "
+                "with all classes."
+            )
     obs = {
         name: moved(other.rows.obs[key], other.obs_specs[key].offset, specs[name].offset)
         for name, key in zip(specs, keys, strict=True)
@@ -207,7 +224,10 @@ def matching(
 
 
 def moved(values: Tensor, offset: Sequence[float], other: Sequence[float]) -> Tensor:
-    """Rows (..., W) that lack one offset, as they lack another instead; see :mod:`worldmodel.digits`."""
+    """Return rows (..., W), from which `offset` was subtracted, with `other` subtracted instead.
+
+    See :mod:`worldmodel.digits`.
+    """
     if tuple(offset) == tuple(other):
         return values
     nothing = np.zeros(values.shape[-1])
@@ -225,5 +245,5 @@ def _described(specs: ObservationSpecs) -> str:
 
 def _what(spec: ObservationSpec) -> str:
     if spec.image:
-        return f"pictures of {' x '.join(map(str, spec.shape))}"
+        return f"images of {' x '.join(map(str, spec.shape))}"
     return f"{spec.width} {'discrete ' if spec.classes else ''}values"

@@ -1,4 +1,4 @@
-"""Our recordings as a Minari dataset. Needs the optional package `minari`."""
+"""Write a recording as a Minari dataset. This needs the optional package `minari`."""
 
 import re
 import warnings
@@ -17,48 +17,51 @@ from worldmodel.training.config.data_config import MINARI, DataConfig
 from worldmodel.training.data.dataset import Dataset
 from worldmodel.training.data.dataset_io import read
 from worldmodel.training.data.minari_data import import_minari
+from worldmodel.training.run.folder import CONFIG_FILE
 from worldmodel.types import Batch
 
-CONFIG = "config.yaml"  # in a run folder
-DATASET = re.compile(MINARI + r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+", re.ASCII)
-BAD_DATASET = (
+DATASET_PATTERN = re.compile(MINARI + r"([-\w][-\w/]*[-\w]/)?[-\w]+-v\d+", re.ASCII)
+EXPORT_ERRORS = (
     ValueError,
     TypeError,
     AttributeError,
     ImportError,
     OSError,
-)  # of minari: malformed names, missing formats
+)  # minari raises these for malformed names and missing formats
 
 
 def export(source: str, target: str) -> int:
-    """Write a recording, or the replay of a run, as the Minari dataset `target`; returns the number of episodes.
+    """Write a recording, or the replay of a run, as the Minari dataset `target`. Return the number of episodes.
 
-    From a run folder, observations and actions are those of its environment. From an .npz file alone they are what a
-    model sees: flat vectors or indices, and controls in [-1, 1] or one-hot codes.
+    From a run folder, observations and actions are those of its environment. From an .npz file they are those of a
+    model: flat vectors or indices, and actions in [-1, 1] or one-hot vectors.
 
     Raises:
         ValueError: if minari is missing, the recording cannot be read, or the dataset exists.
     """
     minari = import_minari()
-    if not DATASET.fullmatch(target):  # minari itself leaves an empty dataset behind when it finds out
-        raise ValueError(f"'{target}': export writes to {MINARI}NAME-vN, for example {MINARI}pendulum/random-v0")
+    if not DATASET_PATTERN.fullmatch(target):  # minari would create an empty dataset before it raises an error
+        raise ValueError(
+            f"'{target}' is not the name of a Minari dataset. Write {MINARI}NAME-vN, for example "
+            f"{MINARI}pendulum/random-v0."
+        )
     recording = read(DataConfig(file=source))
     env = _environment(Path(source))
     encoded = _Encoded(recording) if env is None else _Native(env)
     buffers = [_buffer(encoded, recording.part(index)) for index in range(len(recording))]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it would like to know an author, an algorithm, a permanent link
+            warnings.simplefilter("ignore")  # minari warns if author, algorithm and permanent link are missing
             minari.create_dataset_from_buffers(
                 target.removeprefix(MINARI),
                 buffers,
-                env=None if env is None else env.unwrapped,  # without wrappers of ours, which others do not have
+                env=None if env is None else env.unwrapped,  # other users do not have our wrappers
                 observation_space=encoded.observation_space,
                 action_space=encoded.action_space,
                 description="recorded by worldmodel",
             )
-    except BAD_DATASET as error:
-        raise ValueError(f"{target} cannot be written: {error}") from error
+    except EXPORT_ERRORS as error:
+        raise ValueError(f"{target} cannot be written: {error}.") from error
     finally:
         if env is not None:
             env.close()
@@ -66,14 +69,14 @@ def export(source: str, target: str) -> int:
 
 
 def _environment(source: Path) -> Env[Any, Any] | None:
-    """The environment that a run folder recorded; None for a file."""
-    if not (source / CONFIG).is_file():
+    """Return the environment of a run folder, or None for a file."""
+    if not (source / CONFIG_FILE).is_file():
         return None
-    return make(replace(load_config(source / CONFIG).env, record_state=False))
+    return make(replace(load_config(source / CONFIG_FILE).env, record_state=False))
 
 
 class _Native:
-    """Observations and actions as the environment has them."""
+    """Convert observations and actions to those of the environment."""
 
     def __init__(self, env: Env[Any, Any]) -> None:
         space = env.observation_space
@@ -95,7 +98,7 @@ class _Native:
 
 
 class _Encoded:
-    """Observations and controls as a model has them."""
+    """Leave observations and actions as a model receives them."""
 
     def __init__(self, recording: Dataset) -> None:
         self.specs = recording.obs_specs
@@ -116,19 +119,19 @@ class _Encoded:
 
 
 def _space(spec: ObservationSpec) -> Space[Any]:
-    """Of one observation as a model has it; pictures are not flat for anyone else."""
+    """Return the space of one observation as a model receives it. Images keep their shape (H, W, C)."""
     if spec.image:
         return spaces.Box(0, 255, spec.shape, np.uint8)
     return spaces.MultiDiscrete(list(spec.classes)) if spec.classes else spaces.Box(-np.inf, np.inf, spec.shape)
 
 
 def _buffer(encoded: _Native | _Encoded, rows: Batch) -> Any:
-    """One episode as Minari keeps it: T observations, and T - 1 of everything else."""
+    """Return one episode in the form of Minari: T observations, and T - 1 rows of everything else."""
     from minari.data_collector import EpisodeBuffer
 
     terminations = rows.is_terminal[0, 1:].numpy()
     truncations = np.zeros_like(terminations)
-    truncations[-1] = not terminations[-1]  # the recording ends there, whether the episode would go on or not
+    truncations[-1] = not terminations[-1]  # the recording ends here, even if the episode would continue
     return EpisodeBuffer(
         observations=encoded.observations({key: values[0].numpy() for key, values in rows.obs.items()}),
         actions=encoded.actions(rows.prev_action[0, 1:].numpy()),

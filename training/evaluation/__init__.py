@@ -1,1 +1,1 @@
-"""Episodes on seeds of their own, and what their returns mean."""
+"""Evaluation episodes on separate seeds, and the comparison of their returns with the imagined ones."""

@@ -1,4 +1,4 @@
-"""Returns of an agent in environments of its own."""
+"""Evaluate an agent: the returns of whole episodes, and what the model imagines for the same episodes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,45 +18,52 @@ from worldmodel.envs.wrappers.sharing import disturbed
 from worldmodel.envs.wrappers.vector import SameStepVectorEnv
 from worldmodel.training.logging.progress import whisper
 
-VECTOR = 32  # episodes run side by side, by default
-LONG = 10_000  # steps of an episode whose end is told to be waited for, where no limit is known; then 20,000, ...
-SUCCESS = "is_success"  # in the info of an episode's last step, where an environment says so, as for Stable-Baselines3
-TINY = 1e-6  # what counts as a return of 0
+DEFAULT_NUM_ENVS = 32  # episodes that run in parallel
+# Steps after which the user is told that an episode without a time limit is still running. The next messages follow
+# after twice as many steps each.
+LONG_EPISODE = 10_000
+SUCCESS_KEY = "is_success"  # entry of the info at an episode's last step, as Stable-Baselines3 reads it
+ZERO_RETURN = 1e-6  # smaller returns count as 0
 
 
 class Evaluation(NamedTuple):
-    returns: list[float]  # sum of rewards of each episode
+    """The result of an evaluation."""
+
+    returns: list[float]  # sum of the rewards of each episode
     lengths: list[int]  # environment steps of each episode
-    unsound: int | None = None  # the first step of an episode whose decision rested on predictions that are not finite
-    imagined: list[float] | None = None  # of the same episodes in the model, if it was asked; see `imagined_returns`
-    faults: Sequence[str] = ()  # what went wrong in environments, in episodes that do not count
-    successes: Sequence[bool] = ()  # of the episodes of which their environment says whether they were one
-    weighed: list[float] | None = (
-        None  # as `imagined`, each reward times the probability that the episode lasts so long
-    )
-    spread: float | None = None  # of returns in this environment, from random actions to the best; None: not known
-    disturbed: bool = False  # whether its environments were seen to disturb each other
+    unsound: int | None = None  # the first step at which a decision used predictions that are not finite
+    imagined: list[float] | None = None  # of the same episodes in the model, see `imagined_returns`; None: not computed
+    faults: Sequence[str] = ()  # failures of environments, in episodes that do not count
+    successes: Sequence[bool] = ()  # for each episode whose environment reports success or failure
+    weighed: list[float] | None = None  # like `imagined`, but each reward times the probability of reaching its step
+    spread: float | None = None  # distance of the returns from random actions to the best; None: unknown
+    disturbed: bool = False  # whether the environments were seen to disturb each other
 
     @property
     def mean(self) -> float:
+        """Return the mean of the returns."""
         return float(np.mean(self.returns))
 
     @property
     def std(self) -> float:
-        """Population standard deviation over episodes."""
+        """Return the population standard deviation of the returns over episodes."""
         return float(np.std(self.returns))
 
     @property
     def success_rate(self) -> float | None:
-        """Share of the episodes that reached what they were for; None where environments do not say."""
+        """Return the share of successful episodes, or None if the environments do not report success."""
         return float(np.mean(self.successes)) if self.successes else None
 
     @property
     def differences(self) -> np.ndarray | None:
-        """(episodes,): imagined less real returns, of `imagined` or `weighed`, whichever is closer; 0 between the two.
+        """Return the imagined minus the real return of each episode, (episodes,), or None if nothing was imagined.
 
-        A predicted continuation of 0.998 where the truth is 1 says little of a step, and much of a thousand in a row.
-        Where chance ends episodes `weighed` is right, and where a state does that the model has not seen, `imagined`.
+        Of `imagined` and `weighed`, the one with the closer mean is used. If the real mean lies between the two, the
+        differences are 0.
+
+        A predicted continuation probability of 0.998 instead of 1 is a small error for one step, but a large one for a
+        thousand steps in a row. `weighed` is right if episodes end by chance. `imagined` is right if they end in states
+        that the model has not seen.
         """
         if self.imagined is None or self.weighed is None:
             return None
@@ -67,26 +74,26 @@ class Evaluation(NamedTuple):
 
     @property
     def promise(self) -> float | None:
-        """Mean of the imagined returns."""
+        """Return the mean of the imagined returns, or None if nothing was imagined."""
         return None if self.imagined is None else float(np.mean(self.imagined))
 
     @property
     def scale(self) -> float | None:
-        """What the size of a difference of returns is measured by; None where all are 0, and nothing else is known."""
+        """Return the scale for differences of returns, or None if all returns are 0 and the spread is unknown."""
         known = abs(self.mean) if self.spread is None else self.spread
         size = max(known, self.std)
-        return None if size < TINY else size
+        return None if size < ZERO_RETURN else size
 
     @property
     def gap(self) -> float | None:
-        """How far the imagined mean is from the real one, as a share of `scale`."""
+        """Return the distance between the imagined and the real mean as a share of `scale`, or None if unknown."""
         if self.differences is None or self.scale is None:
             return None
         return abs(float(self.differences.mean())) / self.scale
 
     @property
     def z(self) -> float:
-        """How far it is in standard errors; infinitely far where one episode was played, which tells of none."""
+        """Return the mean difference in standard errors. It is infinite for a single episode that differs."""
         if self.differences is None or not self.differences.any():
             return 0.0
         count = len(self.differences)
@@ -102,28 +109,30 @@ def evaluate(
     deterministic: bool = True,
     imagine: bool = False,
     say: Callable[[str], None] = whisper,
-    num_envs: int = VECTOR,
+    num_envs: int = DEFAULT_NUM_ENVS,
     lent: Sequence[gym.Env[Any, Any]] = (),
     look: bool = False,
 ) -> Evaluation:
     """Run `episodes` whole episodes, each from a reset with its own seed.
 
-    The random state of torch is left as it was, so that evaluating more often does not change what is learned. An
-    episode in which its environment failed does not count, and the next seed of the stream is played instead.
+    The random state of torch is restored, so evaluations do not change what is learned. An episode whose environment
+    fails does not count, and the next seed of the stream is played instead.
 
     Args:
-        imagine: also imagine each episode from its first observation on, up to the environment's time limit; as far as
-            the longest real one where it has none.
-        say: is given a line for the person where an episode goes on and on, and its environment has no time limit.
-        num_envs: episodes run side by side at most.
+        stream: the stream of evaluation seeds.
+        imagine: also imagine each episode from its first observation, up to the time limit of the environment. Without
+            a time limit, imagine as many steps as the longest real episode has.
+        say: receives a line for the user if an episode is very long and its environment has no time limit.
+        num_envs: the maximum number of episodes that run in parallel.
         lent: environments to play in, which stay open; by default new ones.
-        look: also whether new environments disturb each other, see :func:`worldmodel.envs.wrappers.sharing.disturbed`.
+        look: also test whether new environments disturb each other, see
+            :func:`worldmodel.envs.wrappers.sharing.disturbed`.
     Raises:
         ValueError: if `episodes` or `num_envs` is below 1.
         EnvironmentFault: if environments fail more often than `env.restarts` allows.
     """
     if min(episodes, num_envs) < 1:
-        raise ValueError(f"episodes and num_envs must be at least 1: {episodes}, {num_envs}")
+        raise ValueError(f"episodes is {episodes} and num_envs is {num_envs}. Both must be at least 1.")
     most = len(lent) or num_envs
     results: list[Evaluation] = []
     faults: list[str] = []
@@ -140,7 +149,9 @@ def evaluate(
             drawn, left = drawn + len(seeds), left - len(results[-1].returns)
             faults += results[-1].faults
             if len(faults) > env.restarts:
-                raise EnvironmentFault(f"evaluating stops after {len(faults)} failures of environments: {faults[-1]}")
+                raise EnvironmentFault(
+                    f"The evaluation stops after {len(faults)} failures of environments. The last one: {faults[-1]}"
+                )
     return Evaluation(
         [r for each in results for r in each.returns],
         [n for each in results for n in each.lengths],
@@ -155,7 +166,7 @@ def evaluate(
 
 @contextmanager
 def stage(config: EnvConfig, count: int, lent: Sequence[gym.Env[Any, Any]] = ()) -> Iterator[SameStepVectorEnv]:
-    """So many environments side by side: new ones for as long as they are played in, or some of those that are lent."""
+    """Yield a vector of `count` environments: new ones, which are closed at the end, or some of `lent`."""
     if lent:
         given = [lambda env=env: env for env in lent[:count]]  # type: ignore[misc]
         yield SameStepVectorEnv(given)
@@ -176,11 +187,14 @@ def _side_by_side(
     imagine: bool,
     say: Callable[[str], None],
 ) -> Evaluation:
-    """One episode per environment, without those in which it failed. What comes after it does not count."""
+    """Run one episode per environment, and leave out those whose environment failed.
+
+    The environments go on after their episode until all have ended; these steps do not count.
+    """
     count = len(seeds)
     total, length, running = np.zeros(count), np.zeros(count, np.int64), np.ones(count, bool)
     whole, unsound, success = np.ones(count, bool), None, np.full(count, np.nan)
-    limit, told = time_limit(config, envs.envs[0]), LONG
+    limit, told = time_limit(config, envs.envs[0]), LONG_EPISODE
     observation, infos = envs.reset(seed=list(seeds))
     faults = reported(infos, count)
     state, start, first = None, np.ones(count, bool), None
@@ -189,7 +203,7 @@ def _side_by_side(
         first = first or state
         if unsound is None and (running & ~state.sound.cpu().numpy()).any():
             unsound = int(length.max()) + 1
-        begin(envs, actions)  # side by side, those that have processes of their own
+        begin(envs, actions)  # environments in separate processes step in parallel
         observation, reward, terminated, truncated, infos = envs.step(actions)
         found = reported(final(infos), count)
         faults = [known + new if alive else known for known, new, alive in zip(faults, found, running, strict=True)]
@@ -201,8 +215,8 @@ def _side_by_side(
         running &= ~start
         if limit is None and running.any() and length.max() >= told:
             say(
-                f"an evaluation waits for episodes of {config.id} to end, after {length.max()} steps: where they "
-                "may not, set env.time_limit"
+                f"An evaluation is waiting for an episode of {config.id} to end, after {length.max()} steps. If its "
+                "episodes may never end, set env.time_limit."
             )
             told *= 2
     imagined = weighed = None
@@ -221,9 +235,9 @@ def _side_by_side(
 
 
 def _successes(infos: Any, count: int) -> np.ndarray:
-    """(count,): whether each environment calls its episode a success; NaN where it does not say, or no number."""
+    """Return whether each environment reports success, (count,). It is NaN if there is no report or not a number."""
     return np.array(
-        [np.nan if (number := one_number(each)) is None else number for each in said(infos, SUCCESS, count)]
+        [np.nan if (number := one_number(each)) is None else number for each in said(infos, SUCCESS_KEY, count)]
     )
 
 
@@ -231,15 +245,17 @@ def _successes(infos: Any, count: int) -> np.ndarray:
 def imagined_returns(
     agent: Agent, state: AgentState, steps: int, deterministic: bool = True
 ) -> tuple[list[float], list[float]]:
-    """Undiscounted returns of the agent's own behaviour in its own model.
+    """Return the undiscounted returns of the agent's behaviour in its own model, in two ways.
 
         sum_{h=1..steps} (prod_{i<h} 1[c_i >= 1/2]) r_h  and  sum_{h=1..steps} (prod_{i<h} c_i) r_h
 
-    c_i is the predicted probability that the episode goes on: the first is of episodes that end where that is likelier
-    than not, the second the expectation over all ends, into which the error of every c_i is multiplied.
+    c_i is the predicted probability that the episode continues. In the first sum, an episode ends where its end is more
+    likely than its continuation. The second sum is the expectation over all ends, in which the errors of all c_i
+    multiply.
 
     Args:
-        state: after the first decision of each episode.
+        state: the state of the agent after the first decision of each episode.
+        steps: the number of steps to imagine.
     """
     model, (latent, control, memory, _) = agent.model, state
     likeliest, expected = torch.zeros(2, len(control), device=agent.device)
@@ -249,9 +265,8 @@ def imagined_returns(
         feature = model.feature(latent)
         outcome = model.predict(feature, decode=False)
         likeliest, expected = likeliest + runs * outcome.reward, expected + alive * outcome.reward
-        goes_on = (outcome.cont / model.discount).clamp(
-            max=1
-        )  # what it learns may lie above the discount, and compound
+        # The predicted value may exceed the discount. The ratio must not exceed 1, since it is multiplied many times.
+        goes_on = (outcome.cont / model.discount).clamp(max=1)
         runs, alive = runs * (goes_on >= 0.5), alive * goes_on
         control, memory, _ = agent.behaviour.act(model, latent, memory, deterministic)
     return likeliest.tolist(), expected.tolist()

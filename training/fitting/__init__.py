@@ -1,1 +1,1 @@
-"""Fitting a model to recorded data, and its scores."""
+"""Fit a model to recorded data, and score it."""

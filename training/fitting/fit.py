@@ -1,4 +1,4 @@
-"""Learning from recorded sequences, without an environment: `worldmodel fit CONFIG DATA`."""
+"""Learn a model from recorded sequences, without an environment: `worldmodel fit CONFIG DATA`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from worldmodel.learning.learner import Learner
 from worldmodel.learning.objective import Metrics, annealed, model_loss
 from worldmodel.training.config.config import to_mapping
 from worldmodel.training.config.fit_config import FitConfig, load_fit_config
-from worldmodel.training.data.dataset import Dataset, control_units
+from worldmodel.training.data.dataset import Dataset, control_normalizer
 from worldmodel.training.data.dataset_io import read_parts
 from worldmodel.training.fitting.fit_run import FitRun
 from worldmodel.training.logging.logger import Averages, Logger
@@ -24,7 +24,7 @@ from worldmodel.training.run.folder import begun, free_folder, unclaimed
 from worldmodel.training.run.process import left_as_found
 from worldmodel.types import Batch
 
-ELBO = "world_model/elbo"
+ELBO_METRIC = "world_model/elbo"
 
 
 def fit(
@@ -34,23 +34,23 @@ def fit(
     run: str | Path | None = None,
     **values: Any,
 ) -> FitRun:
-    """Fit a world model to recorded sequences, and score it on data it never saw.
+    """Fit a world model to recorded sequences, and score it on data that it has not seen.
 
-    It leaves the process as it was: threads of torch, random states, filters of warnings and memory.
+    The number of torch threads, the random states, the warning filters and the memory settings of the process are
+    restored at the end.
 
     Args:
         config: a YAML file, or a mapping, of differences from the defaults.
-        data: what to learn from, see :func:`worldmodel.training.data.dataset_io.read`, by default the config's
-        `data.file`; or more
-            of the config's section `data`, as a mapping.
+        data: the data to learn from, see :func:`worldmodel.training.data.dataset_io.read`, by default `data.file` of
+            the config; or a mapping with keys of the config's section `data`.
         overrides: `["--section.key", "value", ...]`, as on the command line.
-        run: the folder to make; by default a free one under `runs/`, named after the config.
+        run: the folder to create; by default a free one under `runs/`, named after the config.
         values: `seed=1` or whole sections as mappings.
     Returns:
-        The run with the weights that explained the validation data best. They are in its folder from when they were
-        found, whatever ended it.
+        The run with the weights that explained the validation data best. They are saved in its folder as soon as they
+        are found.
     Raises:
-        ValueError: before anything is learned, for a config, data or a folder that cannot be used.
+        ValueError: if the config, the data or the folder cannot be used. It is raised before the first update.
         FloatingPointError: if the loss is no longer finite.
     """
     if data is not None:
@@ -64,14 +64,18 @@ def fit(
 
 
 def _fit(folder: Path, resolved: FitConfig, name: str | None) -> FitRun:
-    """See :func:`fit`; where another run claims the folder first, one named like it is taken, if it may be."""
+    """Carry out a :func:`fit`.
+
+    Args:
+        name: the name from which another folder name is made if another run claims the folder first; None to fail.
+    """
     parts = read_parts(resolved.data)
-    units = control_units(parts["train"])
-    parts = {part: dataset.in_units(units) for part, dataset in parts.items()}
-    made = FitRun(folder, resolved, parts["train"].obs_specs, units, parts["train"].control_offset)
-    made.model.fit_units(parts["train"].everything(resolved.fit.device))
+    normalizer = control_normalizer(parts["train"])
+    parts = {part: dataset.normalized(normalizer) for part, dataset in parts.items()}
+    made = FitRun(folder, resolved, parts["train"].obs_specs, normalizer, parts["train"].control_offset)
+    made.model.fit_normalizers(parts["train"].everything(resolved.fit.device))
     begun(made, name)
-    made.save_model()  # so that the folder can be loaded from now on, whatever stops it
+    made.save_model()  # from now on the folder can be loaded, whatever stops the fit
     with room_for_tensors(), Progress(resolved.fit.updates, unit="updates") as progress:
         logger = Logger(made.folder, resolved.logger, to_mapping(resolved), progress.note)
         notes = dict.fromkeys(note for part in parts.values() for note in part.notes)
@@ -84,8 +88,8 @@ def _fit(folder: Path, resolved: FitConfig, name: str | None) -> FitRun:
             logger.log({f"final/{part}": found["elbo"] for part, found in made.results.items()}, fitting.updates)
         except torch.linalg.LinAlgError as error:
             raise diverged(fitting.updates, "a covariance", "learner.lr") from error
-        except ValueError as error:  # no mistake in what the user gave: that was found before
-            raise RuntimeError("fitting stopped") from error
+        except ValueError as error:  # a bug, since mistakes of the user were found before
+            raise RuntimeError("The fit stopped.") from error
         finally:
             logger.close()
             progress.note(f"run saved in {made.folder}")
@@ -93,20 +97,20 @@ def _fit(folder: Path, resolved: FitConfig, name: str | None) -> FitRun:
 
 
 def described(parts: Mapping[str, Dataset]) -> str:
-    """How much there is of each part, for a person."""
+    """Return a description of the parts: the number of sequences and their mean length."""
     return ", ".join(
         f"{part} {len(each)} x {each.lengths.sum() / len(each):,.0f} steps" for part, each in parts.items()
     )
 
 
 class Fitting:
-    """Updates of a model on recorded sequences, until the validation data is explained no better."""
+    """The updates of a model on recorded sequences, until its bound on the validation data stops improving."""
 
     def __init__(self, fitted: FitRun, parts: Mapping[str, Dataset], logger: Logger, progress: Progress) -> None:
         self.fitted, self.parts, self.logger, self.progress = fitted, parts, logger, progress
         self.config = fitted.config
         loss = partial(model_loss, fitted.model, self.config.objective)
-        self.learner = Learner(loss, fitted.model.parameters(), self.config.learner)
+        self.learner = Learner(loss, fitted.model.parameters(), self.config.learner, lambda *_: fitted.model.steps())
         self.rng = np.random.default_rng(self.config.seed)
         self.averages = Averages()
         self.updates = 0
@@ -115,7 +119,7 @@ class Fitting:
         self.shown: dict[str, float] = {}
 
     def run(self) -> None:
-        """All updates, or fewer where patience ends; the best weights are on disk from when they are found."""
+        """Make all updates, or fewer if the patience ends. The best weights are saved as soon as they are found."""
         config = self.config.fit
         self.look()
         while self.updates < config.updates and not self.exhausted:
@@ -123,18 +127,18 @@ class Fitting:
             self.progress.update(self.updates, **self.shown)
             if self.updates % config.evaluate_every == 0 or self.updates == config.updates:
                 self.look()
-        ended = "patience ended" if self.updates < config.updates else "all updates done"
-        best = f"best validation {self.bound} {self.best:.4f} at {self.best_at} updates"
-        self.progress.note(f"{ended} at {self.updates}; {best}")
+        ended = "The patience ended" if self.updates < config.updates else "All updates are done"
+        best = f"The best validation {self.bound} is {self.best:.4f}, after {self.best_at} updates."
+        self.progress.note(f"{ended}, after {self.updates} updates. {best}")
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last `patience` looks brought nothing better."""
+        """Return whether none of the last `patience` validations improved the bound."""
         config = self.config.fit
         return bool(config.patience) and self.updates - self.best_at >= config.patience * config.evaluate_every
 
     def update(self) -> Metrics:
-        """One update on a minibatch."""
+        """Make one update on a minibatch. Return its metrics."""
         now = annealed(self.config.objective, self.updates, self.config.fit.device)
         (_, metrics), report = self.learner.update(self.minibatch(), now)
         self.updates += 1
@@ -142,7 +146,7 @@ class Fitting:
         return metrics | {f"world_model/{name}": value for name, value in report.items()}
 
     def minibatch(self) -> Batch:
-        """Random windows, or whole sequences of similar length, of the training data."""
+        """Sample random windows, or whole sequences of similar length, from the training data."""
         train, size, device = self.parts["train"], self.config.fit.batch_size, self.config.fit.device
         if self.config.data.window is not None:
             return train.windows(size, self.config.data.window, self.rng, device)
@@ -162,6 +166,6 @@ class Fitting:
         if better := found.trained > self.best:
             self.fitted.save_model()
             self.best, self.best_at = found.trained, self.updates
-        self.shown = {"elbo": metrics[ELBO]} if ELBO in metrics else {}
+        self.shown = {"elbo": metrics[ELBO_METRIC]} if ELBO_METRIC in metrics else {}
         self.shown["validation"] = found.trained
         self.progress.note(f"{self.updates:>7} updates: validation {self.bound} {found.trained:.4f}{' *' * better}")

@@ -1,4 +1,4 @@
-"""How well a model explains recorded sequences, in the units that the literature uses."""
+"""Score how well a model explains recorded sequences, in the units of the literature."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -15,27 +15,27 @@ from worldmodel.model import WorldModel
 from worldmodel.training.data.dataset import Dataset
 from worldmodel.types import Batch
 
-ROWS = 16_384  # of padded sequences, samples included, that are scored at once
-NUMBERS = 2**24  # in their observations: a thousand small pictures
-CHUNK = 50  # samples at once
-WIDE = 1e6  # numbers from here on are written with an exponent
-NOISE = 0  # seed of the samples: the same for every score, so that two differ by the weights alone
+MAX_SCORED_ROWS = 16_384  # rows of padded sequences that are scored at once, times the number of samples
+MAX_SCORED_NUMBERS = 2**24  # numbers in the observations of these rows; a thousand small images have as many
+SAMPLES_PER_CHUNK = 50  # samples that are computed at once
+EXPONENT_FROM = 1e6  # numbers from here on are written with an exponent
+NOISE_SEED = 0  # the same for every score, so that two scores differ only by the weights
 
 
 class Score(NamedTuple):
-    """Nats per frame; a frame is a row of a sequence. The log-likelihood is None where it was not estimated."""
+    """The score of a dataset, in nats per frame. A frame is a row of a sequence."""
 
     sequences: int
     frames: int
-    elbo: float  # total over total frames
-    elbo_by_sequence: float  # mean over sequences of each one's mean: the {...} of the literature
-    elbo_by_dimension: float  # the first, over the numbers that one frame holds
-    bound: float | None = None  # total over total frames, of IWAE or FIVO where that was trained instead of the ELBO
-    log_likelihood: float | None = None  # total over total frames, importance-sampled
+    elbo: float  # sum over all frames, divided by their number
+    elbo_by_sequence: float  # mean over sequences of the mean of each: the {...} of the literature
+    elbo_by_dimension: float  # `elbo` divided by the number of values in a frame
+    bound: float | None = None  # of IWAE or FIVO, if it was trained instead of the ELBO; averaged like `elbo`
+    log_likelihood: float | None = None  # importance-sampled, averaged like `elbo`; None: not estimated
 
     @property
     def trained(self) -> float:
-        """The bound that was trained: what says which weights are the best."""
+        """Return the bound that is trained. It decides which weights are the best."""
         return self.elbo if self.bound is None else self.bound
 
 
@@ -47,22 +47,27 @@ def score(
     samples: int = 0,
     objective: ObjectiveConfig | None = None,
 ) -> Score:
-    """The exact ELBO of whole sequences, and beside it whatever else is asked for.
+    """Return the exact ELBO of whole sequences, and optionally another bound and the log-likelihood.
 
-    The random state of torch is left as it was, so that scoring more often does not change what is learned.
+    The random state of torch is restored, so scores do not change what is learned.
 
     Args:
-        samples: of an importance-sampled log-likelihood; 0: none.
-        objective: its bound is taken as well, if that is not the ELBO.
+        samples: the number of samples for the importance-sampled log-likelihood; 0: do not estimate it.
+        objective: the objective whose bound is computed as well, if it is not the ELBO.
     """
     with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
-        torch.manual_seed(NOISE)
+        torch.manual_seed(NOISE_SEED)
         elbo = _totals(lambda batch: model.elbo(batch).total, dataset, device)
         bound = sampled = None
         if objective is not None and objective.bound != "elbo":
             bound = _totals(lambda batch: particle_bound(model, batch, objective), dataset, device, objective.particles)
         if samples:
-            sampled = _totals(lambda batch: log_likelihood(model, batch, samples, CHUNK), dataset, device, CHUNK)
+            sampled = _totals(
+                lambda batch: log_likelihood(model, batch, samples, SAMPLES_PER_CHUNK),
+                dataset,
+                device,
+                SAMPLES_PER_CHUNK,
+            )
     frames = int(dataset.lengths.sum())
     per_frame, width = float(elbo.sum() / frames), sum(spec.width for spec in dataset.obs_specs.values())
     return Score(
@@ -79,9 +84,14 @@ def score(
 def _totals(
     per_step: Callable[[Batch], Tensor], dataset: Dataset, device: torch.device | str, copies: int = 1
 ) -> np.ndarray:
-    """(S,): the sum over time of what `per_step` (B, T) says of each sequence, of which it makes so many copies."""
+    """Return the sum over time of a quantity for each sequence, (S,).
+
+    Args:
+        per_step: computes the quantity for each step of a batch, (B, T).
+        copies: the number of copies of each sequence that `per_step` makes.
+    """
     totals = np.zeros(len(dataset))
-    rows = min(ROWS, NUMBERS // max(sum(spec.width for spec in dataset.obs_specs.values()), 1))
+    rows = min(MAX_SCORED_ROWS, MAX_SCORED_NUMBERS // max(sum(spec.width for spec in dataset.obs_specs.values()), 1))
     for chosen in _groups(dataset.lengths, rows // copies):
         batch = dataset.padded(chosen, device)
         steps = per_step(batch)
@@ -91,7 +101,7 @@ def _totals(
 
 
 def _groups(lengths: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-    """Indices of sequences of similar length, as many at once as stay below `rows` when padded, at least one."""
+    """Yield groups of indices of sequences with similar lengths. A padded group has at most `rows` rows if possible."""
     waiting = list(np.argsort(-lengths, kind="stable"))
     while waiting:
         count = max(rows // int(lengths[waiting[0]]), 1)
@@ -100,7 +110,7 @@ def _groups(lengths: np.ndarray, rows: int) -> Iterator[np.ndarray]:
 
 
 def as_results(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
-    """What `results.json` holds: a log-likelihood only where there is one."""
+    """Return the content of `results.json`. Scores that are None are left out."""
     return {
         part: {name: value for name, value in found._asdict().items() if value is not None}
         for part, found in scores.items()
@@ -108,7 +118,7 @@ def as_results(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
 
 
 def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """For a person: a line per part, with the columns that any part has."""
+    """Return a text table with one line per part, and a column for each score that any part has."""
     heads = {
         "sequences": "sequences",
         "frames": "frames",
@@ -130,7 +140,7 @@ def table(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def cell(number: float, digits: int = 3, thousands: str = "") -> str:
-    """A number in a table, empty where there is none; where many digits would stand before its point, three in all."""
+    """Return a number for a table: "" for NaN, and three digits with an exponent for a large number."""
     if math.isnan(number):
         return ""
-    return f"{number:.3g}" if abs(number) >= WIDE else f"{number:{thousands}.{digits}f}"
+    return f"{number:.3g}" if abs(number) >= EXPONENT_FROM else f"{number:{thousands}.{digits}f}"

@@ -1,1 +1,1 @@
-"""What a run says: metrics, files, Weights & Biases, progress."""
+"""The output of a run: metrics, their file, Weights & Biases and the progress display."""

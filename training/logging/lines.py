@@ -1,4 +1,4 @@
-"""A file that grows by whole lines, and never loses one to a disk that is full for a while."""
+"""A file that grows by whole lines, and loses none if the disk is full for a while."""
 
 import math
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def json_safe(value: Any) -> Any:
-    """A number, or lists and mappings of them: JSON has no NaN and no infinity, so that null stands for these."""
+    """Return a value with None in place of NaN and infinity, which JSON lacks. The value may be a list or a dict."""
     if isinstance(value, dict):
         return {name: json_safe(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -18,11 +18,11 @@ def json_safe(value: Any) -> Any:
 
 
 class Lines:
-    """Appends lines to a file; what cannot be written waits in memory for the next attempt.
+    """A writer that appends lines to a file. Lines that cannot be written wait in memory for the next attempt.
 
     Args:
-        keep: bytes of an existing file that stay; by default all.
-        say: gets a line for a person when writing begins to fail, and when it works again.
+        keep: the number of bytes of an existing file to keep; None keeps all of them.
+        say: receives a message for the user when writing begins to fail, and when it works again.
     """
 
     def __init__(self, file: Path, keep: int | None, say: Callable[[str], None]) -> None:
@@ -31,14 +31,14 @@ class Lines:
         there = os.fstat(self.descriptor).st_size
         self.written = self._whole(there if keep is None else min(keep, there))  # bytes of whole lines
         if keep is not None and there < keep:
-            say(f"{file} is shorter than it was at the checkpoint: {keep - there} bytes of its lines are gone")
+            say(f"{file} is shorter than it was at the checkpoint: {keep - there} bytes are missing.")
         elif keep is not None and self.written != keep:
-            say(f"{file} was changed since the checkpoint: lines may be missing in it, or be there twice")
+            say(f"{file} was changed after the checkpoint: lines may be missing or duplicated.")
         os.ftruncate(self.descriptor, self.written)
         self.waiting = b""
 
     def _whole(self, count: int) -> int:
-        """So many bytes of the file, and what belongs to the line in which they end; without it if that has no end."""
+        """Return `count` rounded up to the end of its line, or down if that line has no end."""
         with os.fdopen(os.dup(self.descriptor), "rb") as content:
             before = content.read(count)
             if not before or before.endswith(b"\n"):
@@ -47,7 +47,7 @@ class Lines:
         return count + len(rest) if rest.endswith(b"\n") else before.rfind(b"\n") + 1
 
     def write(self, line: str) -> None:
-        """Append a line that ends with a line feed, and those that wait.
+        """Append the waiting lines, and a line that ends with a line feed.
 
         Raises:
             ValueError: if the file is closed.
@@ -57,19 +57,19 @@ class Lines:
         failed, self.waiting = bool(self.waiting), self.waiting + line.encode()
         problem = self._attempt()
         if problem and not failed:
-            self.say(f"{self.file} cannot be written ({problem}): its lines are kept in memory, and tried again")
+            self.say(f"{self.file} cannot be written ({problem}). Its lines are kept in memory and written later.")
         if failed and not problem:
-            self.say(f"{self.file} can be written again: nothing is missing in it")
+            self.say(f"{self.file} can be written again. No line is missing.")
 
     def flush(self) -> None:
-        """Write what waits, and have all of it reach the disk, as far as that has room."""
+        """Write the waiting lines, and wait until everything has reached the disk, as far as it has room."""
         if self.waiting and not self._attempt():
-            self.say(f"{self.file} can be written again: nothing is missing in it")
+            self.say(f"{self.file} can be written again. No line is missing.")
         with suppress(OSError):
             os.fsync(self.descriptor)
 
     def _attempt(self) -> str:
-        """Write what waits; why not, if that fails, and then nothing of it is in the file."""
+        """Write the waiting lines. Return "" on success, else the reason; the file then has none of them."""
         rest = memoryview(self.waiting)
         try:
             os.lseek(self.descriptor, self.written, os.SEEK_SET)
@@ -83,8 +83,8 @@ class Lines:
         return ""
 
     def close(self) -> None:
-        """Try a last time, and say what could not be written."""
+        """Try to write the waiting lines a last time, report the lines that are lost, and close the file."""
         if self.waiting and (problem := self._attempt()):
-            self.say(f"{self.file}: {self.waiting.count(10)} line(s) could not be written ({problem})")
+            self.say(f"{self.file}: {self.waiting.count(10)} line(s) could not be written ({problem}).")
         os.close(self.descriptor)
-        self.descriptor = -1  # the number may soon be that of another file
+        self.descriptor = -1  # the system may give the number to another file

@@ -1,10 +1,10 @@
-"""Where metrics become numbers: one line of `metrics.jsonl` and one Weights & Biases row per call.
+"""The logger of a run. Each call writes one line to `metrics.jsonl` and one row to Weights & Biases.
 
-Below the logger every metric is a tensor, so that an update never waits for the device; here, and only here,
-they are read. Both records carry `global_step`, in environment steps, as their axis.
+The code that trains keeps every metric as a tensor, so that an update never waits for the device. Only the logger reads
+the values. Both records have `global_step`, in environment steps, as their axis.
 
-The rows on Weights & Biases are numbered as the lines are: of a run that goes on it gets those that it lacks, and none
-that it has.
+The rows on Weights & Biases have the same numbers as the lines. When a run is resumed, only the missing rows are
+uploaded.
 """
 
 import json
@@ -24,8 +24,8 @@ from torch import Tensor
 from worldmodel.training.logging.lines import Lines, json_safe
 from worldmodel.training.logging.wandb_run import Mode, arrived, finish_wandb, first_line, remove_old, start_wandb
 
-HOME = Path(__file__).resolve().parents[2]  # of the repository, where this is a checkout
-MEDIA = "media"  # where films and figures lie in a run folder
+REPOSITORY = Path(__file__).resolve().parents[2]  # the root of the repository, if the package runs from a checkout
+MEDIA_FOLDER = "media"  # holds the videos and figures of a run
 
 Metrics = Mapping[str, Tensor | float]
 """Scalars by name: tensors of one element, floats or ints."""
@@ -33,16 +33,16 @@ Metrics = Mapping[str, Tensor | float]
 
 @dataclass
 class LoggerConfig:
-    """Which record is kept beside `metrics.jsonl`, and what it is called there."""
+    """The record on Weights & Biases, in addition to `metrics.jsonl`."""
 
-    wandb: Mode = "auto"  # auto: online where a key is found
+    wandb: Mode = "auto"  # auto: online if an API key is found
     project: str = "worldmodel"  # on Weights & Biases
-    name: str | None = None  # of the run there; by default the name of its folder
+    name: str | None = None  # of the run on Weights & Biases; by default the name of its folder
     tags: list[str] = field(default_factory=list)
 
 
 def numbers(metrics: Metrics) -> dict[str, float]:
-    """Read every metric, all tensors of a device in one transfer: those of other libraries may lie elsewhere.
+    """Read all metrics. The tensors of each device are transferred together; other libraries may use other devices.
 
     Raises:
         ValueError: if a tensor holds more than one element.
@@ -52,45 +52,45 @@ def numbers(metrics: Metrics) -> dict[str, float]:
     for device in {value.device for value in tensors.values()}:
         there = {name: value for name, value in tensors.items() if value.device == device}
         read |= dict(zip(there, torch.stack(list(there.values())).tolist(), strict=True))
-    plain = {**metrics, **read}  # in the order they were given
+    plain = {**metrics, **read}  # in the order of `metrics`
     return {name: value if isinstance(value, int) else float(value) for name, value in plain.items()}
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:
     if value.numel() != 1:
-        raise ValueError(f"metric '{name}' has shape {tuple(value.shape)}: reduce it to a scalar first")
+        raise ValueError(f"The metric '{name}' has shape {tuple(value.shape)}. Reduce it to a scalar first.")
     return value.detach().float().reshape(())
 
 
 class Averages:
-    """Means of metrics over many updates, summed where they are: reading them is left to :meth:`pop`."""
+    """Means of metrics over many updates. The sums stay on their device until :meth:`pop` reads them."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor | float] = {}
         self.counts: Counter[str] = Counter()
 
     def add(self, metrics: Metrics) -> None:
-        """Add one update's metrics. An update may leave some out; each name is averaged over those that had it."""
+        """Add the metrics of one update. A metric is averaged over the updates that have it."""
         for name, value in metrics.items():
-            # `+ 0.0` copies: a captured update writes its next metrics over the tensors of the last.
+            # Adding to 0.0 copies the value: a captured update overwrites the tensors of its last metrics.
             self.sums[name] = self.sums.get(name, 0.0) + (value.detach() if isinstance(value, Tensor) else value)
         self.counts.update(metrics.keys())
 
     def pop(self) -> dict[str, float]:
-        """The means since the last call; `{}` if there was no update."""
+        """Return the means since the last call, `{}` if there was no update."""
         means = {name: total / self.counts[name] for name, total in numbers(self.sums).items()}
         self.sums, self.counts = {}, Counter()
         return means
 
 
 class Logger:
-    """Writes the metrics of one run.
+    """A logger that writes the metrics of one run.
 
     Args:
-        run_dir: the run's folder, which gets `metrics.jsonl` and `wandb/`.
-        run_config: the resolved config of the whole run, seed included, to be found with it on Weights & Biases.
+        run_dir: the folder of the run, where `metrics.jsonl` and `wandb/` are written.
+        run_config: the resolved config of the whole run, including its seed, to store on Weights & Biases.
         say: prints a line for the user.
-        since: what another logger of this run gave as :meth:`position`: what it wrote after that is forgotten.
+        since: the :meth:`position` of an earlier logger of this run. Everything it wrote after that is discarded.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class Logger:
             tags=config.tags,
             config={**run_config, **provenance()},
         )
-        self.row = 0  # number of the next row there
-        self.arrived = arrived(self.run, run_dir) if self.run is not None and since else 0  # rows that are there
-        self.name = self.run.id if self.run is not None else since["wandb"] if since else None  # there, for good
+        self.row = 0  # the number of the next row on Weights & Biases
+        self.arrived = arrived(self.run, run_dir) if self.run is not None and since else 0  # rows already there
+        self.name = self.run.id if self.run is not None else since["wandb"] if since else None  # its id, never changed
         if self.run is not None and since:
             self._give_again(run_dir)
 
@@ -130,21 +130,21 @@ class Logger:
         self._online(row)
 
     def position(self) -> dict[str, Any]:
-        """Where both records stand, on the disk."""
+        """Return how far the records have been written to the disk, for `since` of a later logger."""
         self.lines.flush()
         return {"bytes": self.lines.written, "seconds": time.monotonic() - self.began, "wandb": self.name}
 
     def films(self, paths: Iterable[Path], step: int) -> None:
-        """Show WebM films on Weights & Biases, from where they lie; as `media/NAME`, at `step` environment steps."""
+        """Upload WebM videos to Weights & Biases as `media/NAME`, at `step` environment steps."""
         if self.run is None:
             return
         import wandb
 
         shown = {f"media/{path.stem}": wandb.Video(str(path), format="webm") for path in paths}
-        self._give({**shown, "global_step": step}, max(self.row - 1, 0))  # with the row before
+        self._give({**shown, "global_step": step}, max(self.row - 1, 0))  # add to the previous row
 
     def _give_again(self, run_dir: Path) -> None:
-        """Give Weights & Biases what it lacks of the lines that are there, and the films made meanwhile."""
+        """Send Weights & Biases the existing lines that it lacks, and the videos of these lines."""
         lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [row for row in map(parsed, lines) if "global_step" in row]
         for row, after in zip(rows, [*rows[1:], {}], strict=True):
@@ -157,28 +157,28 @@ class Logger:
             remove_old(run_dir, self.run.id)
 
     def _online(self, row: Mapping[str, Any]) -> None:
-        """Give the next row to Weights & Biases."""
+        """Send the next row to Weights & Biases."""
         self._give(row, self.row)
         self.row += 1
 
     def _give(self, row: Mapping[str, Any], number: int) -> None:
-        """A row, or more of it, unless it is there; the first time that it fails is the last.
+        """Send a row, or more metrics of it, unless it is already there. After a failure nothing more is sent.
 
-        It goes there when the next one comes, or at the end.
+        Weights & Biases uploads a row when the next one arrives, or at the end.
         """
         if self.run is None or number < self.arrived:
             return
         try:
             self.run.log(dict(row), step=number)
-        except Exception as error:  # whatever has become of it: the run goes on
+        except Exception as error:  # a failure of Weights & Biases must not stop the run
             self._gone(error)
 
     def _gone(self, error: Exception) -> None:
-        self.say(f"Weights & Biases: off from here ({first_line(error)}); metrics.jsonl has everything")
+        self.say(f"Weights & Biases: switched off ({first_line(error)}). metrics.jsonl has all metrics.")
         self.run = None
 
     def close(self) -> None:
-        """Finish both records; further calls of :meth:`log` are errors."""
+        """Finish both records. Do not call :meth:`log` afterwards."""
         self.lines.close()
         if self.run is None:
             return
@@ -189,7 +189,7 @@ class Logger:
 
 
 def parsed(line: str) -> dict[str, Any]:
-    """A line of metrics.jsonl; nothing where somebody has damaged it."""
+    """Parse a line of metrics.jsonl. Return `{}` if the line is damaged."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -198,7 +198,7 @@ def parsed(line: str) -> dict[str, Any]:
 
 
 def provenance() -> dict[str, str | None]:
-    """Which code runs: the package's version, and the commit of the repository it lies in, if any."""
+    """Return the version of the package, and the commit if it runs from a repository."""
     try:
         installed = version("worldmodel")
     except PackageNotFoundError:
@@ -206,7 +206,7 @@ def provenance() -> dict[str, str | None]:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(
-            command, cwd=HOME, capture_output=True, text=True, check=True, timeout=10
+            command, cwd=REPOSITORY, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         commit = None
@@ -214,5 +214,5 @@ def provenance() -> dict[str, str | None]:
 
 
 def films_of(folder: Path, steps: int) -> Path:
-    """Where the films of a run lie that were made after so many environment steps."""
-    return folder / MEDIA / f"{steps:07d}"
+    """Return the folder of the videos that a run made after `steps` environment steps."""
+    return folder / MEDIA_FOLDER / f"{steps:07d}"

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one live line on a terminal, few plain lines in a log file."""
+"""The progress display of a run: one live line on a terminal, or a few plain lines in a log file."""
 
 import sys
 import time
@@ -10,22 +10,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-PLAIN_SECONDS = 30.0  # between two lines where there is no terminal
+PLAIN_SECONDS = 30.0  # between two lines if there is no terminal
 
 
 class Progress:
-    """Shows how far a run is. On standard error, so that a command's result on standard output stays alone.
+    """A progress display on standard error, which leaves standard output to the result of the command.
 
         with Progress(total_steps=5_000) as progress:
             progress.update(step, ret=-180.0, elbo=-3.2)
             progress.note("eval at 200 steps: -180 +- 60")
 
     Args:
-        total_steps: environment steps at which the run ends.
-        start: the step it starts or resumes at; not counted in the speed.
-        console: where to write, for tests.
-        unit: what is counted, where it is no environment step.
-        live: whether it is shown how far the run is; notes are in any case.
+        total_steps: the number of environment steps at which the run ends.
+        start: the step at which it starts or resumes. The speed counts only later steps.
+        console: the console to write to, for tests.
+        unit: the name of what is counted, if not environment steps.
+        live: whether to show the progress. Notes are shown in any case.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Progress:
         self.bar.stop()
 
     def update(self, step: int, **fields: float) -> None:
-        """The run is at `step` environment steps; `fields` are shown beside it by name."""
+        """Show that the run has reached `step` environment steps, with the names and values of `fields`."""
         shown = "  ".join(f"{name} {value:.4g}" for name, value in fields.items())
         self.bar.update(self.task, completed=step, shown=shown)
         if self.live and self.bar.disable and time.monotonic() - self.spoke >= PLAIN_SECONDS:
             self.note(f"{step}/{self.total_steps} {self.unit}  {shown}  {self._speed(step):.0f} {self.unit}/s")
 
     def note(self, text: str) -> None:
-        """Print a line that stays: above the bar, or in the log; one line, whatever an environment's error holds."""
+        """Print a permanent line above the bar or in the log. Line breaks in the text become spaces."""
         self.spoke = time.monotonic()
         plain = "".join(letter if letter.isprintable() else " " for letter in text)
         self.console.print(plain, markup=False, soft_wrap=True)
@@ -82,5 +82,5 @@ class _Speed(ProgressColumn):
 
 
 def whisper(line: str) -> None:
-    """Tell a person something on standard error, where no progress is shown."""
+    """Print a line for the user on standard error, outside of a progress display."""
     print(line, file=sys.stderr)

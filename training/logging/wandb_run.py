@@ -1,7 +1,7 @@
-"""A Weights & Biases run that never stops a training run: online where that works, else offline.
+"""A Weights & Biases run that never stops a training run. It is online if that works, else offline.
 
-An offline run that goes on is written anew, as a whole: `wandb sync` appends what a second file of the same run holds,
-and so would upload twice what was done again after a kill.
+When an offline run is resumed, its file is written again from the beginning. A second file would not do: `wandb sync`
+appends its rows, so the steps that were repeated after a kill would be uploaded twice.
 """
 
 import os
@@ -18,40 +18,43 @@ if TYPE_CHECKING:
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
-CONNECT_SECONDS = 20.0  # before a run that cannot reach the server goes on offline
-FINISH_SECONDS = 120.0  # before a run stops waiting for its last upload; everything is in its folder too
-WRITE_SECONDS = 10.0  # before it stops waiting for the end of its file, which comes some hundredths after `finish`
-SYNCED = ".synced"  # ends the name of a mark that `wandb sync` leaves beside the file
-OFFLINE, OLD = "offline-run-", "old-"  # begin the names of folders in `wandb/`; the second those that `sync` leaves out
-BLOCK = 2**15  # bytes of the blocks of a .wandb file, whose records are framed as in LevelDB's logs
-PREAMBLE = FRAME = 7  # bytes before the first of them, and at the head of each
+CONNECT_SECONDS = 20.0  # to wait for the server before the run continues offline
+FINISH_SECONDS = 120.0  # to wait for the last upload; all data is in the run folder too
+WRITE_SECONDS = 10.0  # to wait for the end of an offline file, which appears some hundredths of a second after `finish`
+SYNCED_SUFFIX = ".synced"  # ends the name of the mark that `wandb sync` leaves next to an uploaded file
+OFFLINE_PREFIX, OLD_PREFIX = (
+    "offline-run-",
+    "old-",
+)  # begin the names of folders in `wandb/`; the second those that `sync` leaves out
+BLOCK_BYTES = 2**15  # size of a block of a .wandb file, whose records are framed as in the logs of LevelDB
+PREAMBLE_BYTES = FRAME_BYTES = 7  # at the beginning of the file, and at the beginning of each record
 
 
 def start_wandb(
     run_dir: Path, mode: Mode, say: Callable[[str], None], known: str | None = None, **about: Any
 ) -> "wandb.Run | None":
-    """Start a run whose files lie in `run_dir/wandb`, or None where it is disabled.
+    """Start a run with its files in `run_dir/wandb`. Return None if it is disabled.
 
-    One that goes on is to be given all rows that have not :func:`arrived`.
+    The caller must log again all rows of a resumed run that have not :func:`arrived`.
 
     Args:
-        known: the id that it has had; it goes on under that.
-        mode: "auto" follows the environment variable WANDB_MODE, and without it is online where a key is found.
-        say: gets exactly one line, unless disabled: the run's address, or how to upload it later.
-        about: what `wandb.init` takes to describe the run: project, name, tags, config.
+        known: the id of the run to resume; None for a new run.
+        mode: "auto" follows the environment variable WANDB_MODE. Without it, the run is online if a key is found.
+        say: receives exactly one line, unless disabled: the address of the run, or how to upload it later.
+        about: the arguments of `wandb.init` that describe the run: project, name, tags, config.
     """
     wanted = os.environ.get("WANDB_MODE", "auto") if mode == "auto" else mode
     if wanted == "disabled":
         return None
-    run, reason = None, "as asked"
-    if wanted not in ("offline", "dryrun"):  # dryrun: what W&B called it once
+    run, reason = None, "as configured"
+    if wanted not in ("offline", "dryrun"):  # dryrun is the old name of offline
         run, reason = _online(run_dir, {**about, "id": known, "resume": "allow"} if known else about)
     if run is None:
         if known:
             set_old_aside(run_dir, known)
         run, problem = _attempt(run_dir, "offline", {**about, "id": known} if known else about)
         if run is None:
-            say(f"Weights & Biases: off ({problem}); metrics.jsonl has everything")
+            say(f"Weights & Biases: switched off ({problem}). metrics.jsonl has all metrics.")
             return None
         say(f"Weights & Biases: offline ({reason}). To upload this run later: wandb sync {run.settings.sync_dir}")
     else:
@@ -62,35 +65,38 @@ def start_wandb(
 
 
 def arrived(run: "wandb.Run", run_dir: Path) -> int:
-    """How many rows the service has of a run that goes on; offline, as far as its folder tells.
+    """Return how many rows of a resumed run the service has. For an offline run, the files in its folder tell.
 
-    What an online run has written counts: it was sent, or lies there to be sent.
+    Rows in the files of an earlier online run count, since they were sent or will be.
     """
     if not run.offline:
         return run.starting_step
     folder = run_dir / "wandb"
-    sent = [Path(str(mark).removesuffix(SYNCED)) for mark in folder.glob(f"{OFFLINE}*-{run.id}/*{SYNCED}")]
+    sent = [
+        Path(str(mark).removesuffix(SYNCED_SUFFIX))
+        for mark in folder.glob(f"{OFFLINE_PREFIX}*-{run.id}/*{SYNCED_SUFFIX}")
+    ]
     return max(map(rows_in, [*sent, *folder.glob(f"run-*-{run.id}/*.wandb")]), default=0)
 
 
 def set_old_aside(run_dir: Path, name: str) -> None:
-    """Give the offline files of a run that have not been uploaded names under which `wandb sync` does not find them."""
-    for folder in (run_dir / "wandb").glob(f"{OFFLINE}*-{name}"):
-        if not list(folder.glob(f"*{SYNCED}")):
-            folder.rename(folder.with_name(f"{OLD}{folder.name}"))
+    """Rename the offline files of a run that have not been uploaded, so that `wandb sync` does not find them."""
+    for folder in (run_dir / "wandb").glob(f"{OFFLINE_PREFIX}*-{name}"):
+        if not list(folder.glob(f"*{SYNCED_SUFFIX}")):
+            folder.rename(folder.with_name(f"{OLD_PREFIX}{folder.name}"))
 
 
 def remove_old(run_dir: Path, name: str) -> None:
-    """Remove what :func:`set_old_aside` has set aside: all of it has been written again."""
-    for folder in (run_dir / "wandb").glob(f"{OLD}{OFFLINE}*-{name}"):
+    """Remove the files that :func:`set_old_aside` has renamed, after all of their rows were written again."""
+    for folder in (run_dir / "wandb").glob(f"{OLD_PREFIX}{OFFLINE_PREFIX}*-{name}"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _online(run_dir: Path, about: Mapping[str, Any]) -> "tuple[wandb.Run | None, str]":
-    """An online run, or None and why there is none."""
+    """Return an online run, or None and the reason."""
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))  # or else the look for a key talks, too
+    wandb.setup(wandb.Settings(silent=True))  # the search for a key would print messages
     try:
         if not wandb.login(prompt=False, verify=False):
             return None, "no API key found; `wandb login` stores one"
@@ -102,74 +108,77 @@ def _online(run_dir: Path, about: Mapping[str, Any]) -> "tuple[wandb.Run | None,
 def _attempt(
     run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]
 ) -> "tuple[wandb.Run | None, str]":
-    """A run, or None and why there is none."""
+    """Return a run, or None and the reason."""
 
     try:
         return _init(run_dir, mode, about), ""
-    except Exception as error:  # whatever is wrong with it: the run goes on
+    except Exception as error:  # a failure of Weights & Biases must not stop the run
         return None, first_line(error)
 
 
 def finish_wandb(run: "wandb.Run", say: Callable[[str], None]) -> None:
-    """End a run; where the network does not take the rest of it in time, `say` how to upload it later.
+    """End a run. If the last upload takes too long, `say` how to upload the rest later.
 
-    The file of an offline run then has all its content, so that it can be copied.
+    Afterwards the file of an offline run is complete, so it can be copied.
     """
     try:
         run.finish()
     except TimeoutError:
-        say(f"Weights & Biases: not all of it could be uploaded. To do that later: wandb sync {run.settings.sync_dir}")
+        say(f"Weights & Biases: the upload is incomplete. To finish it later: wandb sync {run.settings.sync_dir}")
         return
     if not run.offline:
         return
     file, until = Path(run.settings.sync_file), time.monotonic() + WRITE_SECONDS
     while not is_whole(file):
         if time.monotonic() > until:
-            say(f"Weights & Biases: {file} has no end after {WRITE_SECONDS:.0f} seconds; metrics.jsonl has everything")
+            say(
+                f"Weights & Biases: {file} is still incomplete after {WRITE_SECONDS:.0f} seconds. "
+                "metrics.jsonl has all metrics."
+            )
             return
         time.sleep(0.01)
 
 
 def is_whole(file: Path) -> bool:
-    """Whether the last record of a .wandb file is that of the run's end."""
+    """Return whether a .wandb file ends with the record of the end of the run."""
     try:
         with file.open("rb") as content:
             size = content.seek(0, os.SEEK_END)
-            content.seek(max((size - 1) // BLOCK - 1, 0) * BLOCK)  # the last record may lie in two blocks
-            *_, last = [None, *records(content.read(), content.tell() <= 2 * BLOCK)]
+            content.seek(max((size - 1) // BLOCK_BYTES - 1, 0) * BLOCK_BYTES)  # the last record may span two blocks
+            *_, last = [None, *records(content.read(), content.tell() <= 2 * BLOCK_BYTES)]
     except FileNotFoundError:
         return False
     return last is not None and last.HasField("exit")
 
 
 def rows_in(file: Path) -> int:
-    """Rows up to the last one in a .wandb file, those before its first one included."""
+    """Return the number of the last row in a .wandb file plus one, or 0 if it has no rows."""
     steps = (record.history.step.num for record in records(file.read_bytes()) if record and record.HasField("history"))
     return max(steps, default=-1) + 1
 
 
 def records(content: bytes, begins: bool = True) -> "Iterator[Record | None]":
-    """The records of a .wandb file from the border of a block on; None where one is not whole.
+    """Yield the records of a .wandb file from the start of a block on, and None for an incomplete record.
 
     Args:
-        begins: whether this is the beginning of the file.
+        begins: whether `content` starts at the beginning of the file.
     """
     from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as messages
 
-    place, record = PREAMBLE if begins else 0, b""
-    while place + FRAME <= len(content):
-        left = BLOCK - place % BLOCK
-        if left < FRAME:  # no room for another frame: zeros
+    place, record = PREAMBLE_BYTES if begins else 0, b""
+    while place + FRAME_BYTES <= len(content):
+        left = BLOCK_BYTES - place % BLOCK_BYTES
+        if left < FRAME_BYTES:  # no room for another frame; the rest of the block is zeros
             place += left
             continue
         length, kind = struct.unpack_from("<HB", content, place + 4)  # after a checksum
-        part = content[place + FRAME : place + FRAME + length]
-        record = part if kind in (1, 2) else record + part  # whole, or the first part; the middle, or the last
-        place += FRAME + length
+        part = content[place + FRAME_BYTES : place + FRAME_BYTES + length]
+        record = part if kind in (1, 2) else record + part  # 1: whole, 2: first part, 3: middle part, 4: last part
+        place += FRAME_BYTES + length
         try:
             whole = messages.Record.FromString(record) if kind in (1, 4) else None  # type: ignore[attr-defined]
-        except DecodeError:  # it is cut off, or began before
+        except DecodeError:  # it is incomplete, or began before `content`
             whole = None
         yield whole if place <= len(content) else None
     if place < len(content):
@@ -177,17 +186,17 @@ def records(content: bytes, begins: bool = True) -> "Iterator[Record | None]":
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in short."""
+    """Return the first line of the message of an error, or its type if there is no message."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _init(run_dir: Path, mode: Literal["online", "offline"], about: Mapping[str, Any]) -> "wandb.Run":
-    import wandb  # takes half a second: only where it is used
+    import wandb  # takes half a second, so import it only when it is used
 
     settings = wandb.Settings(
-        console="off",  # the terminal belongs to our own progress line
+        console="off",  # the progress display uses the terminal
         silent=True,
-        reinit="create_new",  # the run is ours alone, even beside one that the user has open
+        reinit="create_new",  # independent of a run that the user may have open
         init_timeout=CONNECT_SECONDS,
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,

@@ -1,1 +1,1 @@
-"""The training loop: collecting, updating, and what happens when something fails."""
+"""The training loop: collecting, updating, evaluating, and what happens when something fails."""

@@ -1,9 +1,8 @@
-"""What a run does about updates that are not finite: skip, tell, take up the last good checkpoint, and in the end stop.
+"""What a run does about updates that are not finite.
 
-The learners themselves skip such an update (:class:`worldmodel.learning.learner.Learner`). Here they are counted; the
-first ones
-leave a report in `RUN/faults/`. After too many of them since the last checkpoint, its weights and optimisers come back
-with a lower learning rate, while everything recorded stays.
+The learners skip such an update (:class:`worldmodel.learning.learner.Learner`). This module counts them. The first
+ones leave a report in `RUN/faults/`. After too many since the last checkpoint, the weights and optimizers of that
+checkpoint return with a lower learning rate; everything recorded stays. In the end the run stops.
 """
 
 import copy
@@ -17,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.kernels.precision import products_in
-from worldmodel.training.loop.trainer import Trainer, Update
+from worldmodel.training.loop.trainer import Trainer
+from worldmodel.training.loop.updater import Update, Updater
 from worldmodel.training.run.checkpoint import find
-from worldmodel.training.run.folder import CHECKPOINT
-from worldmodel.training.run.run import ROWS_THEN, TRAINING
+from worldmodel.training.run.folder import CHECKPOINT_FOLDER
+from worldmodel.training.run.run import REPLAY_COPY, TRAINING_FILE
 from worldmodel.training.run.tree import load_tree
 from worldmodel.training.run.weights import save_tensors, write_text_atomic
 
@@ -29,31 +29,32 @@ if TYPE_CHECKING:  # Stable-Baselines3 takes a while to import
     from worldmodel.agents.sb3.behaviour import SB3Behaviour
 
 FAULTS = "faults"  # the folder of the reports
-REPORTS = 3  # that a run writes at most: the first are those that tell something
-SLOWER = 0.5  # the learning rate after each return to a checkpoint, as a share of what it was
+REPORTS = 3  # that a run writes at most: the first ones show the cause
+SLOWER = 0.5  # each return to a checkpoint multiplies the learning rate by this
 
 
 class LearningFaults:
-    """Counts updates that were not finite, and decides what follows.
+    """Counts the updates that were not finite, and decides what follows.
 
     Args:
-        say: gets a line for a person at each decision.
+        say: shows a line to the user at each decision.
     """
 
     def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
         self.trainer, self.config, self.say = trainer, trainer.config.training, say
-        self.skipped = 0  # updates, in all
-        self.recent = 0  # of these, since the last checkpoint
-        self.restored = 0  # times that a checkpoint came back
-        self.sound = True  # whether the last update was
+        self.skipped = 0  # updates so far
+        self.recent = 0  # of these since the last checkpoint
+        self.restored = 0  # returns to a checkpoint so far
+        self.sound = True  # whether the last update was finite
 
     def count(self, skipped: int, reason: str = "") -> None:
-        """Take note of updates that were not finite, the last one among them.
+        """Count updates that were not finite. The last update is one of them.
 
         Args:
-            reason: why, where it is known.
+            skipped: how many.
+            reason: why, if it is known.
         Raises:
-            FloatingPointError: if they have become too many.
+            FloatingPointError: if there are too many.
         """
         self.sound = False
         if self.skipped < REPORTS:
@@ -64,40 +65,40 @@ class LearningFaults:
             self.restore(f"{self.recent} updates were not finite")
 
     def restore(self, problem: str) -> None:
-        """Go back to the weights and optimisers of the last checkpoint, with a lower learning rate.
+        """Return to the weights and optimizers of the last checkpoint, with a lower learning rate.
 
         Raises:
-            FloatingPointError: if that has been done often enough, or there is no checkpoint.
+            FloatingPointError: after `training.restores` returns, and if there is no checkpoint.
         """
         run, steps, self.sound = self.trainer.run, self.trainer.envs.steps, False
         if self.restored >= self.config.restores:
             raise self.stop(f"{problem}, after {self.restored} return(s) to a checkpoint")
         try:
-            checkpoint, _ = find(run.folder / CHECKPOINT, leave_out=(ROWS_THEN,))
+            checkpoint, _ = find(run.folder / CHECKPOINT_FOLDER, leave_out=(REPLAY_COPY,))
         except ValueError as error:
             raise self.stop(f"{problem}, before there was a checkpoint to return to") from error
         kept = run.env_steps
         run.take(checkpoint)
-        run.env_steps = kept  # what was recorded since is still there to learn from
-        self.trainer.learn_on(load_tree(checkpoint.folder / TRAINING)["trainer"]["learned"])
-        self.trainer.forget_states()
+        run.env_steps = kept  # the steps recorded since then are kept
+        self.trainer.updater.load_state(load_tree(checkpoint.folder / TRAINING_FILE)["trainer"]["learned"])
+        self.trainer.collector.forget_states()
         self.restored, self.recent, self.sound = self.restored + 1, 0, True
         self.slow_down()
         self.say(
             f"{steps:>7} steps: {problem}; the weights of checkpoint {checkpoint.folder.name} ({checkpoint.env_steps} "
-            f"steps) return, with {SLOWER**self.restored:g} of the learning rate"
+            f"steps) are restored, and the learning rate is multiplied by {SLOWER**self.restored:g}"
         )
 
     def stop(self, problem: str) -> FloatingPointError:
-        """The error of a run that does not go on."""
+        """Return the error that ends the run."""
         return FloatingPointError(
-            f"training diverged by step {self.trainer.run.env_steps}: {problem}. A new run with a lower learner.lr, or "
-            "learning rate of the behaviour, is the first thing to try; rewards or observations of huge numbers are "
-            f"another cause. What was recorded is kept; reports are in {self.trainer.run.folder / FAULTS}"
+            f"training diverged by step {self.trainer.run.env_steps}: {problem}. First try a new run with a lower "
+            "learner.lr, or a lower learning rate of the behaviour. Another cause can be very large rewards or "
+            f"observations. The records are kept; reports are in {self.trainer.run.folder / FAULTS}."
         )
 
     def slow_down(self) -> None:
-        """Let every optimiser take the steps that are left to it after so many returns."""
+        """Lower the learning rate of every optimizer according to the number of returns."""
         factor = SLOWER**self.restored
         run = self.trainer.run
         for learner in self.trainer.learners():
@@ -106,41 +107,42 @@ class LearningFaults:
             cast("SB3Behaviour", run.behaviour).slow_down(factor)
 
     def metrics(self) -> dict[str, float]:
-        """What the log says of them; nothing where there were none."""
+        """Return the counts that are not 0, for the log."""
         named = {"training/skipped_updates": self.skipped, "training/restored_checkpoints": self.restored}
         return {name: count for name, count in named.items() if count}
 
     def state(self) -> list[int]:
+        """Return the counts."""
         return [self.skipped, self.recent, self.restored, int(self.sound)]
 
     def load_state(self, state: list[int]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Continue from what :meth:`state` returned."""
         self.skipped, self.recent, self.restored = state[:3]
         self.sound = bool(state[3])
         self.slow_down()
 
     def _report(self, reason: str) -> None:
-        trainer = self.trainer
-        folder = trainer.run.folder / FAULTS / f"update-{trainer.updates:07d}"
-        skipped = f"{trainer.envs.steps:>7} steps: an update was not finite and is skipped"
+        """Write a report on the last update, and tell the user where it is."""
+        run, updater = self.trainer.run, self.trainer.updater
+        folder = run.folder / FAULTS / f"update-{updater.updates:07d}"
+        skipped = f"{self.trainer.envs.steps:>7} steps: an update was not finite and is skipped"
         try:
-            self.say(f"{skipped}, {write_report(folder, trainer, reason)}; see {folder}")
-        except OSError as error:  # of the disk: not what a run ends for
-            self.say(f"{skipped}; there is no report of it ({error})")
+            self.say(f"{skipped}, {write_report(folder, updater, reason)}; see {folder}")
+        except OSError as error:  # the disk is full: this must not end the run
+            self.say(f"{skipped}; its report could not be written ({error})")
 
 
-def write_report(folder: Path, trainer: Trainer, reason: str = "") -> str:
-    """Save the batch of the last update, and where in it numbers were first not finite.
+def write_report(folder: Path, updater: Updater, reason: str = "") -> str:
+    """Save the batch of the last update, and a list of where its numbers were not finite.
 
-    `report.json` lists the arrays of the batch, the parameters, the outputs of modules in the order in which they were
-    computed (a repetition of the update, on a copy of the behaviour), the metrics and the gradients that are not
-    finite; `batch.safetensors` holds the batch.
+    `report.json` lists everything that is not finite: arrays of the batch, parameters, outputs of modules in the order
+    of their computation, metrics and gradients. For the outputs the update is repeated on a copy of the behaviour.
+    `batch.safetensors` holds the batch.
 
     Returns:
-        The first of them, for a person.
+        A text that names the first of them.
     """
-    update = trainer.last
-    run = trainer.run
+    run, update = updater.run, updater.last
     modules = {"world_model": run.model, "behaviour": run.behaviour}
     named = [(f"{name}.{key}", p) for name, module in modules.items() for key, p in module.named_parameters()]
     found: dict[str, list[str]] = {}
@@ -151,12 +153,12 @@ def write_report(folder: Path, trainer: Trainer, reason: str = "") -> str:
     found["parameters"] = [name for name, parameter in named if not bool(parameter.isfinite().all())]
     gradients = [name for name, p in named if p.grad is not None and not bool(p.grad.isfinite().all())]
     if update is not None:
-        found["outputs"], found["metrics"] = _repeated(trainer, update)
+        found["outputs"], found["metrics"] = _repeated(updater, update)
     found["gradients"] = gradients
     first = next(((kind, names[0]) for kind, names in found.items() if names), None)
-    about: dict[str, Any] = {"env_steps": run.env_steps, "update": trainer.updates, "reason": reason, "first": first}
+    about: dict[str, Any] = {"env_steps": run.env_steps, "update": updater.updates, "reason": reason, "first": first}
     write_text_atomic(folder / "report.json", json.dumps({**about, "not_finite": found}, indent=1) + "\n")
-    return reason or ("for no reason that repeats" if first is None else f"first in {first[0]} '{first[1]}'")
+    return reason or ("and the repeated update is finite" if first is None else f"first in {first[0]} '{first[1]}'")
 
 
 def _others(update: Update) -> dict[str, Tensor]:
@@ -167,9 +169,9 @@ def _others(update: Update) -> dict[str, Tensor]:
     return {**fields, **start}
 
 
-def _repeated(trainer: Trainer, update: Update) -> tuple[list[str], list[str]]:
-    """Outputs of modules, in order, and metrics that are not finite when the update is computed once more."""
-    run = trainer.run
+def _repeated(updater: Updater, update: Update) -> tuple[list[str], list[str]]:
+    """Repeat an update; return the names of the outputs, in order, and of the metrics that are not finite."""
+    run = updater.run
     outputs: list[str] = []
     metrics: Mapping[str, Tensor] = {}
     with torch.random.fork_rng(devices=[run.agent.device] if run.agent.device.type == "cuda" else []):
@@ -177,20 +179,20 @@ def _repeated(trainer: Trainer, update: Update) -> tuple[list[str], list[str]]:
         try:
             products = products_in(run.config.learner.precision, run.agent.device.type)
             with _watched({"world_model": run.model}, outputs), products:
-                _, (states, metrics) = trainer.loss(update.batch, update.now, update.start)
-            if run.config.behaviour.name != "sb3":  # whose copy would be another environment
+                _, (states, metrics) = updater.loss(update.batch, update.now, update.start)
+            if run.config.behaviour.name != "sb3":  # a copy of it would copy the environment
                 other = copy.deepcopy(cast("Trained", run.behaviour))
                 with _watched({"behaviour": other}, outputs):
                     detached = type(states)(*(field.detach() for field in states))
                     metrics = {**metrics, **other.learn(run.model, detached, update.batch)}
-        except (ArithmeticError, ValueError, RuntimeError) as error:  # what went wrong goes wrong again
+        except (ArithmeticError, ValueError, RuntimeError) as error:  # the update fails again
             outputs.append(str(error).splitlines()[0])
     return outputs, [name for name, value in metrics.items() if not bool(value.isfinite().all())]
 
 
 @contextmanager
 def _watched(modules: Mapping[str, nn.Module], found: list[str]) -> Iterator[None]:
-    """While it lasts, each module that gives numbers that are not finite is added to `found`, once."""
+    """In this context, add the name of each module whose output is not finite to `found`, once."""
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, given: Any, output: Any) -> None:

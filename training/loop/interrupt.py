@@ -1,4 +1,4 @@
-"""How a person or a batch system ends a run: when it is ready for it, and at the second call at once."""
+"""Stopping a run: after the first signal when it is ready to, after the second at once."""
 
 import signal
 import threading
@@ -10,30 +10,32 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """Whether the run has been asked to stop."""
+    """Whether the run was asked to stop."""
 
     asked = False
-    at_once = False  # whether it can stop where it is
+    at_once = False  # whether the first signal may stop it where it is
 
 
 @contextmanager
-def patient(say: Callable[[str], None]) -> Iterator[Interrupt]:
-    """While a run is between two consistent states, the first Ctrl-C or SIGTERM only asks it to stop.
+def patient(say: Callable[[str], None], interrupt: Interrupt | None = None) -> Iterator[Interrupt]:
+    """In this context the first Ctrl-C or SIGTERM only asks the run to stop, so that it can finish its present step.
 
-    The second raises `KeyboardInterrupt` where it comes. Outside the main thread, which alone gets signals, nothing is
-    asked.
+    The second signal raises `KeyboardInterrupt` at once. Signals reach the main thread alone; in another thread this
+    context does nothing.
 
     Args:
-        say: is given a line for the person.
+        say: shows a line to the user.
+        interrupt: is reset and then used; by default a new one.
     """
-    interrupt = Interrupt()
+    interrupt = interrupt or Interrupt()
+    interrupt.asked = interrupt.at_once = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupt.asked or interrupt.at_once:
-            interrupt.asked = True  # whoever calls Python from C may swallow the error: then it ends a little later
+            interrupt.asked = True  # C code that calls Python may swallow the error: then the run ends a little later
             raise KeyboardInterrupt
         interrupt.asked = True
-        say(f"{signal.Signals(number).name}: stopping after this step; once more stops at once")
+        say(f"{signal.Signals(number).name}: stopping after this step. A second signal stops at once.")
 
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -1,1 +1,1 @@
-"""Looking at a run: diagnosis, films, playing by hand."""
+"""Reports on a run: diagnosis, videos, and playing by hand."""

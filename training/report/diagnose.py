@@ -1,4 +1,4 @@
-"""`worldmodel diagnose`: what a trained model believes about recorded data, measured and judged."""
+"""`worldmodel diagnose`: measure a trained model on recorded data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,43 +27,44 @@ from worldmodel.training.report.subject import Recording, Subject, open_subject
 from worldmodel.training.run.process import left_as_found
 from worldmodel.types import Batch, join
 
-MAX_WINDOWS = 256  # that forecasts are scored on, and sequences that tests compare
-NUMBERS = 2**25  # sampled of all windows, or sequences: where much is observed at a step there are fewer of them
-MIN_WINDOWS = 16  # all the same
-MAX_PICTURED = 64  # of either, where each step is an image: decoding them takes most of the time
-FEW_SAMPLES = 8  # of the posterior then, in the tests of the controls
-CHUNK = 64  # windows imagined at a time, for memory
+MAX_WINDOWS = 256  # windows that forecasts are scored on, and sequences that tests compare
+NUMBERS = 2**25  # sampled for all windows or sequences together: with many observed entries there are fewer windows
+MIN_WINDOWS = 16  # at least
+MAX_PICTURED = 64  # windows or sequences with images, whose decoding takes most of the time
+FEW_SAMPLES = 8  # of the posterior with images, in the tests of the actions
+CHUNK = 64  # windows imagined at a time, to limit the memory
 TESTED = 8  # imagined steps of the sequences that tests compare
 GAP_SAMPLES = 100  # of the importance-sampled log-likelihood
 FOLDS = 5  # of the linear probe
 OVERLAP = 4  # forecast windows that share a step
-MODEL = "model"  # beside the names of the baselines
+MODEL = "model"  # the name of the model among those of the baselines
 
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
-    """What is forecast from what."""
+    """The lengths of the forecasts."""
 
-    context: int = 8  # steps that are seen before the forecast begins
-    horizon: int = 15  # steps that are imagined
+    context: int = 8  # observed steps before the forecast
+    horizon: int = 15  # imagined steps
     samples: int = 64  # latent paths of each window
 
     def __post_init__(self) -> None:
         if min(self.context, self.horizon) < 1 or self.samples < 2:
-            raise ValueError(f"context and horizon must be at least 1, samples at least 2: {self}")
+            raise ValueError(f"--context and --horizon must be at least 1, and --samples at least 2. Given: {self}")
 
     @property
     def window(self) -> int:
+        """Steps of a forecast window."""
         return self.context + self.horizon
 
     @property
     def sequence(self) -> int:
-        """Steps of the sequences that tests compare: short, so that there are many which share no step."""
-        return self.context + min(self.horizon, TESTED) + 2  # the two ends serve to shift the controls
+        """Steps of the sequences that tests compare. They are short, so that many of them share no step."""
+        return self.context + min(self.horizon, TESTED) + 2  # the first and the last step serve to shift the actions
 
 
 def windows(streams: list[Batch], length: int, stride: int | None) -> Batch:
-    """Windows of all streams, each inside one episode; see :func:`worldmodel.diagnostics.windows.cut`.
+    """Return the windows of all streams, each inside one episode; see :func:`worldmodel.diagnostics.windows.cut`.
 
     Raises:
         ValueError: if no episode is long enough.
@@ -72,59 +73,57 @@ def windows(streams: list[Batch], length: int, stride: int | None) -> Batch:
     if not len(found.reward):
         steps = sum(stream.reward.shape[1] for stream in streams)
         raise ValueError(
-            f"no episode in these {steps} recorded steps holds a window of {length}: lower --context or --horizon, "
-            "or give a longer recording as DATA"
+            f"No episode in these {steps} recorded steps is as long as a window of {length} steps. Lower --context or "
+            "--horizon, or give a longer recording as DATA."
         )
     return found
 
 
 def thinned(batch: Batch, count: int) -> Batch:
-    """At most `count` windows, evenly spaced over all."""
+    """Return at most `count` windows, evenly spaced over all."""
     total = len(batch.reward)
     rows = torch.linspace(0, total - 1, min(count, total)).round().long()
     return each(batch, lambda leaf: leaf[rows.to(leaf.device)])
 
 
 def affordable(numbers: int, pictured: bool) -> int:
-    """How many windows can be compared, so many numbers being sampled of each."""
+    """Return the number of windows that can be compared, if so many numbers are sampled for each."""
     return min(max(NUMBERS // max(numbers, 1), MIN_WINDOWS), MAX_PICTURED if pictured else MAX_WINDOWS)
 
 
 class Outlook(NamedTuple):
-    """The forecasts of one emission, and those of the baselines beside them."""
+    """The forecasts of one emission by the model, and by the baselines."""
 
     forecast: Forecast
-    place: Tensor  # (B, K, W): the probability integral transform of what was recorded
-    scores: dict[
-        str, Scores
-    ]  # of the model and of every baseline; NLL of Gaussians where there is one and it compares, else NaN
+    place: Tensor  # (B, K, W): the probability integral transform of the recorded values
+    scores: dict[str, Scores]  # of the model and every baseline; the NLL of a baseline is NaN where it has no density
     means: dict[str, Tensor]  # of the baselines (B, K, W)
-    scale: Tensor  # (W,) standard deviation in the training part: errors in this unit compare
+    scale: Tensor  # (W,) standard deviation in the training part, as a unit of errors
     discrete: bool
 
 
 class Against(NamedTuple):
-    """Another run on the same data."""
+    """The comparison with another run on the same data."""
 
     folder: str
-    difference: Paired  # the ELBO of this run less that of the other, nats per step
-    sequences: int  # compared: those that neither has learned from
-    left_out: int  # that one of them has
-    gap: bool  # whether one of the two sees the future and the other filters
+    difference: Paired  # ELBO of this run minus that of the other, nats per step
+    sequences: int  # compared sequences, which neither run was trained on
+    left_out: int  # sequences that one of the runs was trained on
+    gap: bool  # whether one run infers states from the future as well, and the other only from the past
 
 
 class Diagnosis(NamedTuple):
-    """Everything measured; tensors where the report reads numbers."""
+    """All measurements of a model on a recording."""
 
     subject: Subject
     config: DiagnoseConfig
-    recording: Recording  # what it was measured on
+    recording: Recording
     context: Batch  # (B, C) of the forecast windows
     outlooks: dict[str, Outlook]
     collapse: Collapse
     actions: ActionTest
-    gap: Paired | None  # log-likelihood less ELBO in nats per step: what an inexact posterior costs; None with images
-    probed: dict[str, Tensor]  # {quantity: (W,)} R^2 of a linear map from the latent state; empty with few sequences
+    gap: Paired | None  # log-likelihood minus ELBO in nats per step, due to an inexact posterior; None with images
+    probed: dict[str, Tensor]  # {quantity: (W,)} R^2 of a linear map from the latent state; empty for few sequences
     against: Against | None
 
 
@@ -138,22 +137,23 @@ def diagnose(
     states: Sequence[str] = (),
     checkpoint: str = "latest",
 ) -> Diagnosis:
-    """Measure the model of a run on its own replay, or on a recording. The same every time it is called.
+    """Measure the model of a run on its own replay or on a recording. Every call gives the same result.
 
-    Forecasts are of the reward and of what is observed beside images; of images it says how much of their variance is
-    reconstructed, and which known states a linear map reads off the latent one: see `env.record_state`.
+    The model forecasts the reward and the observations other than images. For images, the result is the share of their
+    variance that is reconstructed, and how well a linear map predicts known states from the latent state (see
+    `env.record_state`).
 
     Args:
-        run: the folder of a `train` or of a `fit`.
-        data: a recording. By default that of the run itself: the replay, which the model has been trained on, or
-            the test data of a fit, which it has not.
-        against: another run folder, whose ELBO is compared on what neither of the two has learned from.
-        device: by default the one it was trained on.
-        states: columns or arrays of the data that a fit does not observe, to be read off its latent state.
-        checkpoint: of `run`; see :meth:`worldmodel.training.run.run.Run.load`.
+        run: the folder of a run of `train` or `fit`.
+        data: a recording. By default the replay of the run, which the model was trained on, or the test data of a
+            fit, which it was not trained on.
+        against: another run folder. The ELBO of both is compared on data that neither run was trained on.
+        device: by default the one that the run was trained on.
+        states: columns or arrays of the data that a fit does not observe, to be predicted from its latent state.
+        checkpoint: a checkpoint of `run`; see :meth:`worldmodel.training.run.run.Run.load`.
     Raises:
-        ValueError: if a folder or file cannot be used, the recording is too short, or one of two runs has learned from
-            all of it.
+        ValueError: if a folder or file cannot be used, if the recording is too short, or if one of two runs was
+            trained on all of it.
     """
     config = config or DiagnoseConfig()
     subject = open_subject(run, device, checkpoint)
@@ -193,7 +193,7 @@ def _measured(
 
 
 def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: DiagnoseConfig) -> dict[str, Outlook]:
-    """Forecasts of the windows `ahead` (B, C + K) by the model and by baselines fitted to the training part."""
+    """Forecast the windows `ahead` (B, C + K) by the model, and by baselines that are fitted to the training part."""
     small = [without_images(model, stream) for stream in recording.train]
     sample = thinned(windows(small, config.window, max(config.window // OVERLAP, 1)), 4 * MAX_WINDOWS)
     train = _one_stream(small)
@@ -218,7 +218,7 @@ def outlooks(model: WorldModel, recording: Recording, ahead: Batch, config: Diag
 
 
 def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dict[str, Forecast]:
-    """Open-loop forecasts of all windows, a few at a time."""
+    """Return the open-loop forecasts of all windows, computed a few at a time."""
     parts = [
         open_loop(model, each(ahead, lambda leaf, i=i: leaf[i : i + CHUNK]), config.context, config.samples)  # type: ignore[misc]
         for i in range(0, len(ahead.reward), CHUNK)
@@ -231,18 +231,18 @@ def forecast_all(model: WorldModel, ahead: Batch, config: DiagnoseConfig) -> dic
 
 
 def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool, context: int = 0) -> dict[str, Tensor]:
-    """What a linear map reads off the latent state: everything that is emitted, and the known states.
+    """Return how well a linear map predicts all emissions and the known states from the latent state.
 
-    Sequences that begin in the middle of an episode count once `context` steps have been seen.
+    In sequences that begin in the middle of an episode, the first `context` steps do not count.
 
     Raises:
-        ValueError: with too few sequences, if the states were asked for.
+        ValueError: if there are too few sequences and the user asked for states.
     """
     if len(batch.reward) < FOLDS:
         if asked:
             raise ValueError(
-                f"--state needs {FOLDS} sequences of {batch.reward.shape[1]} steps, here are {len(batch.reward)}: "
-                "lower --context or --horizon, or give a longer recording as DATA"
+                f"--state needs {FOLDS} sequences of {batch.reward.shape[1]} steps, but there are {len(batch.reward)}. "
+                "Lower --context or --horizon, or give a longer recording as DATA."
             )
         return {}
     known = {name: each.numbers for name, each in emissions(model, batch).items()}
@@ -251,36 +251,41 @@ def probed(model: WorldModel, batch: Batch, states: Sequence[str], asked: bool, 
 
 
 def _one_stream(streams: list[Batch]) -> Batch:
-    """All streams one after the other, (1, L, ...); where one begins there is a border."""
+    """Concatenate all streams to one, (1, L, ...). The first step of each stream begins an episode."""
     return join([stream._replace(is_first=_begun(stream.is_first)) for stream in streams], 1)
 
 
 def _begun(is_first: Tensor) -> Tensor:
+    """Return the flags of a stream with that of its first step set."""
     is_first = is_first.clone()
     is_first[:, :1] = True
     return is_first
 
 
 def names_of(specs: ObservationSpecs) -> dict[str, list[str]]:
-    """What the entries of each vector are called."""
+    """Return the names of the entries of each vector."""
     return {key: spec.labels(key) for key, spec in specs.items() if not (spec.image or spec.classes)}
 
 
 def _opponent(subject: Subject, against: str | Path) -> Subject:
-    """Another run of the same observations and actions, on the device of the first, wherever it was trained."""
+    """Read another run with the same observations and actions, on the device of the first.
+
+    Raises:
+        ValueError: if its observations or actions differ.
+    """
     other = open_subject(against, str(next(subject.model.parameters()).device))
-    if (_plain(other.obs_specs), len(other.units.loc)) != (_plain(subject.obs_specs), len(subject.units.loc)):
-        raise ValueError(f"{against} was trained on other observations or actions than {subject.folder}")
+    if (_plain(other.obs_specs), len(other.normalizer.loc)) != (_plain(subject.obs_specs), len(subject.normalizer.loc)):
+        raise ValueError(f"{against} and {subject.folder} were trained on different observations or actions")
     return other
 
 
 def _plain(specs: ObservationSpecs) -> ObservationSpecs:
-    """Without what is no matter of the model: names, and offsets that can be exchanged."""
+    """Return the specs without names and offsets, on which the model does not depend."""
     return {key: replace(spec, names=(), offset=()) for key, spec in specs.items()}
 
 
 def _unseen(subject: Subject, other: Subject, source: str, batch: Batch) -> Batch:
-    """The sequences that neither run has learned from: on its own data the winner is who has learned them by heart.
+    """Return the sequences that neither run was trained on. On other data, the run that memorized them would win.
 
     Raises:
         ValueError: if fewer than two are left.
@@ -291,22 +296,24 @@ def _unseen(subject: Subject, other: Subject, source: str, batch: Batch) -> Batc
     new &= unseen(_exchanged(subject, other, batch), other.learned_from(length))
     if int(new.sum()) < 2:
         raise ValueError(
-            f"--against compares on data that neither run has learned from, and of the {count} sequences in "
-            f"{source} one of the two knows {count - int(new.sum())}: give another recording as DATA, of a `train` for "
-            f"example worldmodel collect {subject.folder}/config.yaml --steps 5000 --seed 1000 --out unseen.npz"
+            "--against compares runs on data that neither run was trained on. "
+            f"Of the {count} sequences in {source}, one of the runs was trained on {count - int(new.sum())}. Give "
+            f"another recording as DATA, for example: worldmodel collect {subject.folder}/config.yaml --steps 5000 "
+            "--seed 1000 --out unseen.npz"
         )
     return each(batch, lambda leaf: leaf[new])
 
 
 def _exchanged(subject: Subject, other: Subject, batch: Batch) -> dict[str, Tensor]:
-    """The observations of a batch with the offsets of another run."""
+    """Return the observations of a batch with the offsets of another run."""
     specs = other.obs_specs
     return {key: moved(batch.obs[key], spec.offset, specs[key].offset) for key, spec in subject.obs_specs.items()}
 
 
 def _compare(subject: Subject, other: Subject, batch: Batch, count: int) -> Against:
-    recorded = moved(subject.units.inverse(batch.prev_action), subject.control_offset, other.control_offset)
-    theirs = batch._replace(obs=batch.obs | _exchanged(subject, other, batch), prev_action=other.units(recorded))
+    """Compare the ELBO of two runs on the sequences that are left of `count`."""
+    recorded = moved(subject.normalizer.inverse(batch.prev_action), subject.control_offset, other.control_offset)
+    theirs = batch._replace(obs=batch.obs | _exchanged(subject, other, batch), prev_action=other.normalizer(recorded))
     difference = compare(subject.model, other.model, batch, theirs)
     filters = (subject.model.dynamics.can_filter, other.model.dynamics.can_filter)
     kept = len(batch.reward)

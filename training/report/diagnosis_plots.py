@@ -1,4 +1,4 @@
-"""Figures of a diagnosis. Needs matplotlib, which `pip install 'worldmodel[plot]'` brings."""
+"""Figures of a diagnosis. They need matplotlib: `pip install 'worldmodel[plot]'`."""
 
 import math
 import textwrap
@@ -18,10 +18,10 @@ from worldmodel.diagnostics.scores import inside
 from worldmodel.training.report.diagnose import MODEL, Diagnosis
 from worldmodel.training.report.diagnosis_report import called, scaled_rmse
 
-SEQUENCES = 3  # drawn as examples
-QUANTITIES = 5  # of each at most
+SEQUENCES = 3  # examples
+QUANTITIES = 5  # at most, in each example
 COLOURS = {MODEL: "C0", "repeat last": "C1", "train mean": "0.55", "linear ARX": "C2"}
-WIDE = 120  # letters over a figure of two panels
+WIDE = 120  # characters in a title over two panels
 CURVE = tuple(i / 20 for i in range(1, 20))  # levels of the calibration curve
 
 
@@ -42,7 +42,7 @@ def draw(diagnosis: Diagnosis, judged: dict[str, str], folder: Path) -> list[str
 
 
 def foresight_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
-    """Error against horizon, beside that of the baselines."""
+    """Draw the error of model and baselines against the horizon."""
     count = len(diagnosis.outlooks)
     figure, panels = plt.subplots(1, count, figsize=(5.5 * count, 3.8), squeeze=False, layout="constrained")
     steps = range(1, diagnosis.config.horizon + 1)
@@ -52,16 +52,16 @@ def foresight_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
             strong = name == MODEL
             label = "this model" if strong else f"{name} (baseline)"
             panel.plot(steps, error, color=COLOURS[name], label=label, linewidth=2.4 if strong else 1.4, marker=".")
-        panel.set(title=called(diagnosis, key), xlabel="steps ahead, nothing observed", ylim=(0, None))
+        panel.set(title=called(diagnosis, key), xlabel="steps ahead, without observations", ylim=(0, None))
         panel.grid(alpha=0.3)
     panels[0, 0].set_ylabel("RMSE / standard deviation of the data")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
-    figure.suptitle("How far ahead does the model foresee? Lower is better", fontsize=12)
+    figure.suptitle("Error of forecasts (lower is better)", fontsize=12)
     return figure
 
 
 def examples_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
-    """Three sequences: what was recorded, and what the model imagined after the context."""
+    """Draw recorded sequences, and what the model imagines after their context."""
     wanted = _quantities(diagnosis)
     chosen = torch.linspace(0, len(diagnosis.context.reward) - 1, SEQUENCES + 2).round().int().tolist()[1:-1]
     figure, panels = plt.subplots(
@@ -85,15 +85,15 @@ def examples_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     for number, panel in enumerate(panels[0], 1):
         panel.set_title(f"sequence {number}", fontsize=10)
     for panel in panels[-1]:
-        panel.set_xlabel("step; imagination begins after 0")
+        panel.set_xlabel("step (imagination begins after step 0)")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=9)
-    figure.suptitle("What the model imagines from the controls alone, and what happened", fontsize=12)
+    figure.suptitle("Forecasts from the actions alone, and the recorded values", fontsize=12)
     return figure
 
 
 def _quantities(diagnosis: Diagnosis) -> list[tuple[str, str, int]]:
-    """(label, emission, entry) of the first few that vary."""
+    """Return (label, emission, entry) of the first few entries that vary."""
     found = []
     for key, outlook in diagnosis.outlooks.items():
         scales = labelled({key: outlook.scale}, diagnosis.collapse.names)
@@ -102,7 +102,7 @@ def _quantities(diagnosis: Diagnosis) -> list[tuple[str, str, int]]:
 
 
 def _example(panel: Axes, seen: list[float], diagnosis: Diagnosis, key: str, entry: int, window: int) -> None:
-    """One quantity of one window; time 0 is the last step that was seen."""
+    """Draw one quantity of one window. Time 0 is the last observed step."""
     forecast = diagnosis.outlooks[key].forecast
     context, horizon = diagnosis.config.context, diagnosis.config.horizon
     past, ahead = list(range(1 - context, 1)), list(range(1, horizon + 1))
@@ -113,18 +113,18 @@ def _example(panel: Axes, seen: list[float], diagnosis: Diagnosis, key: str, ent
         panel.fill_between(ahead, low, high, color="C0", alpha=shade, linewidth=0, label=f"{level:.0%} band")
     panel.plot(ahead, forecast.mean[window, :, entry].tolist(), color="C0", linewidth=1.8, label="imagined mean")
     panel.plot(past + ahead, truth, color="black", linewidth=1, marker=".", markersize=3, label="recorded")
-    panel.axvspan(1 - context, 0, color="0.5", alpha=0.15, linewidth=0, label="seen by the model")
+    panel.axvspan(1 - context, 0, color="0.5", alpha=0.15, linewidth=0, label="observed by the model")
     panel.axvline(0, color="0.4", linewidth=0.8)
     panel.grid(alpha=0.2)
 
 
 def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
-    """Share of values inside the central intervals, one step ahead and at the end of the horizon."""
+    """Draw the share of values inside the central intervals, one step ahead and at the end of the horizon."""
     figure, panel = plt.subplots(figsize=(6.6, 4.4), layout="constrained")
     panel.plot([0, 1], [0, 1], color="0.4", linestyle="--", label="calibrated")
     panel.fill_between([0, 1], [0, 1], 0, color="C3", alpha=0.06, linewidth=0)
-    panel.text(0.96, 0.04, "too sure of itself", ha="right", color="C3")
-    panel.text(0.04, 0.93, "too unsure", color="C2")
+    panel.text(0.96, 0.04, "overconfident", ha="right", color="C3")
+    panel.text(0.04, 0.93, "underconfident", color="C2")
     continuous = {key: each for key, each in diagnosis.outlooks.items() if not each.discrete}
     for number, (key, outlook) in enumerate(continuous.items()):
         place = outlook.place[..., outlook.scale > 0]
@@ -137,25 +137,25 @@ def calibration_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
     panel.set(
         xlim=(0, 1),
         ylim=(0, 1),
-        xlabel="promised: central interval of the forecast",
-        ylabel="held: share of values inside",
+        xlabel="level of the central interval of the forecast",
+        ylabel="share of values inside",
     )
-    panel.set_title("Do its intervals hold what they promise?", fontsize=12)
+    panel.set_title("Calibration of the intervals", fontsize=12)
     panel.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     return figure
 
 
 def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
-    """KL by dimension, the largest first; and the share of each quantity that the latent state explains."""
+    """Draw the KL of each latent dimension, and how well the reconstruction explains each quantity."""
     found = diagnosis.collapse
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     nats = sorted(found.kl.tolist(), reverse=True)
     left.bar(range(1, len(nats) + 1), nats, color=["C0" if kl > ACTIVE_NATS else "0.7" for kl in nats])
     left.axhline(ACTIVE_NATS, color="C3", linestyle="--", linewidth=1, label=f"unused below {ACTIVE_NATS} nats")
-    left.set(xlabel="latent dimension, the most used first", ylabel="KL(q || p), nats per step")
+    left.set(xlabel="latent dimension, sorted by KL", ylabel="KL(q || p), nats per step")
     left.set_yscale("symlog", linthresh=ACTIVE_NATS)
-    left.set_title(f"What the data tell each dimension: {sum(nats):.2f} nats", fontsize=11)
+    left.set_title(f"Information in the latent dimensions: {sum(nats):.2f} nats in all", fontsize=11)
     left.legend(fontsize=9)
     shares = {name: r2 for name, r2 in labelled(found.explained, found.names).items() if math.isfinite(r2)}
     colours = ["C0" if r2 >= REPRESENTED else "C3" for r2 in shares.values()]
@@ -167,6 +167,6 @@ def latent_figure(diagnosis: Diagnosis, judged: dict[str, str]) -> Any:
         xlim=(0, 1),
         xlabel="R²: share of variance that the reconstruction explains\n(left of the dashed line: not represented)",
     )
-    right.set_title("What the latent state explains", fontsize=11)
+    right.set_title("What the reconstruction explains", fontsize=11)
     figure.suptitle(textwrap.fill(f"Latent state: {judged['latent']}", WIDE), fontsize=12)
     return figure

@@ -1,4 +1,4 @@
-"""A diagnosis as verdicts, as a table for a person and as JSON."""
+"""A diagnosis as verdicts, as tables and as JSON."""
 
 import math
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from worldmodel.training.fitting.scores import cell
 from worldmodel.training.logging.lines import json_safe
 from worldmodel.training.report.diagnose import FOLDS, MODEL, OVERLAP, Against, Diagnosis, Outlook
 
-BEHIND = "more updates usually mend that; where they do not, the world is as simple as that baseline"
-NO_DYNAMICS = "it has no dynamics to foresee anything with"
+BEHIND = "More updates usually help. If they do not, the environment is as simple as that baseline."
+NO_DYNAMICS = "the model has no dynamics, so it makes no forecasts"
 
 JUDGED = 0.8
 """The central interval whose coverage decides whether a model is called over- or underconfident."""
@@ -26,25 +26,28 @@ OUTER = 0.95
 """The central interval that shows overconfidence best."""
 
 TOLERANCE = 0.07
-"""By how much either coverage may miss."""
+"""The largest difference between a coverage and its level that still counts as calibrated."""
 
-TOO_NARROW = "what it calls unlikely happens: more data, longer training windows and fewer updates widen its intervals"
+TOO_NARROW = (
+    "Too many values lie outside the intervals. More data, longer training windows and fewer updates widen the "
+    "intervals."
+)
 
 TELLING = 0.3
-"""Width of the interval of that coverage above which nothing is said of it."""
+"""The verdict is "undecided" if the sampling interval of the coverage is wider than this."""
 
 LISTED = 16
-"""Entries of a quantity up to which a table has a row for each; all are in the JSON."""
+"""A quantity with more entries than this has one row in a table, for all entries. The JSON has every entry."""
 
 SURE = 2.0
-"""Standard errors that a difference must exceed before anything is said of it."""
+"""Standard errors that a difference must exceed to decide a verdict."""
 
 MATERIAL = 0.1
-"""The skill, for better or worse, up to which a model is as good as a baseline, however sure that difference is."""
+"""A model whose absolute skill is at most this counts as good as the baseline, even if the difference is certain."""
 
 
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
-    """One line on each question."""
+    """Return one line of text for each question."""
     lines = {
         "latent": diagnosis.collapse.verdict(diagnosis.probed),
         "actions": diagnosis.actions.verdict(),
@@ -57,30 +60,30 @@ def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
 
 
 def scaled_rmse(outlook: Outlook, name: str) -> Tensor:
-    """(K,): RMSE over all entries of an emission in units of their training standard deviation."""
+    """Return the RMSE (K,) over all entries of an emission, in standard deviations of the training data."""
     error = outlook.scores[name].rmse / outlook.scale
     return error[:, outlook.scale > 0].square().mean(1).sqrt()
 
 
 def skills(outlook: Outlook) -> dict[str, Tensor]:
-    """{baseline: (K,)}: see :func:`worldmodel.diagnostics.scores.skill`."""
+    """Return {baseline: skill (K,)}; see :func:`worldmodel.diagnostics.scores.skill`."""
     own = scaled_rmse(outlook, MODEL)
     return {name: skill(own, scaled_rmse(outlook, name)) for name in outlook.scores if name != MODEL}
 
 
 def called(diagnosis: Diagnosis, key: str) -> str:
-    """An emission for a person: by the name of its only entry, if it has one."""
+    """Return the name of an emission. If it has only one entry, return the name of the entry."""
     return next(iter(labelled({key: torch.zeros(1)}, diagnosis.collapse.names)))
 
 
 def last_errors(outlook: Outlook, mean: Tensor) -> Tensor:
-    """(B,): root mean square of the last step's error of a forecast (B, K, W), in training standard deviations."""
+    """Return the RMS error (B,) of the last step of forecasts (B, K, W), in training standard deviations."""
     error = (outlook.forecast.value - mean)[:, -1] / outlook.scale
     return error[:, outlook.scale > 0].square().mean(1).sqrt()
 
 
 def open_loop_verdict(diagnosis: Diagnosis) -> str:
-    """At the last step of the horizon, by emission: the baseline that comes closest."""
+    """Compare each emission at the last step of the horizon with the best baseline."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
     horizon, lines, behind = diagnosis.config.horizon, [], False
@@ -94,19 +97,20 @@ def open_loop_verdict(diagnosis: Diagnosis) -> str:
         clear = "better than every baseline" if value > 0 else f"worse than {name}"
         what = f"not clearly better or worse than {name}" if unsure else clear
         what = f"about as good as {name}" if abs(value) <= MATERIAL else what
-        told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else "which makes no error"
-        lines.append(f"{called(diagnosis, key)} {what} ({told})")
+        told = f"skill {value:+.2f} over {name}" if math.isfinite(value) else "whose error is 0"
+        lines.append(f"{called(diagnosis, key)} is {what} ({told})")
         behind |= what.startswith("worse")
-    return f"{horizon} steps ahead: " + ("; ".join(lines) or "nothing varies") + (f"; {BEHIND}" if behind else "")
+    ahead = f"{horizon} step{'s' * (horizon > 1)} ahead"
+    return f"{ahead}: " + ("; ".join(lines) or "nothing varies") + (f". {BEHIND}" if behind else "")
 
 
 def calibration_of(outlook: Outlook) -> Calibration:
-    """Of the model's own forecasts."""
+    """Return the calibration of the forecasts of the model."""
     return calibration(outlook.forecast.samples, outlook.forecast.value, outlook.place)
 
 
 def covered(diagnosis: Diagnosis, level: float) -> Tensor:
-    """(B, K): the share of everything continuous that varies which lies inside its interval of this level."""
+    """Return the share (B, K) of continuous, varying entries inside their interval of this level."""
     parts = []
     for outlook in diagnosis.outlooks.values():
         if not outlook.discrete:
@@ -115,7 +119,7 @@ def covered(diagnosis: Diagnosis, level: float) -> Tensor:
 
 
 def calibration_verdict(diagnosis: Diagnosis) -> str:
-    """From the intervals, one step ahead and at the end of the horizon: the two can err in opposite ways."""
+    """Judge the intervals one step ahead and at the end of the horizon. The two can be wrong in opposite ways."""
     if not diagnosis.outlooks:
         return NO_DYNAMICS
     found, lines, narrow = {level: covered(diagnosis, level) for level in (JUDGED, OUTER)}, [], False
@@ -127,18 +131,25 @@ def calibration_verdict(diagnosis: Diagnosis) -> str:
         low, high = wilson(shares[JUDGED], windows / OVERLAP)
         word = calibration_word(shares, windows / OVERLAP)
         narrow |= word.endswith("overconfident")
-        few = f", {windows} windows are too few to tell" if word == "undecided" else ""
         lines.append(
-            f"{word} {k} step{'s' * (k > 1)} ahead{few} ({JUDGED:.0%} intervals hold {shares[JUDGED]:.0%}, "
-            f"{low:.0%} to {high:.0%} by sampling error; {OUTER:.0%} intervals {shares[OUTER]:.0%})"
+            f"{_judgement(word, k, windows)}: {shares[JUDGED]:.0%} of the values lie in the {JUDGED:.0%} intervals "
+            f"({low:.0%} to {high:.0%} at this sample size), and {shares[OUTER]:.0%} in the {OUTER:.0%} intervals"
         )
-    return ", ".join(lines) + (f"; {TOO_NARROW}" if narrow else "")
+    return ". ".join(lines) + (f". {TOO_NARROW}" if narrow else "")
+
+
+def _judgement(word: str, k: int, windows: int) -> str:
+    """Return the word of :func:`calibration_word` for the forecasts `k` steps ahead as a sentence."""
+    ahead = f"{k} step{'s' * (k > 1)} ahead"
+    if word == "undecided":
+        return f"Calibration {ahead} is undecided, as {windows} windows are too few"
+    return f"Forecasts {ahead} {word.replace('seems', 'seem') if word.startswith('seems') else f'are {word}'}"
 
 
 def wilson(share: float, count: float, sure: float = SURE) -> tuple[float, float]:
-    """The interval of so many standard errors around a share of `count` independent trials (Wilson 1927).
+    """Return the interval of `sure` standard errors around a share of `count` independent trials (Wilson 1927).
 
-    Not empty where all trials agree. Windows that share a step, and the entries of one, are counted as one trial.
+    It is not empty if all trials agree. Windows that share a step count as one trial, as do the entries of a window.
     """
     square = sure**2 / count
     middle = (share + square / 2) / (1 + square)
@@ -147,9 +158,11 @@ def wilson(share: float, count: float, sure: float = SURE) -> tuple[float, float
 
 
 def calibration_word(shares: Mapping[float, float], count: float) -> str:
-    """What the coverage of intervals is called, by their level; `seems` where one standard error says it, and not SURE.
+    """Return the word for the coverage of intervals, {level: share}.
 
-    Too narrow intervals show best in the outer ones, of which so few values should miss; too wide ones in the inner.
+    The word begins with "seems" if only one standard error supports it, and not SURE of them. The outer intervals show
+    best whether intervals are too narrow, as few values should lie outside; the inner ones show whether they are too
+    wide.
     """
     inner = shares[JUDGED]
     for begin, sure in (("", SURE), ("seems ", 1.0)):
@@ -162,19 +175,19 @@ def calibration_word(shares: Mapping[float, float], count: float) -> str:
 
 
 def against_verdict(against: Against) -> str:
-    """Who explains the data better, by the exact ELBO."""
+    """Say which of two runs explains the data better, by the exact ELBO."""
     difference = against.difference
     mean, error = float(difference.mean), float(difference.error)
     unsure = abs(float(difference.clearest)) < 3
     word = "not clearly better or worse than" if unsure else "better than" if mean > 0 else "worse than"
-    what = "ELBO, the smoother-filter gap," if against.gap else "ELBO"
-    left = f" ({against.left_out} more are left out: one of the two has)" if against.left_out else ""
-    on = f"on {against.sequences} sequences that neither has learned from{left}"
-    return f"{word} {against.folder}: {what} {mean:+.3f} ± {error:.3f} nats per step, {on}"
+    what = "the ELBO, with the gap between smoother and filter," if against.gap else "the ELBO"
+    left = f" ({against.left_out} more are left out: one run was trained on them)" if against.left_out else ""
+    on = f"on {against.sequences} sequences that neither run was trained on{left}"
+    return f"{word} {against.folder}: {what} differs by {mean:+.3f} ± {error:.3f} nats per step, {on}"
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """Everything as numbers, in the units that the names say; lists go over the horizon, then over entries."""
+    """Return all results as numbers. Names contain the units. Lists run over the horizon, then over entries."""
     config, actions, names = diagnosis.config, diagnosis.actions, diagnosis.collapse.names
     return {
         "run": str(diagnosis.subject.folder),
@@ -227,21 +240,25 @@ def _against_json(against: Against) -> dict[str, Any]:
 
 
 def plain(tensor: Tensor) -> Any:
-    """Numbers and lists of them."""
+    """Return a tensor as a number or as nested lists of numbers."""
     return json_safe(tensor.tolist())
 
 
 def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None:
-    """Verdicts first, then the numbers they rest on."""
+    """Print the verdicts, then the numbers behind them."""
     for name, line in judged.items():
         console.print(f"[bold]{name:>12}[/bold]  ", end="")
         console.print(line, markup=False, soft_wrap=True)
     steps = diagnosis.subject.env_steps
-    trained = "" if steps is None else f", the model after {steps} environment steps"
+    trained = "" if steps is None else f"; the model was trained for {steps} environment steps"
     source = f"{diagnosis.recording.source}, {len(diagnosis.context.reward)} windows{trained}"
     console.print(f"\nmeasured on {source}", markup=False, soft_wrap=True)
     if diagnosis.recording.seen:
-        console.print(f"{diagnosis.recording.seen}: give a recording for unseen data", markup=False, soft_wrap=True)
+        console.print(
+            f"{diagnosis.recording.seen}. Give a recording as DATA to measure on unseen data.",
+            markup=False,
+            soft_wrap=True,
+        )
     if diagnosis.outlooks:
         console.print(forecast_table(diagnosis))
         console.print(coverage_table(diagnosis))
@@ -252,10 +269,13 @@ def show(diagnosis: Diagnosis, judged: dict[str, str], console: Console) -> None
 
 
 def forecast_table(diagnosis: Diagnosis) -> Table:
-    """Errors at three horizons, and scores of the whole distribution over all of them."""
+    """Return a table of errors at three horizons, and of scores of the predicted distribution over all horizons."""
     horizon = diagnosis.config.horizon
     steps = sorted({1, (horizon + 1) // 2, horizon})
-    table = Table(title="open loop: RMSE in training standard deviations, k steps ahead", title_justify="left")
+    table = Table(
+        title="forecasts: RMSE k steps ahead, in training standard deviations",
+        title_justify="left",
+    )
     headings = [*(f"k={k}" for k in steps), "CRPS", "NLL, nats"]
     _columns(table, ["emission", "forecast"], headings)
     for key, outlook in diagnosis.outlooks.items():
@@ -263,7 +283,7 @@ def forecast_table(diagnosis: Diagnosis) -> Table:
             error = scaled_rmse(outlook, name)
             crps = (result.crps / outlook.scale)[:, outlook.scale > 0].mean()
             row = [*(error[k - 1] for k in steps), crps, result.nll.mean()]
-            # Baselines have no density of classes, nor of what they foretold without an error in the training part.
+            # Baselines have no density of classes, nor of values that they predict without error in the training part.
             cells = [cell(float(x)) for x in row]
             table.add_row(called(diagnosis, key) if name == MODEL else "", name, *cells)
         table.add_section()
@@ -271,9 +291,9 @@ def forecast_table(diagnosis: Diagnosis) -> Table:
 
 
 def coverage_table(diagnosis: Diagnosis) -> Table:
-    """Whether the intervals hold what they promise, one step ahead and at the end of the horizon."""
+    """Return a table of the coverage of intervals, one step ahead and at the end of the horizon."""
     table = Table(title="calibration: share of values inside the central intervals", title_justify="left")
-    _columns(table, ["emission"], ["k", *(f"{level:.0%}" for level in LEVELS), "std of errors (1)"])
+    _columns(table, ["emission"], ["k", *(f"{level:.0%}" for level in LEVELS), "std of errors (ideal: 1)"])
     for key, outlook in diagnosis.outlooks.items():
         if outlook.discrete or not bool((outlook.scale > 0).any()):
             continue
@@ -293,23 +313,23 @@ def _columns(table: Table, names: list[str], numbers: list[str]) -> None:
 
 
 def latent_table(diagnosis: Diagnosis) -> Table:
-    """What the latent variable carries."""
+    """Return a table of the information in the latent variable."""
     found = diagnosis.collapse
-    table = Table(title="latent", title_justify="left", show_header=False)
+    table = Table(title="latent variable", title_justify="left", show_header=False)
     table.add_row("KL, nats per step", cell(float(found.kl.sum()), 2))
-    table.add_row("units told more than 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
-    table.add_row("units whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
+    table.add_row("dimensions with a KL above 0.01 nats", f"{int(found.active_by_kl)} of {len(found.kl)}")
+    table.add_row("dimensions whose mean varies", f"{int(found.active_by_variance)} of {len(found.variance)}")
     if diagnosis.gap:
         gap = f"{cell(float(diagnosis.gap.mean))} ± {cell(float(diagnosis.gap.error))}"
-        table.add_row("log-likelihood less ELBO, nats per step", gap)
+        table.add_row("log-likelihood minus ELBO, nats per step", gap)
     return table
 
 
 def quantity_table(diagnosis: Diagnosis) -> Table:
-    """What of each quantity is in the latent state: as its own head reads it, and as a linear map does."""
+    """Return a table of how well the heads and a linear map predict each quantity from the latent state."""
     explained, probed = diagnosis.collapse.explained, diagnosis.probed
-    few = f"a linear map takes at least {FOLDS} sequences of {diagnosis.config.sequence} steps"
-    title = "R² of what can be read off the latent state"
+    few = f"A linear map needs at least {FOLDS} sequences of {diagnosis.config.sequence} steps."
+    title = "R² of quantities predicted from the latent state"
     table = Table(title=title, title_justify="left", caption=None if probed else few, caption_justify="left")
     _columns(table, ["quantity"], ["by the model's head", "by a linear map"])
     wide = {name for found in (explained, probed) for name, values in found.items() if len(values) > LISTED}
@@ -321,12 +341,12 @@ def quantity_table(diagnosis: Diagnosis) -> Table:
         table.add_row(name, _r2(heads.get(name)), _r2(linear.get(name)))
     for name in sorted(wide):
         medians = (median(found[name]) if name in found else None for found in (explained, probed))
-        table.add_row(f"{name}, the median", *map(_r2, medians))
+        table.add_row(f"{name} (median)", *map(_r2, medians))
     return table
 
 
 def median(values: Tensor) -> float:
-    """Of the entries that vary; NaN where none does."""
+    """Return the median over the entries that vary; NaN if none does."""
     return float(values.nanquantile(0.5))
 
 
@@ -335,11 +355,11 @@ def _r2(value: float | None) -> str:
 
 
 def action_table(diagnosis: Diagnosis) -> Table:
-    """What wrong controls cost."""
+    """Return a table of the loss with wrong actions."""
     actions = diagnosis.actions
     count = len(next(iter(actions.elbo.values())))
-    table = Table(title=f"controls: nats per step over {count} sequences", title_justify="left")
-    _columns(table, ["controls"], ["ELBO", "lost", "open loop", "lost"])
+    table = Table(title=f"actions: nats per step over {count} sequences", title_justify="left")
+    _columns(table, ["actions"], ["ELBO", "loss", "open loop", "loss"])
     for name, value in actions.elbo.items():
         row = [cell(float(value.mean())), _lost(actions.elbo, name)]
         if actions.log_likelihood:

@@ -1,4 +1,4 @@
-"""Films of a run while it trains."""
+"""Videos of a run while it trains."""
 
 from worldmodel.training.logging.logger import Logger, films_of
 from worldmodel.training.logging.progress import Progress
@@ -7,11 +7,11 @@ from worldmodel.training.run.run import Run
 
 
 def film(run: Run, logger: Logger, progress: Progress, steps: int) -> None:
-    """What the model foretells now, in moving pictures."""
+    """Make and log videos of what the model imagines now. An error is shown and does not end the training."""
     try:
         media = films_of(run.folder, steps)
         made = imagine(run, ImagineConfig(), media, note=lambda line: progress.note(f"{steps:>7} steps: {line}"))
-    except Exception as error:  # of episodes that are still too short, a codec, a full disk: no reason to stop training
-        progress.note(f"{steps:>7} steps: no videos, {error}")
+    except Exception as error:  # episodes that are still too short, a missing codec, a full disk, ...
+        progress.note(f"{steps:>7} steps: no videos were made: {error}")
         return
     logger.films([path for path in made if path.suffix == ".webm"], steps)

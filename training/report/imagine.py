@@ -1,4 +1,4 @@
-"""What a model foretells, in moving pictures: beside the truth, in imagined episodes, and in real ones."""
+"""`worldmodel imagine`: videos of forecasts beside the truth, of imagined episodes, and of real ones."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,7 +24,7 @@ from worldmodel.envs.wrappers.episodes import evaluation_seeds
 from worldmodel.replay.replay import Places
 from worldmodel.specs import ObservationSpec
 from worldmodel.training.fitting.fit_run import FitRun
-from worldmodel.training.logging.logger import MEDIA
+from worldmodel.training.logging.logger import MEDIA_FOLDER
 from worldmodel.training.report.subject import replay_of
 from worldmodel.training.report.video import IMAGINED, SEEN, marked, tiled, write_gif, write_png, write_webm
 from worldmodel.training.run.run import Run
@@ -33,8 +33,8 @@ from worldmodel.validation import HORIZON as FARTHEST
 from worldmodel.validation import at_most
 
 STRIP = 10  # moments in a strip
-COLUMNS = 64  # in a film at most: wider ones than 65,535 pixels cannot be written
-HORIZON = 45  # steps that are foretold where nothing else is asked for
+COLUMNS = 64  # at most in a video: none can be wider than 65,535 pixels
+HORIZON = 45  # imagined steps by default
 WORLD = "world.webm"
 FILMED = 4  # stream of evaluation seeds
 
@@ -44,27 +44,28 @@ class ImagineConfig:
     """What to show.
 
     Raises:
-        ValueError: if a number is below 1, or beyond use.
+        ValueError: if a number is below 1 or too large.
     """
 
-    context: int = 5  # steps that the model is shown before it foretells
-    horizon: int | None = None  # steps that it foretells; None: 45, or as many as the longest episode allows
+    context: int = 5  # observed steps before the forecast
+    horizon: int | None = None  # imagined steps; None: 45, or as many as the longest episode allows
     count: int = 4  # sequences side by side
-    seed: int = 0  # which sequences, and of what is imagined
-    start: int | None = None  # instead of drawn sequences the one from this recorded step on, the oldest being 0
+    seed: int = 0  # of the choice of sequences and of the imagination
+    start: int | None = None  # show the one sequence that begins at this recorded step; 0 is the oldest
 
     def __post_init__(self) -> None:
         if min(self.context, self.count, 1 if self.horizon is None else self.horizon) < 1:
-            raise ValueError(f"context, horizon and count must be at least 1: {self}")
+            raise ValueError(f"--context, --horizon and --count must be at least 1. Given: {self}")
         at_most(self, context=FARTHEST, horizon=FARTHEST, count=COLUMNS)
 
     def length(self, longest: int, where: str) -> int:
-        """Steps of a recorded sequence: the context and what is foretold.
+        """Return the number of steps of a recorded sequence, context and forecast.
 
         Args:
-            longest: steps that one may have. where: it is recorded, for the message.
+            longest: steps of the longest sequence there is.
+            where: name of the recording, for the message.
         Raises:
-            ValueError: if it would be longer, or nothing is left to foretell.
+            ValueError: if no sequence is as long.
         """
         if self.horizon is not None:
             length = self.context + self.horizon
@@ -73,28 +74,28 @@ class ImagineConfig:
         if length > longest:
             other = "" if self.start is None else f" from step {self.start} on"
             raise ValueError(
-                f"{where} holds no {length} steps of one episode{other}, at most {longest}: lower --context or "
-                f"--horizon{', or choose another --start' if other else ''}"
+                f"{where} holds at most {longest} steps of one episode{other}, but {length} are needed. Lower "
+                f"--context or --horizon{', or choose another --start' if other else ''}."
             )
         return length
 
     @property
     def dreamt(self) -> int:
-        """Steps that are imagined, or lived, where nothing has to be recorded."""
+        """Steps of imagined and real episodes, which need no records."""
         return HORIZON if self.horizon is None else self.horizon
 
 
 class OpenLoop(NamedTuple):
-    """A forecast beside what came: of one observation key, values (N, T, width) as recorded, images in [0, 1]."""
+    """A forecast of one observation key and the truth: values (N, T, width) as recorded, images in [0, 1]."""
 
     truth: np.ndarray
-    model: np.ndarray  # what the model makes of the context, then what it foretells
+    model: np.ndarray  # the reconstruction of the context, then the forecast
     context: int
 
 
 @torch.no_grad()
 def open_loop(run: Run | FitRun, windows: Batch, context: int) -> dict[str, OpenLoop]:
-    """Of windows (N, T, ...): from a state inferred of the first steps, a path imagined with the recorded controls."""
+    """Infer a state from the first steps of windows (N, T, ...), then imagine the rest with the recorded actions."""
     states, ahead = foretold(run.model, windows, context)
     features = torch.cat([run.model.feature(states), ahead], 1)
     shown = run.model.predict(features).obs
@@ -106,11 +107,12 @@ def open_loop(run: Run | FitRun, windows: Batch, context: int) -> dict[str, Open
 
 
 def _numbers(values: Tensor, spec: ObservationSpec) -> np.ndarray:
+    """Return recorded values as an array, images in [0, 1]."""
     return values.cpu().numpy() / (255 if spec.image else 1)
 
 
 def _means(means: Tensor, spec: ObservationSpec) -> np.ndarray:
-    """Of discrete variables the likeliest."""
+    """Return predicted means as an array; for discrete variables, the likeliest value."""
     if spec.binary:
         return (means > 0.5).float().cpu().numpy()
     if spec.classes:
@@ -119,10 +121,10 @@ def _means(means: Tensor, spec: ObservationSpec) -> np.ndarray:
 
 
 def pictures(spec: ObservationSpec, values: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
-    """Values (T, width) of one key -> T pictures: the images themselves, or a chart that grows.
+    """Return values (T, width) of one key as T pictures: the images themselves, or a chart that grows.
 
     Args:
-        low, high: (width,), the edges of a chart.
+        low, high: the edges (width,) of a chart.
     """
     if spec.image:
         return [picture(frame.reshape(spec.shape)) for frame in values]
@@ -131,7 +133,10 @@ def pictures(spec: ObservationSpec, values: np.ndarray, low: np.ndarray, high: n
 
 
 def compared(spec: ObservationSpec, found: OpenLoop) -> list[np.ndarray]:
-    """T frames: a column for each sequence, and the rows truth, model and error; a bar says what has been seen."""
+    """Return T frames with a column for each sequence and the rows truth, model and error.
+
+    The colour of a bar over each picture shows whether the step was observed or imagined.
+    """
     truth, model = found.truth, found.model
     error = (model - truth + 1) / 2 if spec.image else model - truth
     ends = truth.min((0, 1)), truth.max((0, 1))
@@ -150,7 +155,7 @@ def compared(spec: ObservationSpec, found: OpenLoop) -> list[np.ndarray]:
 
 
 def strip(spec: ObservationSpec, found: OpenLoop, which: int = 0) -> np.ndarray:
-    """One sequence as a picture: moments from left to right, and the rows truth, model and error."""
+    """Return one sequence as a picture: steps from left to right, and the rows truth, model and error."""
     one = OpenLoop(found.truth[which : which + 1], found.model[which : which + 1], found.context)
     moments = np.linspace(0, found.truth.shape[1] - 1, min(STRIP, found.truth.shape[1])).round().astype(int)
     frames = compared(spec, one)
@@ -159,7 +164,7 @@ def strip(spec: ObservationSpec, found: OpenLoop, which: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def dreamt(run: Run, begin: AgentState, steps: int) -> dict[str, np.ndarray]:
-    """What the model imagines of the run's behaviour after N of its decisions: (N, T + 1, width) by key."""
+    """Imagine how the behaviour of the run continues from N states. Return {key: values (N, T + 1, width)}."""
     model, now = run.model, begin
     features = [model.feature(now.latent)]
     for _ in range(steps):
@@ -171,19 +176,19 @@ def dreamt(run: Run, begin: AgentState, steps: int) -> dict[str, np.ndarray]:
 
 
 class Lived(NamedTuple):
-    """A real episode of the run's agent, from the step on at which it has seen what it is shown of a dream as well."""
+    """A real episode of the agent. It begins with the step after which an imagined episode begins as well."""
 
-    frames: list[np.ndarray]  # as the environment draws them
-    begin: AgentState  # at the first of them
+    frames: list[np.ndarray]  # as the environment renders them
+    begin: AgentState  # at the first frame
 
 
 def lived(run: Run, seeds: Sequence[int], steps: int, context: int = 1) -> list[Lived]:
-    """Real episodes as the environment draws them, each at most so many steps after the agent saw `context` of it.
+    """Play real episodes and return their frames, at most so many steps after the first `context` steps.
 
-    One that ends while it is seen is shown from its last decision on.
+    An episode that ends within the context is shown from its last decision on.
 
     Raises:
-        EnvironmentFault: if it draws no picture. And what the environment raises.
+        EnvironmentFault: if the environment renders no picture. Errors of the environment pass through.
     """
     episodes = list[Lived]()
     for seed in seeds:
@@ -203,7 +208,7 @@ def lived(run: Run, seeds: Sequence[int], steps: int, context: int = 1) -> list[
 
 
 def _shown(env: gym.Env[Any, Any], like: np.ndarray | None) -> np.ndarray:
-    """What an environment draws, in colours: as large as another picture, or no higher than a row of images."""
+    """Return what an environment renders, in RGB, with the size of `like`, or as high as a row of images."""
     frame = drawn(env)
     frame = np.repeat(frame, 3, -1) if frame.shape[-1] == 1 else frame[..., :3]
     height, width = (2 * SIDE, round(frame.shape[1] * 2 * SIDE / frame.shape[0])) if like is None else like.shape[:2]
@@ -217,21 +222,21 @@ def imagine(
     data: Path | None = None,
     note: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Write the videos and the strip of a run into a folder, by default its `media/`; returns their paths.
+    """Write the videos and the strip of a run into a folder, by default its `media/`. Return their paths.
 
-    `open_loop`: truth, model and error of recorded sequences of which the model sees the first steps alone;
-    `world`: real episodes of the run's agent, from the step on at which it has seen the context; `dream`: how the model
-    imagines that they go on from there. Where the environment fails or does not draw, `world` is left out, and dreams
-    begin from the recorded sequences. Where observations are no images, charts of them are shown. What the model has no
-    decoder for is left out, and a fit, which has neither behaviour nor environment, makes the first alone.
+    `open_loop` shows truth, model and error of recorded sequences; the model observes only their first steps.
+    `world` shows real episodes of the agent from the end of the context on, and `dream` shows how the model imagines
+    them from there. If the environment fails or renders nothing, there is no `world`, and `dream` begins from the
+    recorded sequences. Observations other than images are shown as charts. Observations without a decoder are left
+    out. A fit has no behaviour and no environment, so it has only `open_loop`.
 
     Args:
-        data: a recording to take the sequences from; by default the run's own replay, or the test data of a fit.
-        note: is told why the world is left out.
+        data: a recording with the sequences; by default the replay of the run, or the test data of a fit.
+        note: shows a line to the user.
     Raises:
-        ValueError: if the recording cannot be read, or holds no sequence as long as is asked for.
+        ValueError: if the recording cannot be read, or holds no sequence that is long enough.
     """
-    media = media or run.folder / MEDIA
+    media = media or run.folder / MEDIA_FOLDER
     device = next(run.model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
@@ -246,25 +251,27 @@ def imagine(
 
 
 def _film_forecasts(run: Run | FitRun, windows: Batch, context: int, media: Path) -> list[Path]:
+    """Write the videos and strips of forecasts; return their paths."""
     written = []
     for key, found in open_loop(run, windows, context).items():
         name = "open_loop" if len(run.obs_specs) == 1 else f"open_loop_{safe(key)}"
         frames = compared(run.obs_specs[key], found)
         write_png(media / f"{name}.png", strip(run.obs_specs[key], found))
         write_gif(media / f"{name}.gif", frames)
-        write_webm(media / f"{name}.webm", frames)  # last: it takes a codec
+        write_webm(media / f"{name}.webm", frames)  # last, as the codec may be missing
         written += [media / f"{name}.{kind}" for kind in ("png", "gif", "webm")]
     return written
 
 
 @torch.no_grad()
 def _recorded(run: Run, windows: Batch, context: int) -> AgentState:
-    """Where the run's behaviour stands once it has seen the context of recorded sequences."""
+    """Return the state of the agent after the context of recorded sequences."""
     latent = last(run.model.observe(crop(windows, 0, context)).states)
     return AgentState(latent, *run.behaviour.act(run.model, latent, run.behaviour.initial(len(windows.reward)), True))
 
 
 def _film_dreams(run: Run, begins: Sequence[AgentState], config: ImagineConfig, media: Path) -> list[Path]:
+    """Write the videos of imagined episodes; return their paths."""
     dreams = [dreamt(run, begin, config.dreamt) for begin in begins]
     written = []
     for key in dreams[0]:
@@ -279,16 +286,17 @@ def _film_dreams(run: Run, begins: Sequence[AgentState], config: ImagineConfig, 
 
 
 def _world(run: Run, config: ImagineConfig, note: Callable[[str], None]) -> list[Lived]:
-    """Real episodes; none where the environment cannot be filmed."""
+    """Play real episodes; return none if the environment cannot be filmed."""
     try:
         seeds = evaluation_seeds(config.count, FILMED, run.config.env.evaluation_seeds)
         return lived(run, seeds, config.dreamt, config.context)
-    except Exception as error:  # of a simulator, a driver or a window system: they have no error in common
-        note(f"{WORLD} left out: {run.config.env.id} cannot be filmed here ({described(error)})")
+    except Exception as error:  # a simulator, a driver or a window system may raise anything
+        note(f"{WORLD} was not made, because {run.config.env.id} cannot be filmed here ({described(error)})")
         return []
 
 
 def _film_world(world: Sequence[Lived], media: Path) -> list[Path]:
+    """Write the video of real episodes; return its path."""
     if not world:
         return []
     longest = max(len(episode.frames) for episode in world)
@@ -298,10 +306,10 @@ def _film_world(world: Sequence[Lived], media: Path) -> list[Path]:
 
 
 def sequences(run: Run, config: ImagineConfig, data: Path | None = None) -> Batch:
-    """Recorded windows (N, context + horizon, ...), each inside one episode, of the run's replay or a recording.
+    """Return windows (N, context + horizon, ...), each inside one episode, from the replay of the run or a recording.
 
     Raises:
-        ValueError: if there is none, or not where it is to start.
+        ValueError: if there is no such window, or not at the given start.
     """
     replay, where = (run.replay, "the replay") if data is None else (replay_of(data, run), str(data))
     if config.start is not None:
@@ -315,10 +323,10 @@ def sequences(run: Run, config: ImagineConfig, data: Path | None = None) -> Batc
 
 
 def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = None) -> Batch:
-    """As :func:`sequences`, of what a fit was tested on, or of another file.
+    """Return windows as :func:`sequences` does, from the test data of a fit or from another file.
 
     Raises:
-        ValueError: if there is none, or not where it is to start.
+        ValueError: if there is no such window, or not at the given start.
     """
     if data is None:
         parts = run.parts()
@@ -332,7 +340,9 @@ def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = Non
     elif 0 <= config.start < len(sequence):
         longest = int((sequence[config.start :] == sequence[config.start]).sum())
     else:
-        raise ValueError(f"{data or dataset.names[0]} holds steps 0 to {len(sequence) - 1}, not {config.start}")
+        raise ValueError(
+            f"{data or dataset.names[0]} holds the steps 0 to {len(sequence) - 1}, so --start cannot be {config.start}"
+        )
     length = config.length(longest, str(data or dataset.names[0]))
     starts = (sequence[: len(sequence) - length + 1] == sequence[length - 1 :]).nonzero().flatten()
     if config.start is not None:
@@ -343,5 +353,5 @@ def fitted_sequences(run: FitRun, config: ImagineConfig, data: Path | None = Non
 
 
 def safe(key: str) -> str:
-    """An observation key as a part of a file's name."""
+    """Return an observation key as a part of a file name."""
     return "".join(letter if letter.isalnum() else "_" for letter in key)

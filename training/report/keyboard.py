@@ -1,4 +1,4 @@
-"""Keys as actions, and pictures as text: what a dream needs to be played in a terminal."""
+"""Keys as actions, and pictures as text, to play a model in a terminal."""
 
 import string
 import sys
@@ -10,21 +10,21 @@ import numpy as np
 
 from worldmodel.specs import ActionSpec
 
-PAIRS = ("ad", "sw", "jl", "ki", "fh", "gt", "vb", "yu")  # lower and raise the first entries of an action
-CHOICES = string.digits + string.ascii_lowercase.translate(str.maketrans("", "", "npq"))  # of a single choice
+PAIRS = ("ad", "sw", "jl", "ki", "fh", "gt", "vb", "yu")  # the keys that lower and raise each entry of an action
+CHOICES = string.digits + string.ascii_lowercase.translate(str.maketrans("", "", "npq"))  # of a discrete action
 AGENT, NEW, QUIT, SAME = "p", "n", "q", " "
-COLUMNS = 64  # of a picture drawn with letters, each two pixels high
+COLUMNS = 64  # characters in a row of a picture; each is two pixels high
 
 
 class Keyboard:
-    """What the keys of a player do to an action.
+    """Maps keys to actions.
 
-    A continuous entry is at its lower or upper bound for one step after its key, otherwise at 0 or the bound next to
-    it. A single choice has one key per value; of several choices each has a pair of keys that count it down and up,
-    and stays.
+    A continuous entry takes its lower or upper bound for the step of its key. In other steps it is 0, or the bound that
+    is nearest to 0. A single discrete action has a key for each value. Each entry of several discrete actions has two
+    keys that count it down and up; it keeps its value.
 
     Raises:
-        ValueError: if there are more entries or values than keys.
+        ValueError: if the action has more entries or values than there are keys.
     """
 
     def __init__(self, spec: ActionSpec) -> None:
@@ -33,25 +33,26 @@ class Keyboard:
         entries = 1 if self.single else len(spec.classes) or spec.width
         if entries > len(PAIRS) or (self.single and spec.classes[0] > len(CHOICES)):
             raise ValueError(
-                f"there are not keys enough for actions of {entries} entries"
+                f"There are not enough keys for actions of {entries} entries"
                 + (f" of {spec.classes[0]} values" if self.single else "")
-                + ": `worldmodel imagine` shows what the agent does"
+                + ". `worldmodel imagine` shows what the agent does."
             )
         self.keys = CHOICES[: spec.classes[0]] if self.single else "".join(PAIRS[:entries])
         self.choice = np.zeros(entries, np.int64)
 
     def help(self) -> str:
-        """One line for the player."""
+        """Return a line of text that explains the keys."""
         if self.single:
             first = self.spec.start[0] if self.spec.start else 0
-            what = f"{self.keys[0]} to {self.keys[-1]}: actions {first} to {first + len(self.keys) - 1}"
+            what = f"{self.keys[0]} to {self.keys[-1]}: take action {first} to {first + len(self.keys) - 1}"
         else:
             pairs = PAIRS[: len(self.choice)]
-            what = ", ".join(f"{pair[0]} {pair[1]}: entry {i} down, up" for i, pair in enumerate(pairs))
-        return f"{what}; space: {'the same again' if self.spec.classes else 'none'}; p: the agent's; n: anew; q: quit"
+            what = ". ".join(f"{pair[0]}: move entry {i} down. {pair[1]}: move it up" for i, pair in enumerate(pairs))
+        space = "repeat the last action" if self.spec.classes else "take a step with no action"
+        return f"{what}. Space: {space}. p: let the agent act. n: new episode. q: quit."
 
     def action(self, key: str) -> np.ndarray | None:
-        """The action (*shape) of a key, as the environment takes it; None for a key that has no meaning."""
+        """Return the action (*shape) of a key in the form of the environment; None for a key without a meaning."""
         at = self.keys.find(key)
         if at < 0 and key != SAME:
             return None
@@ -72,10 +73,10 @@ class Keyboard:
 
 @contextmanager
 def typed() -> Iterator[Iterator[str]]:
-    """Keys as they are struck, without Enter; of a pipe, its characters but for the ends of lines.
+    """Give the keys that are pressed, without Enter. From a pipe, give its characters except the ends of lines.
 
     Raises:
-        ValueError: where a terminal cannot give single keys.
+        ValueError: if the terminal cannot read single keys.
     """
     if not sys.stdin.isatty():
         yield (key for line in sys.stdin for key in line.rstrip("\n"))
@@ -84,7 +85,7 @@ def typed() -> Iterator[Iterator[str]]:
         import termios
         import tty
     except ImportError as error:
-        raise ValueError("this terminal gives no single keys: pipe them, as in `echo aaddq | ...`") from error
+        raise ValueError("This terminal cannot read single keys. Pipe them, as in `echo aaddq | ...`.") from error
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
     try:
@@ -94,7 +95,7 @@ def typed() -> Iterator[Iterator[str]]:
 
 
 def blocks(picture: np.ndarray, columns: int = COLUMNS) -> str:
-    """A picture (H, W, 3) of uint8 as lines of half blocks in true colour, two pixels a letter."""
+    """Return a picture (H, W, 3) of uint8 as lines of half blocks in true colour, two pixels in a character."""
     rows = max(round(picture.shape[0] * columns / picture.shape[1] / 2), 1)
     small = cv2.resize(picture, (columns, 2 * rows), interpolation=cv2.INTER_AREA)
     lines = []

@@ -1,4 +1,4 @@
-"""`worldmodel play`: step inside a model's dream, one action for every key."""
+"""`worldmodel play`: act in the imagination of a model, one action for every key."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from gymnasium import spaces
 from worldmodel.agents.acting.behaviour import Memory
 from worldmodel.envs import ImaginedEnv, ReplayedStarts, make
 from worldmodel.envs.imagined.starts import Starts
-from worldmodel.training.logging.logger import MEDIA
+from worldmodel.training.logging.logger import MEDIA_FOLDER
 from worldmodel.training.report.keyboard import AGENT, NEW, QUIT, Keyboard, blocks
 from worldmodel.training.report.video import IMAGINED, SEEN, check_webm, marked, write_webm
 from worldmodel.training.run.run import Run
@@ -23,12 +23,13 @@ STATUS = "step {step:>4}  reward {reward:+8.3f}  return {total:+9.2f}"
 
 
 class Dream:
-    """One imagined episode after the other, each from a state inferred of what was recorded.
+    """Imagined episodes, each from a state that is inferred from records.
 
     Args:
-        start: the recorded step that all begin from, the oldest being 0; by default drawn ones.
+        seed: seed of the starts and of the imagination.
+        start: the recorded step from which all episodes begin; 0 is the oldest. By default it is random.
     Raises:
-        ValueError: if nothing is recorded that something could follow, or there is no such step.
+        ValueError: if there are no records to begin from, or no such step.
     """
 
     def __init__(self, run: Run, seed: int, start: int | None = None) -> None:
@@ -48,22 +49,24 @@ class Dream:
         self._begin()
 
     def _begin(self) -> None:
+        """Start the counts of an episode and film its first picture."""
         self.step, self.reward, self.total, self.over = 0, 0.0, 0.0, False
         self.memory: Memory = self.run.behaviour.initial(1)
         self._film(SEEN)
 
     def _film(self, colour: tuple[int, int, int]) -> None:
+        """Add the present picture to the video."""
         picture = self.env.render()
         assert picture is not None
         self.frames.append(marked(picture, colour))
 
     def anew(self) -> None:
-        """Another episode."""
+        """Begin another episode."""
         self.env.reset()
         self._begin()
 
     def agent(self) -> np.ndarray:
-        """What the run's own behaviour would do here."""
+        """Return the action that the behaviour of the run chooses here."""
         state = self.env.many.state
         assert state is not None
         decision = self.run.behaviour.act(self.run.model, state, self.memory, True)
@@ -71,28 +74,28 @@ class Dream:
         return self.run.action_spec.decode(decision.control.cpu().numpy())[0]
 
     def act(self, action: np.ndarray) -> None:
-        """One imagined step."""
+        """Take one imagined step."""
         _, self.reward, self.over, _, _ = self.env.step(action)
         self.step, self.total = self.step + 1, self.total + self.reward
         self._film(IMAGINED)
 
     @property
     def status(self) -> str:
-        """One line for the player."""
+        """A line of text about the episode."""
         line = STATUS.format(step=self.step, reward=self.reward, total=self.total)
-        return f"{line}  the episode has ended" if self.over else line
+        return f"{line}  The episode has ended." if self.over else line
 
 
 def visible(run: Run, space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """What of the observations the model decodes, so that a player can see it.
+    """Return the space of the observations that the model decodes and that can be shown.
 
     Raises:
         ValueError: if it decodes none.
     """
     if not run.model.keys:
         raise ValueError(
-            f"the model decodes nothing of what it observes (model.images: {run.config.model.images}), so that there "
-            "is nothing to see: train one with model.images: reconstruction"
+            f"The model has no decoder for its observations (model.images: {run.config.model.images}), so there is "
+            "nothing to see. Train a model with model.images: reconstruction."
         )
     if not isinstance(space, spaces.Dict):
         return space
@@ -101,7 +104,7 @@ def visible(run: Run, space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 @torch.no_grad()
 def state_at(run: Run, step: int) -> State:
-    """The state (1, ...) inferred of the steps up to a recorded one."""
+    """Return the state (1, ...) that is inferred from the steps up to a recorded step."""
     places = run.replay.history(step, run.config.replay.window)
     states = run.model.observe(run.replay.gather(places, run.agent.device)).states
     return type(states)(*(field[:, -1] for field in states))
@@ -114,17 +117,17 @@ def play(
     show: Callable[[Dream, str], None] | None = None,
     start: int | None = None,
 ) -> Path:
-    """Play a model until the keys end or quit; returns the film of it, RUN/media/play.webm.
+    """Play a model until the keys end or quit. Return the path of a video of it, RUN/media/play.webm.
 
     Args:
-        seed, start: where it begins; see :class:`Dream`.
-        keys: see :class:`worldmodel.training.report.keyboard.Keyboard`; those without a meaning are passed over.
-        show: is called at the start and after every step, with a line that says what the keys do.
+        keys: see :class:`worldmodel.training.report.keyboard.Keyboard`. Keys without a meaning are ignored.
+        seed, start: see :class:`Dream`.
+        show: called at the start and after every step, with a line that explains the keys.
     """
     check_webm()
     keyboard, dream = Keyboard(run.action_spec), Dream(run, seed, start)
     show = show or draw
-    path = run.folder / MEDIA / "play.webm"
+    path = run.folder / MEDIA_FOLDER / "play.webm"
     show(dream, keyboard.help())
     try:
         for key in keys:
@@ -138,7 +141,7 @@ def play(
 
 
 def struck(dream: Dream, keyboard: Keyboard, key: str) -> bool:
-    """What a key does; whether it has a meaning."""
+    """Do what a key means; return False if it means nothing."""
     action = dream.agent() if key == AGENT else keyboard.action(key)
     if key == NEW or (dream.over and action is not None):
         dream.anew()
@@ -148,7 +151,7 @@ def struck(dream: Dream, keyboard: Keyboard, key: str) -> bool:
 
 
 def draw(dream: Dream, keys: str) -> None:
-    """The picture and what it is worth, on a terminal; elsewhere a line per step."""
+    """Show the picture and the rewards on a terminal; elsewhere print one line for each step."""
     if sys.stdout.isatty():
         print(f"{CLEAR}{blocks(dream.frames[-1])}\n{dream.status}\n{keys}", flush=True)
     else:

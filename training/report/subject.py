@@ -1,4 +1,4 @@
-"""What a diagnosis is about: a trained model of either kind of run, and recordings to hold it against."""
+"""What a diagnosis measures: a trained model of either kind of run, and recordings."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -11,40 +11,40 @@ from torch import Tensor
 
 from worldmodel.diagnostics.windows import each
 from worldmodel.model import WorldModel
-from worldmodel.networks.outputs import Standardise
+from worldmodel.networks.outputs import Normalizer
 from worldmodel.replay.archive import read_arrays
 from worldmodel.replay.replay import SequenceReplay
 from worldmodel.specs import STATE, ObservationSpec, ObservationSpecs
 from worldmodel.training.config.data_config import DataConfig
 from worldmodel.training.data.dataset import Dataset
-from worldmodel.training.data.dataset_io import REPLAY, ROWS, read_rows, rows_of
+from worldmodel.training.data.dataset_io import read_rows, rows_of
 from worldmodel.training.data.overlap import fingerprints
-from worldmodel.training.data.recordings import OBS, check_recording
+from worldmodel.training.data.recordings import OBS_PREFIX, check_recording
 from worldmodel.training.fitting.fit_run import FitRun, is_fit
 from worldmodel.training.run.checkpoint import numbers
-from worldmodel.training.run.folder import CHECKPOINT
+from worldmodel.training.run.folder import CHECKPOINT_FOLDER, REPLAY_FILE, REPLAY_FOLDER
 from worldmodel.training.run.run import Run
 from worldmodel.types import Batch
 
-ROOM = 2**29  # bytes of either part that are read: a replay may be larger than the memory
-TRAIN_SHARE = 0.8  # of every stream, the oldest steps: for the baselines; the report is made of the rest
+ROOM = 2**29  # bytes that are read of either part: a replay may be larger than the memory
+TRAIN_SHARE = 0.8  # of every stream: baselines are fitted to these oldest steps; the rest is measured
 
 
 class Recording(NamedTuple):
     """Recorded streams, each (1, L, ...), in two parts."""
 
-    train: list[Batch]  # what baselines are fitted to; images may be missing
-    held: list[Batch]  # what is reported on
-    source: str  # what that is, for a person
-    seen: str  # what the model has seen of it, for a person; empty if nothing
-    whole: bool = False  # whether the model has only ever seen sequences from their beginning on
-    states: Sequence[str] = ()  # known quantities that the model does not observe: entries of `obs`, after STATE
+    train: list[Batch]  # baselines are fitted to it; images may be missing
+    held: list[Batch]  # the model is measured on it
+    source: str  # the name of the held-out part
+    seen: str  # a sentence that says what the model was trained on of it; empty if nothing
+    whole: bool = False  # whether the model was only trained on sequences from their beginning
+    states: Sequence[str] = ()  # known quantities that are not observed: entries of `obs`, after STATE
 
     @staticmethod
     def split(
         replay: SequenceReplay, device: torch.device, name: str, seen: str, images: Sequence[str] = ()
     ) -> "Recording":
-        """The first TRAIN_SHARE of each stream of a replay, without images, and the rest: at most the newest ROOM."""
+        """Split each stream into the first TRAIN_SHARE, without images, and the rest, of at most ROOM bytes each."""
         train, held = list[Batch](), list[Batch]()
         most = max(ROOM // replay.row_bytes // len(replay.written), 1)
         vectors = [key for key in replay.keys if key not in images]
@@ -58,34 +58,34 @@ class Recording(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """A trained model, and how to read recordings for it."""
+    """A trained model, and functions that read recordings for it."""
 
     folder: Path
     model: WorldModel
     obs_specs: ObservationSpecs
-    units: Standardise  # of the controls in what `read` gives, on the device of that
+    normalizer: Normalizer  # the normalizer of the actions that `read` returns, on the same device
     threads: int
-    env_steps: int | None  # that it was trained for; None of a fit
-    read: Callable[..., Recording]  # (file or None, names of states): a file, or what the run itself holds
-    learned_from: Callable[[int], np.ndarray]  # fingerprints of its windows of so many steps, see training.overlap
-    control_offset: Sequence[float] = ()  # that was subtracted from the controls before they got these units
+    env_steps: int | None  # of its training; None for a fit
+    read: Callable[..., Recording]  # (file or None, names of states): reads a file, or the records of the run
+    learned_from: Callable[[int], np.ndarray]  # fingerprints of its windows of so many steps; see data/overlap.py
+    control_offset: Sequence[float] = ()  # was subtracted from the actions before they were normalized
 
 
 def load(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Run | FitRun:
-    """Read the folder of a `train` or of a `fit`.
+    """Read the folder of a run of `train` or `fit`.
 
     Raises:
-        ValueError: if it holds neither, or no such checkpoint.
+        ValueError: if it holds no run, or no such checkpoint.
     """
     if not is_fit(folder):
         return Run.load(folder, device, checkpoint=checkpoint)
     if checkpoint not in ("latest", "best"):
-        raise ValueError(f"checkpoint {checkpoint}: a fit keeps its best weights alone")
+        raise ValueError(f"A fit keeps only its best weights, so there is no checkpoint {checkpoint}.")
     return FitRun.load(folder, device)
 
 
 def open_subject(folder: str | Path, device: str | None = None, checkpoint: str = "latest") -> Subject:
-    """What :func:`load` reads, with what the run holds.
+    """Read a run as :func:`load` does; return it with the functions that read its records.
 
     Raises:
         ValueError: as :func:`load`.
@@ -95,32 +95,36 @@ def open_subject(folder: str | Path, device: str | None = None, checkpoint: str 
 
 
 def _of_train(run: Run) -> Subject:
+    """Return the subject of a run of `train`."""
     where = next(run.model.parameters()).device
     assert run.checkpoint is not None
-    last = numbers(run.folder / CHECKPOINT)[-1]
+    last = numbers(run.folder / CHECKPOINT_FOLDER)[-1]
     newest = int(run.checkpoint.folder.name) == last
     part = "these steps" if newest else f"the first {run.env_steps} environment steps"
 
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         if states:
-            raise ValueError(f"{run.folder}: --state is for fits; a `train` shows what env.record_state has recorded")
-        own = file is None or rows_of(file).resolve() in [(run.folder / name).resolve() for name in (ROWS, REPLAY)]
+            raise ValueError(
+                f"{run.folder}: --state is only for runs of `fit`. Here, env.record_state chooses the states."
+            )
+        replays = [(run.folder / name).resolve() for name in (REPLAY_FOLDER, REPLAY_FILE)]
+        own = file is None or rows_of(file).resolve() in replays
         replay = run.replay if file is None else replay_of(file, run)
         name = str(file or run.folder)
         if not len(replay):
-            raise ValueError(f"{name} holds no recorded steps: give a recording as DATA")
-        seen = f"the model was trained on {part}, the baselines on the other 80%" if own else ""
+            raise ValueError(f"{name} holds no recorded steps. Give a recording as DATA.")
+        seen = f"The model was trained on {part}, and the baselines on the other 80%" if own else ""
         return Recording.split(replay, where, name, seen, run.model.image_keys)
 
     def learned_from(length: int) -> np.ndarray:
         return np.concatenate([each.ravel() for each in _of_replay(run.replay, length)])
 
-    units, threads = Standardise(run.action_spec.width).to(where), run.config.training.threads
-    return Subject(run.folder, run.model, run.obs_specs, units, threads, run.env_steps, read, learned_from)
+    normalizer, threads = Normalizer(run.action_spec.width).to(where), run.config.training.threads
+    return Subject(run.folder, run.model, run.obs_specs, normalizer, threads, run.env_steps, read, learned_from)
 
 
 def _of_replay(replay: SequenceReplay, length: int) -> Iterator[np.ndarray]:
-    """Fingerprints of all windows of so many stored steps, as many steps at once as fit into ROOM."""
+    """Give the fingerprints of all windows of so many steps, in parts of at most ROOM bytes."""
     most = max(ROOM // replay.row_bytes, length)
     for env, stored in enumerate(replay.storage.stored.tolist()):
         for start in range(0, stored, most):
@@ -128,22 +132,23 @@ def _of_replay(replay: SequenceReplay, length: int) -> Iterator[np.ndarray]:
 
 
 def replay_of(file: Path, run: Run) -> SequenceReplay:
-    """Trajectories that `worldmodel collect` wrote, or of another run, from the environment of the model.
+    """Read the trajectories of a file of `worldmodel collect`, or of another run.
 
     Raises:
-        ValueError: if the file cannot be read or does not fit.
+        ValueError: if the file cannot be read, or does not fit the environment of the model.
     """
     file = rows_of(file)
     arrays = read_rows(file) if file.is_dir() else read_arrays(file)
     check_recording(file, arrays)
     for key, spec in run.obs_specs.items():
-        found = arrays.get(OBS + key)
+        found = arrays.get(OBS_PREFIX + key)
         if spec.classes and found is not None and found.max(initial=0) >= max(spec.classes):
             raise ValueError(
-                f"{file}: '{key}' holds {found.max()}, the environment of the model less than {max(spec.classes)}"
+                f"{file}: '{key}' contains the value {found.max()}, but the environment of the model has only values "
+                f"below {max(spec.classes)}"
             )
-    known = {name: array for name, array in arrays.items() if name.startswith(OBS + STATE)}
-    states = {name.removeprefix(OBS): ObservationSpec(array.shape[2:]) for name, array in known.items()}
+    known = {name: array for name, array in arrays.items() if name.startswith(OBS_PREFIX + STATE)}
+    states = {name.removeprefix(OBS_PREFIX): ObservationSpec(array.shape[2:]) for name, array in known.items()}
     stored = arrays["stored"]
     capacity = len(stored) * max(int(stored.max(initial=0)), 1)
     replay = SequenceReplay({**run.obs_specs, **states}, run.action_spec, len(stored), capacity)
@@ -152,6 +157,8 @@ def replay_of(file: Path, run: Run) -> SequenceReplay:
 
 
 def _of_fit(run: FitRun) -> Subject:
+    """Return the subject of a run of `fit`."""
+
     def read(file: Path | None = None, states: Sequence[str] = ()) -> Recording:
         parts = run.parts()
         part = "test" if "test" in parts else "validation"
@@ -161,7 +168,7 @@ def _of_fit(run: FitRun) -> Subject:
         else:
             held, source = run.read(str(file)), str(file)
             own = file.resolve() == Path(str(run.config.data.file)).resolve()
-            seen = "the model was fitted to a part of these rows" if own else ""
+            seen = "The model was fitted to a part of these rows" if own else ""
         rows = held.everything(run.config.fit.device)
         if known is not None:
             rows = rows._replace(obs=rows.obs | _named(known, states, rows))
@@ -174,23 +181,23 @@ def _of_fit(run: FitRun) -> Subject:
             [fingerprints(parts[part].everything().obs, length).ravel() for part in ("train", "validation")]
         )
 
-    units = copy.deepcopy(run.units).to(run.config.fit.device)  # those of the run serve datasets, which lie on the CPU
+    normalizer = copy.deepcopy(run.normalizer).to(run.config.fit.device)  # the run uses its own for datasets on the CPU
     threads = run.config.fit.threads
     offset = run.control_offset
-    return Subject(run.folder, run.model, run.obs_specs, units, threads, None, read, learned_from, offset)
+    return Subject(run.folder, run.model, run.obs_specs, normalizer, threads, None, read, learned_from, offset)
 
 
 def _seen(config: DataConfig, part: str) -> str:
-    """What a fit has seen of one of its own parts."""
+    """Say how a fit has used one of its own parts."""
     if getattr(config, part) is not None:
         own = config.source(part)
         if (own.file, own.observations, own.controls) == (config.file, config.observations, config.controls):
-            return "the model was fitted to these very rows"
-    return "these rows chose which of the model's weights were kept" if part == "validation" else ""
+            return "The model was fitted to the same rows"
+    return "The best weights of the model were chosen on these rows" if part == "validation" else ""
 
 
 def _named(known: Dataset, names: Sequence[str], rows: Batch) -> dict[str, Tensor]:
-    """Known quantities as entries of `obs`: one for each column of a CSV, or array of an .npz."""
+    """Return known quantities as entries of `obs`: one for each column of a CSV file, or array of an .npz file."""
     values = known.everything(rows.reward.device).obs
     if len(values) < len(names):
         (columns,) = values.values()

@@ -1,4 +1,4 @@
-"""Moving pictures on disk, by OpenCV alone: VP9 in WebM for browsers and Weights & Biases, GIF, and a strip as PNG."""
+"""Write videos and pictures with OpenCV: VP9 in WebM for browsers and Weights & Biases, GIF and PNG."""
 
 import os
 import sys
@@ -11,29 +11,29 @@ import cv2
 import numpy as np
 
 FPS = 20
-SEEN, IMAGINED = (44, 160, 44), (214, 39, 40)  # RGB: what a model was shown, and what it foretells
-BAR = 4  # pixels of such a mark
-GAP = 2
+SEEN, IMAGINED = (44, 160, 44), (214, 39, 40)  # RGB of the bar over observed and over imagined frames
+BAR = 4  # height of the bar in pixels
+GAP = 2  # pixels between two pictures
 
 
 def write_webm(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None:
-    """Frames (H, W, 3) of uint8, RGB; one row or column is repeated where a side is odd, which VP9 cannot have.
+    """Write frames (H, W, 3) of uint8, RGB, as a video. VP9 needs even sides, so an odd side repeats its last row.
 
     Raises:
-        ValueError: if there are none, or of several sizes, or this build of OpenCV cannot write VP9.
+        ValueError: if there are no frames, if their sizes differ, or if this build of OpenCV cannot write VP9.
     """
     even = [np.pad(frame, [(0, side % 2) for side in frame.shape[:2]] + [(0, 0)], "edge") for frame in frames]
     if not even:
-        raise ValueError(f"{path}: there is nothing to show")
+        raise ValueError(f"{path}: there are no frames to show")
     path.parent.mkdir(parents=True, exist_ok=True)
     if len({frame.shape for frame in even}) > 1:
-        raise ValueError(f"{path}: pictures of several sizes make no film")
+        raise ValueError(f"{path}: all frames of a video must have the same size")
     partial = path.with_name(f"{path.stem}.partial.webm")
     height, width = even[0].shape[:2]
-    with _quiet():  # it says that the container does not know its own codec, and then writes a good file
+    with _quiet():  # OpenCV prints a wrong warning about the codec
         writer = cv2.VideoWriter(str(partial), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"VP90"), fps, (width, height))
     if not writer.isOpened():
-        raise ValueError(f"{path}: this OpenCV cannot write VP9; pip install opencv-python has one that can")
+        raise ValueError(f"{path}: this build of OpenCV cannot write VP9. The one of pip install opencv-python can.")
     for frame in even:
         writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     writer.release()
@@ -41,7 +41,7 @@ def write_webm(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None
 
 
 def check_webm() -> None:
-    """To be asked before a film is made that nobody can make again.
+    """Check that videos can be written, before the user spends time on one that cannot be repeated.
 
     Raises:
         ValueError: if this build of OpenCV cannot write VP9.
@@ -51,13 +51,13 @@ def check_webm() -> None:
 
 
 def write_gif(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None:
-    """Frames (H, W, 3) of uint8, RGB, repeated for ever.
+    """Write frames (H, W, 3) of uint8, RGB, as an animation that repeats.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no frames.
     """
     if not len(frames):
-        raise ValueError(f"{path}: there is nothing to show")
+        raise ValueError(f"{path}: there are no frames to show")
     path.parent.mkdir(parents=True, exist_ok=True)
     animation = cv2.Animation()
     animation.frames = [cv2.cvtColor(frame, cv2.COLOR_RGB2BGR) for frame in frames]
@@ -68,7 +68,7 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], fps: int = FPS) -> None:
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    """One picture (H, W, 3) of uint8, RGB."""
+    """Write a picture (H, W, 3) of uint8, RGB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.partial.png")
     cv2.imwrite(str(partial), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
@@ -77,7 +77,7 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what a library in C prints to the standard error."""
+    """Suppress what a C library prints to standard error while this context lasts."""
     sys.stderr.flush()
     kept = os.dup(2)
     with Path(os.devnull).open("w") as nowhere:
@@ -90,12 +90,12 @@ def _quiet() -> Iterator[None]:
 
 
 def tiled(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Pictures of one size, row by row, with white between them."""
+    """Join rows of pictures of one size to one picture, with white gaps."""
     padded = [[np.pad(each, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for each in row] for row in rows]
     return np.concatenate([np.concatenate(row, 1) for row in padded], 0)
 
 
 def marked(frame: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """With a bar of that colour above it."""
+    """Return the frame with a bar of that colour above it."""
     bar = np.broadcast_to(np.asarray(colour, np.uint8), (BAR, frame.shape[1], 3))
     return np.concatenate([bar, frame], 0)

@@ -1,1 +1,1 @@
-"""What lies in a run folder: config, checkpoints, weights, locks; the run built from it."""
+"""The run folder: its config, checkpoints, weights and lock, and the run that is built from it."""

@@ -1,9 +1,10 @@
-"""The checkpoints of a run: numbered folders, each of them whole or not there, and proven to be what was written.
+"""The checkpoints of a run: numbered folders that are either complete or absent, with a checksum for each file.
 
     checkpoint/00007/  manifest.json  model.safetensors  behaviour.safetensors  training.safetensors  replay.npz
 
-A new one is written beside the others and takes its number in one step, after everything in it has reached the disk.
-None is ever changed, so that whatever ends a process, the last one or the one before can be read.
+A new checkpoint is written under another name. It is renamed to its number in one step, after all of its files have
+reached the disk. A checkpoint is never changed afterwards. Whatever ends the process, the last checkpoint or the one
+before it can be read.
 """
 
 import hashlib
@@ -21,34 +22,34 @@ import torch
 
 from worldmodel.training.run.weights import sync_folder, write_text_atomic
 
-MANIFEST = "manifest.json"
-NAME = re.compile(r"[0-9]{5,}")  # of a checkpoint
-FORMAT = 2  # of checkpoints; later ones read all that came before
-PARTIAL = ".partial"  # ends the name of a checkpoint that is being written
+MANIFEST_FILE = "manifest.json"
+NAME_PATTERN = re.compile(r"[0-9]{5,}")  # of the folder of a checkpoint
+FORMAT_VERSION = 2  # of new checkpoints; all earlier formats can be read
+PARTIAL_SUFFIX = ".partial"  # ends the name of a checkpoint that is being written
 
 
 class DamagedError(ValueError):
-    """A file is not what was written."""
+    """The error of a file whose content differs from what was written."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a manifest says of the folder it lies in."""
+    """The content of the manifest in the folder of a checkpoint."""
 
     folder: Path
-    env_steps: int  # that the weights have been trained for
-    mean_return: float | None  # of an evaluation of these weights
+    env_steps: int  # environment steps after which the weights were saved
+    mean_return: float | None  # of an evaluation of these weights, if there was one
     files: dict[str, tuple[int, str]]  # {name: (bytes, SHA-256)}
 
     @staticmethod
     def read(folder: Path) -> "Checkpoint":
-        """What the manifest in this folder says.
+        """Read the manifest in a folder.
 
         Raises:
             DamagedError: if it cannot be read.
-            ValueError: if it is of a later version than this one.
+            ValueError: if a later version of worldmodel wrote it in a newer format.
         """
-        file = folder / MANIFEST
+        file = folder / MANIFEST_FILE
         try:
             found = json.loads(file.read_text())
             made, by = int(found["format"]), found["worldmodel"]
@@ -59,17 +60,18 @@ class Checkpoint:
                 raise ValueError(f"{checkpoint.env_steps} steps, {sorted(files)}")
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise DamagedError(f"{file} cannot be read: {error!r}") from error
-        if made > FORMAT:
+        if made > FORMAT_VERSION:
             raise ValueError(
-                f"{file} is of format {made}, written by worldmodel {by}; this version reads up to {FORMAT}"
+                f"{file} has format {made} and was written by worldmodel {by}. This version reads formats up to "
+                f"{FORMAT_VERSION}. Install a newer version."
             )
         return checkpoint
 
     def check(self, leave_out: Collection[str] = ()) -> None:
-        """Compare every file but those left out with what the manifest says of it.
+        """Compare every file, except those in `leave_out`, with its size and checksum in the manifest.
 
         Raises:
-            DamagedError: naming the first that is not what was written.
+            DamagedError: if a file differs. The message names the first one.
         """
         for name, (size, digest) in self.files.items():
             file = self.folder / name
@@ -80,17 +82,17 @@ class Checkpoint:
             if file.stat().st_size != size:
                 raise DamagedError(f"{file} has {file.stat().st_size} bytes instead of {size}")
             if sha256(file) != digest:
-                raise DamagedError(f"{file} is not what was written: its checksum differs")
+                raise DamagedError(f"{file} was changed after it was written: its checksum differs")
 
 
 @contextmanager
 def new_checkpoint(root: Path, env_steps: int, mean_return: float | None = None) -> Iterator[Path]:
-    """A folder to fill, which becomes the newest checkpoint under `root` at the end; after an error it is gone."""
-    for leftover in root.glob(f"*{PARTIAL}"):
-        if NAME.fullmatch(leftover.stem):
+    """Yield a folder to fill. It then becomes the newest checkpoint under `root`; after an error it is removed."""
+    for leftover in root.glob(f"*{PARTIAL_SUFFIX}"):
+        if NAME_PATTERN.fullmatch(leftover.stem):
             remove(leftover)
     target = root / f"{max(numbers(root), default=0) + 1:05d}"
-    partial = target.with_name(target.name + PARTIAL)
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -103,20 +105,20 @@ def new_checkpoint(root: Path, env_steps: int, mean_return: float | None = None)
 
 
 def _seal(folder: Path, about: dict[str, Any]) -> None:
-    """Write the manifest of everything in a folder, and have all of it reach the disk."""
+    """Write the manifest of all files in a folder, and wait until everything has reached the disk."""
     files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
-    whole = {"format": FORMAT, **versions(), **about, "files": files}
-    write_text_atomic(folder / MANIFEST, json.dumps(whole, indent=1) + "\n")
+    whole = {"format": FORMAT_VERSION, **versions(), **about, "files": files}
+    write_text_atomic(folder / MANIFEST_FILE, json.dumps(whole, indent=1) + "\n")
     sync_folder(folder)
 
 
 def numbers(root: Path) -> list[int]:
-    """Of the checkpoints under `root`, the oldest first."""
-    return sorted(int(folder.name) for folder in root.glob("*") if NAME.fullmatch(folder.name))
+    """Return the numbers of the checkpoints under `root`, the oldest first."""
+    return sorted(int(folder.name) for folder in root.glob("*") if NAME_PATTERN.fullmatch(folder.name))
 
 
 def remove(path: Path) -> None:
-    """A folder with all that is in it; or what somebody put in its place."""
+    """Remove a folder and everything in it, or a file or link that was put in its place."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -124,13 +126,13 @@ def remove(path: Path) -> None:
 
 
 def find(root: Path, which: str = "latest", leave_out: Collection[str] = ()) -> tuple[Checkpoint, list[str]]:
-    """A checkpoint whose files are what was written, and what is wrong with others that would have come first.
+    """Return an undamaged checkpoint, and the problems of the damaged ones that would have been preferred to it.
 
     Args:
-        which: "latest", "best" by the return of its evaluation, or a number.
-        leave_out: files that are not needed, nor looked at.
+        which: "latest", "best" for the highest return in its evaluation, or a number.
+        leave_out: names of files that are not needed and not checked.
     Raises:
-        ValueError: if there is none, or a later version has written it.
+        ValueError: if there is no such checkpoint, or a later version of worldmodel wrote it.
     """
     known, problems = [], []
     for number in reversed(numbers(root)):
@@ -149,7 +151,7 @@ def find(root: Path, which: str = "latest", leave_out: Collection[str] = ()) -> 
             problems.append(str(error))
         else:
             return checkpoint, problems
-    raise ValueError(f"{root.parent} holds no {_described(root, which)}" + "".join(f"; {line}" for line in problems))
+    raise ValueError(f"{root.parent} holds no {_described(root, which)}." + "".join(f" {line}." for line in problems))
 
 
 def _mean_return(checkpoint: Checkpoint) -> float:
@@ -158,24 +160,27 @@ def _mean_return(checkpoint: Checkpoint) -> float:
 
 
 def _described(root: Path, which: str) -> str:
-    """What was not found, and what is there."""
+    """Return the part of a message that says what was not found, and what there is."""
     if not numbers(root):
         return "complete checkpoint: the run stopped before its first save, or files were removed"
     there = ", ".join(map(str, numbers(root)))
     if which == "latest":
-        return "checkpoint that could be used"
+        return "usable checkpoint"
     if which == "best":
-        return f"evaluated checkpoint that could be used; the run has {there}"
-    return f"checkpoint '{which}' that could be used; the run has latest, best, {there}"
+        return f"usable checkpoint with an evaluation. The run has the checkpoints {there}"
+    return f"usable checkpoint '{which}'. The run has the checkpoints latest, best, {there}"
 
 
 def prune(root: Path, keep: int, drop: Collection[str]) -> None:
-    """Remove all but the newest `keep` and the best; of the best, if it is no longer new, also the files in `drop`."""
+    """Remove all checkpoints except the newest `keep` and the best.
+
+    If the best one is not among the newest, its files in `drop` are removed as well.
+    """
     there = numbers(root)
     old = {number: _read(root / f"{number:05d}") for number in there[:-keep]}
     new = [_read(root / f"{number:05d}") for number in there[-keep:]]
     evaluated = [one for one in (*old.values(), *new) if one is not None and one.mean_return is not None]
-    best = max(reversed(evaluated), key=_mean_return, default=None)  # of equals the newest, as `find` has it
+    best = max(reversed(evaluated), key=_mean_return, default=None)  # the newest one of equals, as in `find`
     for number, checkpoint in old.items():
         if checkpoint is None or checkpoint is not best:
             remove(root / f"{number:05d}")
@@ -192,13 +197,13 @@ def _read(folder: Path) -> Checkpoint | None:
 
 
 def sha256(file: Path) -> str:
-    """The checksum of a file of any size."""
+    """Return the SHA-256 checksum of a file without reading it into memory as a whole."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str | None]:
-    """Of what writes."""
+    """Return the versions of worldmodel and torch that write a checkpoint."""
     try:
         ours = version("worldmodel")
     except PackageNotFoundError:

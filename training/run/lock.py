@@ -1,4 +1,4 @@
-"""One process at a time trains a run."""
+"""A lock that lets only one process at a time train a run."""
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ from worldmodel.replay.disk import LOCK, locked
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from training the run in this folder, until this one is done or dead.
+    """Prevent other processes from training the run in this folder until this one has finished or died.
 
     Raises:
-        ValueError: if another one trains it.
+        ValueError: if another process is training it.
     """
     descriptor = locked(folder / LOCK, f"{folder}: another process is training this run")
     try:

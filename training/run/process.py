@@ -1,4 +1,4 @@
-"""What a run sets for the whole process, for as long as it lasts."""
+"""The process-wide settings that a run changes, and their restoration."""
 
 import random
 import warnings
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def left_as_found() -> Iterator[None]:
-    """Afterwards the process has the threads of torch, the random states and the filters of warnings that it had."""
+    """Restore the number of torch threads, the random states and the warning filters of the process at the end."""
     threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with warnings.catch_warnings(), torch.random.fork_rng(devices):

@@ -1,4 +1,4 @@
-"""Nested state on disk, such as an optimiser's: tensors and numbers, read back without executing anything."""
+"""Nested state on disk, such as that of an optimizer: tensors and numbers. Reading it back executes no code."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ from torch import Tensor
 from worldmodel.envs import EnvironmentFault
 from worldmodel.training.run.weights import write_bytes_atomic
 
-TREE = "tree"  # the entry of the file's metadata that holds everything but tensors
-TENSOR, ARRAY, ITEMS = "__tensor__", "__array__", "__items__"  # mark what JSON has no word for
+TREE_KEY = "tree"  # the entry of the file's metadata that holds everything but tensors
+TENSOR_MARK, ARRAY_MARK, ITEMS_MARK = "__tensor__", "__array__", "__items__"  # keys that mark types JSON lacks
 
 
 def save_tree(path: Path, tree: Any) -> None:
     """Write nested mappings and lists of tensors, arrays, numbers, strings and None, atomically.
 
     Raises:
-        TypeError: for a leaf of another kind.
+        TypeError: for a leaf of another type.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -32,31 +32,31 @@ def save_tree(path: Path, tree: Any) -> None:
             name = str(len(tensors))
             own = torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
             tensors[name] = own
-            return {TENSOR if isinstance(value, Tensor) else ARRAY: name}
-        if isinstance(value, Mapping):  # as pairs: an optimiser's keys are numbers
-            return {ITEMS: [[key, kept(item)] for key, item in value.items()]}
+            return {TENSOR_MARK if isinstance(value, Tensor) else ARRAY_MARK: name}
+        if isinstance(value, Mapping):  # as pairs, since the keys of an optimizer's state are numbers
+            return {ITEMS_MARK: [[key, kept(item)] for key, item in value.items()]}
         if isinstance(value, list | tuple):
             return [kept(item) for item in value]
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise TypeError(f"cannot write a {type(value).__name__}: {value!r}")
+        raise TypeError(f"cannot write a {type(value).__name__}: {value!r}.")
 
     described = json.dumps(kept(tree))
-    write_bytes_atomic(path, save(tensors, {TREE: described}))
+    write_bytes_atomic(path, save(tensors, {TREE_KEY: described}))
 
 
 def load_tree(path: Path) -> Any:
-    """Read back what :func:`save_tree` wrote; tuples have become lists.
+    """Read back what :func:`save_tree` wrote. Tuples become lists.
 
     Raises:
-        ValueError: if it is another file, or cut short.
+        ValueError: if the file is of another kind, or incomplete.
     """
     try:
         with safe_open(path, "pt") as file:
-            described = json.loads((file.metadata() or {})[TREE])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            described = json.loads((file.metadata() or {})[TREE_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - `file` is not a mapping
     except (SafetensorError, LookupError, OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a readable training state, or cut short: {error}") from error
+        raise ValueError(f"{path}: not a readable training state, or incomplete: {error}") from error
 
     def found(value: Any) -> Any:
         if isinstance(value, list):
@@ -64,18 +64,18 @@ def load_tree(path: Path) -> Any:
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()
-        if kind == ITEMS:
+        if kind == ITEMS_MARK:
             return {key: found(item) for key, item in content}
-        return tensors[content] if kind == TENSOR else tensors[content].numpy()
+        return tensors[content] if kind == TENSOR_MARK else tensors[content].numpy()
 
     try:
         return found(described)
-    except (LookupError, ValueError, TypeError) as error:  # a marker before what it does not mark
+    except (LookupError, ValueError, TypeError) as error:  # a mark whose content does not fit it
         raise ValueError(f"{path}: not a readable training state: {error!r}") from error
 
 
 def shaped(like: Any, tree: Any) -> Any:
-    """What was read back as lists, as the named tuples that `like` is made of, its tensors on their devices."""
+    """Return `tree` with its lists turned into the named tuples of `like`, and its tensors on the same devices."""
     if isinstance(like, Tensor):
         return tree.to(like.device)
     if isinstance(like, tuple):
@@ -86,15 +86,15 @@ def shaped(like: Any, tree: Any) -> Any:
 
 @contextmanager
 def fitting_state(file: Path) -> Iterator[None]:
-    """While what a file holds is put into the parts of a run.
+    """Turn errors in the body, which puts the content of `file` into the parts of a run, into one that names the file.
 
     Raises:
-        ValueError: naming the file, for anything missing in it, or of another kind or shape than the parts have.
+        ValueError: if something is missing in the file, or has another type or shape than the parts of the run.
     """
     try:
         yield
-    except EnvironmentFault:  # of an episode that is taken up again
+    except EnvironmentFault:  # of an episode that is being continued
         raise
     except (LookupError, TypeError, AttributeError, RuntimeError, AssertionError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(f"{file} is no training state of this run: {reason}") from error
+        raise ValueError(f"{file} is not a training state of this run: {reason}") from error

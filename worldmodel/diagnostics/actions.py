@@ -1,9 +1,9 @@
-"""Does the model use the actions, and those that it was trained to?
+"""A test of whether a model uses the actions, and at the right time step.
 
-The same sequences are explained with the recorded controls, with those of another sequence, and with their own one step
-late or early. A model that uses its actions is worse off with any but its own: recordings aligned otherwise than those
-it was trained on are found out. That the training data themselves were misaligned cannot be seen here: a model of
-them is at home in them, and only explains them less well.
+The model explains the same sequences with four variants of the actions: the recorded ones, those of another sequence,
+and the recorded ones shifted by one step in either direction. A model that uses its actions explains the data best
+with the recorded ones. If a shifted variant is better, the recordings are aligned differently from the training data.
+The test cannot detect that the training data were misaligned themselves: the model has learned them that way.
 """
 
 from typing import NamedTuple
@@ -19,69 +19,76 @@ from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
 SIGNIFICANT = 3.0
-"""Standard errors that a difference must exceed to count."""
+"""The number of standard errors that a difference must exceed to count."""
 
-FEWEST = 8
-"""Sequences below which a standard error is itself too uncertain to decide anything."""
+FEWEST_SEQUENCES = 8
+"""With fewer sequences, the standard error itself is too uncertain for a verdict."""
 
 NEGLIGIBLE = 0.1
-"""Nats per step: that the actions are ignored is said only where a larger loss can be excluded."""
+"""Nats per step. The verdict is "ignores its actions" only if a larger loss can be excluded."""
 
 RIGHT, SHUFFLED, LATE, EARLY = "recorded", "of another sequence", "one step late", "one step early"
 
 
 class ActionTest(NamedTuple):
-    """By variant of the controls, one number per sequence (B,); empty where there is nothing to vary."""
+    """One number for each sequence (B,), by variant of the actions. The mappings are empty if no actions vary."""
 
-    elbo: dict[str, Tensor]  # nats per step; what the verdict rests on: every member of the family has it
+    elbo: dict[str, Tensor]  # nats per step; the verdict uses the ELBO, because every model has one
     log_likelihood: dict[str, Tensor]  # nats per imagined step, open loop; empty if the model cannot imagine
-    width: int  # A
-    varied: bool  # whether the recorded controls differ at all
+    width: int  # A, the width of an action
+    varied: bool  # whether the recorded actions differ from each other
 
     def loss(self, variant: str) -> Paired:
-        """What the ELBO loses by controls other than the recorded ones, in nats per step."""
+        """Return the ELBO with the recorded actions minus the ELBO with a variant, in nats per step."""
         return paired(self.elbo[RIGHT], self.elbo[variant])
 
     def verdict(self, significant: float = SIGNIFICANT) -> str:
-        """`uses its actions`, `ignores its actions`, `actions look misaligned by one step`, or why none can be given.
+        """Return the verdict, or the reason why there is none.
 
-        By paired tests over sequences, of the mean and of the sign. They must be independent: any that share steps
-        would look surer than they are.
+        The verdict is `uses its actions`, `ignores its actions` or `actions look misaligned by one step`. It rests on
+        paired tests of the mean and of the sign over the sequences. The sequences must be independent: with shared
+        steps, the result would look more certain than it is.
+
+        Args:
+            significant: the number of standard errors that a difference must exceed.
         """
         if not self.width:
-            return "no controls"
+            return "there are no actions"
         if not self.varied:
-            return "controls never vary"
+            return "the actions never vary"
         count = len(self.elbo[RIGHT])
-        undecided = f"undecided, {count} sequences are too few to tell"
-        if count < FEWEST:
+        undecided = f"undecided: {count} sequences are too few for a verdict"
+        if count < FEWEST_SEQUENCES:
             return undecided
         if any(bool(self.loss(variant).clearest < -significant) for variant in (LATE, EARLY)):
-            return "actions look misaligned by one step"
+            return "the actions look misaligned by one step"
         loss = self.loss(SHUFFLED)
         if loss.clearest > significant:
-            return "uses its actions"
+            return "the model uses its actions"
         if loss.mean + significant * loss.error < NEGLIGIBLE:
-            return "ignores its actions"
+            return "the model ignores its actions"
         return undecided
 
 
 def action_test(model: WorldModel, batch: Batch, context: int, samples: int = 8) -> ActionTest:
-    """Explain sequences with their own controls and with wrong ones.
+    """Measure how well a model explains sequences with their own actions and with wrong ones.
 
     Args:
-        batch: (B, T) sequences that share no step. Those in which an episode begins after the first step are left
-            out, and the first and the last step serve only to shift the controls.
-        context: steps before the imagined ones of the open-loop log-likelihood, where only the latter have the
-            wrong controls.
-        samples: of the posterior.
+        model: the model to test.
+        batch: (B, T) sequences that share no step. Sequences in which an episode begins after the first step are left
+            out. The first and the last step are used only to shift the actions.
+        context: the number of steps before the imagined ones, for the open-loop log-likelihood. Only the imagined
+            steps have wrong actions.
+        samples: the number of samples of the posterior.
     Raises:
         ValueError: if fewer than two sequences of four steps are left.
     """
     batch = unbroken(batch, 1)
     count, length = batch.reward.shape
     if count < 2 or length < 4:
-        raise ValueError(f"an action test needs two sequences of four steps, there are {count} of {length}")
+        raise ValueError(
+            f"an action test needs at least two sequences of four steps, but there are {count} of {length} steps"
+        )
     control = batch.prev_action
     width, varied = control.shape[-1], bool((control[:, 1:] != control[:1, 1:2]).any())
     if not width or not varied:
@@ -97,7 +104,10 @@ def action_test(model: WorldModel, batch: Batch, context: int, samples: int = 8)
 
 
 def variants(batch: Batch) -> dict[str, Tensor]:
-    """Controls (B, T - 2, A) of steps 2 to T - 1: right, of the sequence half the batch away, shifted either way."""
+    """Return the four variants of the actions (B, T - 2, A) for the steps 2 to T - 1.
+
+    The actions of another sequence are those of the sequence half a batch away.
+    """
     control = batch.prev_action
     right = control[:, 1:-1]
     return {
@@ -109,7 +119,7 @@ def variants(batch: Batch) -> dict[str, Tensor]:
 
 
 def _open_loop(model: WorldModel, batch: Batch, control: Tensor, context: int, samples: int) -> Tensor:
-    """(B,): log-likelihood of everything emitted in nats per step, with other controls after the context."""
+    """Return the log-likelihood of all emissions in nats per step (B,), with other actions after the context."""
     joined = torch.cat([batch.prev_action[:, :context], control[:, context:]], 1)
     forecasts = open_loop(model, batch._replace(prev_action=joined), context, samples)
     return torch.stack([forecast.log_prob for forecast in forecasts.values()]).sum(0).mean(1)

@@ -1,6 +1,7 @@
-"""Forecasts that need no world model: what a learned one must beat, on the same windows.
+"""Forecasts that need no world model. A learned model should beat them on the same windows.
 
-Each predicts a mean; its standard deviation at step k is that of its own errors k steps ahead on training windows.
+Each baseline predicts a mean. Its standard deviation k steps ahead is that of its own errors k steps ahead on training
+windows.
 """
 
 from collections.abc import Callable
@@ -21,24 +22,24 @@ from worldmodel.types import Batch
 
 
 class Series(NamedTuple):
-    """Everything emitted as one vector of D numbers; see :func:`worldmodel.diagnostics.emissions.emissions`."""
+    """All emissions as one vector of D numbers; see :func:`worldmodel.diagnostics.emissions.emissions`."""
 
     values: Tensor  # (B, T, D)
-    control: Tensor  # (B, T, A): what led to each row
+    control: Tensor  # (B, T, A): the action that led to each row
     is_first: Tensor  # (B, T) bool
     mask: Tensor  # (B, T)
 
 
 def series(model: WorldModel, batch: Batch) -> Series:
-    """The emissions of a batch, side by side in the order of `emissions`."""
+    """Return the emissions of a batch, concatenated in the order of `emissions`."""
     values = torch.cat([emission.numbers for emission in emissions(model, batch).values()], -1)
     return Series(values, batch.prev_action * ~batch.is_first.unsqueeze(-1), batch.is_first, batch.mask)
 
 
 def moments(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (D,) of everything emitted, over the rows in which it was recorded.
+    """Return the mean and the standard deviation (D,) of all emissions, over the rows in which they were recorded.
 
-    The deviation of a constant is 0, which rounding in its mean would hide.
+    The standard deviation of a constant is set to exactly 0. Rounding errors in its mean would give another number.
     """
     found = [each.numbers[each.recorded] for each in emissions(model, batch).values()]
     spread = [torch.where((x == x[:1]).all(0), 0.0, x.std(0, correction=0)) for x in found]
@@ -46,31 +47,36 @@ def moments(model: WorldModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def by_name(model: WorldModel, batch: Batch, joint: Tensor) -> dict[str, Tensor]:
-    """(..., D) -> {emission: (..., W)}, the inverse of the concatenation in :func:`series`."""
+    """Split a joint vector into emissions, (..., D) -> {emission: (..., W)}: the inverse of :func:`series`."""
     found = emissions(model, batch)
     widths = [emission.numbers.shape[-1] for emission in found.values()]
     return dict(zip(found, joint.split(widths, -1), strict=True))
 
 
 Predictor = Callable[[Series, int], Tensor]
-"""Windows and the length of their context -> (B, T - context, D), from the context and the later controls alone."""
+"""A function of windows and the length of their context that returns predictions (B, T - context, D).
+
+It may use only the steps of the context and the later actions.
+"""
 
 
 class Baseline(NamedTuple):
+    """A fitted baseline and its standard deviations."""
+
     predict: Predictor
     std: Tensor  # (K, D) of the errors k steps ahead
-    exact: Tensor  # (K, D) bool: where there were next to none, so that a Gaussian of them would be sure of everything
+    exact: Tensor  # (K, D) bool: True if the errors were almost 0, so that a Gaussian would be far too certain
 
 
 def repeat_last(windows: Series, context: int) -> Tensor:
-    """Nothing changes any more."""
+    """Predict that nothing changes after the context."""
     ahead = windows.values.shape[1] - context
     return windows.values[:, context - 1 : context].expand(-1, ahead, -1)
 
 
 @dataclass(frozen=True)
 class TrainMean:
-    """Always the mean of the training data."""
+    """Predicts the mean of the training data."""
 
     mean: Tensor  # (D,)
 
@@ -80,15 +86,16 @@ class TrainMean:
 
 @dataclass(frozen=True)
 class ARX:
-    """A linear autoregression with controls, x_t = c + sum_{i=1..p} A_i x_{t-i} + B_i u_{t-i} + noise.
+    """A linear autoregression with actions u, x_t = c + sum_{i=1..p} A_i x_{t-i} + B_i u_{t-i} + noise.
 
-    Simulated open loop: its own predictions are its later inputs. They are kept within the range of the training data
-    and as much again on either side, so that an unstable fit cannot explode and make others look good.
+    It is simulated open loop: its predictions are its later inputs. Predictions are clipped to the range of the
+    training data, extended on both sides by the width of this range. Otherwise an unstable fit could diverge, and the
+    model would look good in comparison.
     """
 
     weight: Tensor  # (p (D + A) + 1, D): A_1', .., A_p', B_1', .., B_p', c'
-    low: Tensor  # (D,) below which no prediction goes
-    high: Tensor  # (D,)
+    low: Tensor  # (D,) lower limit of the predictions
+    high: Tensor  # (D,) upper limit of the predictions
     order: int  # p
 
     def __call__(self, windows: Series, context: int) -> Tensor:
@@ -106,9 +113,9 @@ class ARX:
 
 
 def history(windows: Series, context: int, order: int) -> tuple[Tensor, Tensor]:
-    """The last `order` values (B, p, D) and `order` - 1 controls (B, p - 1, A) of the context, newest first.
+    """Return the last `order` values (B, p, D) and `order` - 1 actions (B, p - 1, A) of the context, newest first.
 
-    What lies before the episode, or before the window, is its first value again and a null control.
+    Before the beginning of the episode or the window, the first value is repeated and the action is zero.
     """
     time = torch.arange(context, device=windows.values.device)
     begun = torch.where(windows.is_first[:, :context], time, 0).amax(1, keepdim=True)
@@ -120,10 +127,12 @@ def history(windows: Series, context: int, order: int) -> tuple[Tensor, Tensor]:
 
 
 def fit_arx(train: Series, order: int = 3, ridge: float = 1e-4) -> ARX:
-    """Least squares over every row whose `order` predecessors are of its episode.
+    """Fit the autoregression by least squares to every row whose `order` predecessors belong to its episode.
 
     Args:
-        ridge: added to the mean squares of the standardised regressors.
+        train: the training data.
+        order: p, the number of earlier steps.
+        ridge: the penalty, added to the mean squares of the standardized regressors.
     Raises:
         ValueError: if there is no such row.
     """
@@ -144,12 +153,13 @@ def fit_arx(train: Series, order: int = 3, ridge: float = 1e-4) -> ARX:
 
 
 def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
-    """(n, I), (n, O) -> (I + 1, O), the last row the intercept, which is not penalised. Solved in double precision.
+    """Return the weights of a ridge regression, (n, I), (n, O) -> (I + 1, O). The last row is the intercept.
 
         weight = (X^T X + n ridge 1)^-1 X^T Y = X^T (X X^T + n ridge 1)^-1 Y
 
-    Of the two systems the smaller one is solved: one-hot codes of many actions have more columns than there are rows.
-    Where a column does not vary, as that of an action that was never taken, its weight is 0.
+    The smaller of the two systems is solved, in double precision: one-hot features of many actions can have more
+    columns than there are rows. The intercept is not penalized. A column that does not vary, such as that of an action
+    that was never taken, gets the weight 0.
     """
     vary = (inputs != inputs[:1]).any(0)
     x, y = doubled(inputs[:, vary]), doubled(targets)
@@ -168,13 +178,14 @@ def least_squares(inputs: Tensor, targets: Tensor, ridge: float) -> Tensor:
 
 
 def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int, order: int = 3) -> dict[str, Baseline]:
-    """Repeat the last value, the training mean, and a linear autoregression with controls.
+    """Fit three baselines: repetition of the last value, the training mean, and a linear autoregression.
 
     Args:
-        train: recorded sequences (B, T, ...), one stream of any length included.
-        windows: windows of the same data, as long as those to be predicted; for the standard deviations.
-        context: steps of a window that are seen.
-        order: of the autoregression, if the context is as long.
+        model: the model whose emissions are predicted.
+        train: recorded sequences (B, T, ...). One stream of any length is enough.
+        windows: windows of the same data, as long as those to be predicted. They give the standard deviations.
+        context: the number of steps of a window that are seen.
+        order: the order of the autoregression. A shorter context lowers it.
     """
     data, sample = series(model, train), series(model, unbroken(windows, context))
     mean, std = moments(model, train)
@@ -183,7 +194,7 @@ def fit_baselines(model: WorldModel, train: Batch, windows: Batch, context: int,
         "train mean": TrainMean(mean),
         "linear ARX": fit_arx(data, min(order, context)),
     }
-    floor, ahead = torch.where(std > 0, 1e-3 * std, 1.0), sample.values[:, context:]  # of a constant any serves
+    floor, ahead = torch.where(std > 0, 1e-3 * std, 1.0), sample.values[:, context:]  # 1.0 is arbitrary
     found = {}
     for name, predict in predictors.items():
         error = root_mean_square(ahead - predict(sample, context))

@@ -1,10 +1,10 @@
-"""Is the latent variable used, and what does it leave out?
+"""A test of whether a model uses its latent variable, and which quantities are missing in it.
 
-A posterior that equals its prior carries nothing. The quieter failure is partial: one quantity, often one that changes
-slowly, is explained as noise by a large predicted sigma. The ELBO hardly shows it; the share of that quantity's
-variance that the posterior's reconstruction explains does.
+If the posterior equals the prior, the latent variable carries no information. A partial collapse is harder to see:
+the model explains one quantity, often a slow one, as noise with a large predicted standard deviation. The ELBO hardly
+shows this. It shows in the share of the variance of this quantity that the reconstruction from the posterior explains.
 
-A head may also fail to say what the latent state holds: a linear map reads it off then.
+A head can also fail to decode what the latent state holds. A linear map from the latent state reveals this case.
 """
 
 import math
@@ -23,28 +23,31 @@ from worldmodel.types import Batch
 
 ACTIVE_VARIANCE = 0.01
 """A unit is active if the variance of its posterior mean over the data exceeds this (Burda et al. 2016, Section 5.2).
-They had a prior N(0, I). Here the prior moves: a unit can vary with it, and still be told nothing by the data."""
+
+Their prior is N(0, I). Here the prior changes over time. A unit can vary with the prior and still carry no information
+about the data.
+"""
 
 ACTIVE_NATS = 0.01
-"""A unit is active if the data tell it more than this, KL(q || p) averaged over steps."""
+"""A unit is active if KL(q || p), averaged over the steps, exceeds this."""
 
 REPRESENTED = 0.5
 """An observed quantity is represented if the reconstruction explains this share of its variance."""
 
-NAMED = 8
-"""What is not represented is named, of more the worst."""
+MAX_NAMED = 8
+"""The largest number of quantities that a verdict names, the worst ones first."""
 
-NOT_HELD = "unless that is noise, raise its weight or the free nats of the objective, or train longer"
-NOT_SAID = "more layers or units of its head, or more updates, mend that; a larger latent state does not"
+NOT_HELD = "Unless this is noise, raise its weight or the free nats of the objective, or train longer"
+NOT_SAID = "Give the head more layers or units, or train longer. A larger latent state does not help"
 
 
 class Collapse(NamedTuple):
-    """What the posterior carries. A constant quantity has no variance to explain, and an R^2 that is not a number."""
+    """The information that the posterior carries. The R^2 of a constant quantity is NaN: it has no variance."""
 
-    kl: Tensor  # (U,) nats per step by latent dimension or one-hot group
-    variance: Tensor  # (U,) of the posterior mean over the data, by latent dimension or group
-    explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) of classes and of images
-    names: Mapping[str, Sequence[str]] = MappingProxyType({})  # {emission: of its entries}, where they have any
+    kl: Tensor  # (U,) nats per step, for each latent dimension or one-hot group
+    variance: Tensor  # (U,) variance of the posterior mean over the data, for each latent dimension or group
+    explained: dict[str, Tensor]  # {emission: (W,)} R^2 of the reconstruction; (1,) for classes and images
+    names: Mapping[str, Sequence[str]] = MappingProxyType({})  # {emission: names of its entries}, if there are any
 
     @property
     def active_by_kl(self) -> Tensor:
@@ -55,18 +58,30 @@ class Collapse(NamedTuple):
         return (self.variance > ACTIVE_VARIANCE).sum()
 
     def missing(self, threshold: float = REPRESENTED) -> dict[str, float]:
-        """{quantity: R^2} of what is not represented. A pure noise is rightly left out, and is listed as well."""
+        """Return {quantity: R^2} of the quantities that are not represented.
+
+        Pure noise is in the list too, although a model is right not to represent it.
+        """
         return {name: r2 for name, r2 in labelled(self.explained, self.names).items() if r2 < threshold}
 
     def verdict(self, probed: Mapping[str, Tensor] | None = None, threshold: float = REPRESENTED) -> str:
-        """`healthy`, `posterior collapse`, `partial collapse` with what is not represented, or that of everything.
+        """Return the verdict.
 
-        Where nothing is represented although the posterior is told something, it has not been learned long enough, or
-        the emissions do without it. `nothing varies` where there is nothing to represent. What a linear map reads off
-        the latent state is represented there: then it is said that the head does not say it.
+        It begins with one of these:
+
+        * `healthy`: all quantities are represented;
+        * `posterior collapse`: the posterior carries no information;
+        * `partial collapse`: some quantities are not represented. The verdict names them;
+        * `no quantity is represented, ...`: the posterior carries information, but the reconstruction shows none of
+          it. The model needs more training, or the emissions ignore the latent state;
+        * `nothing varies`: all quantities are constant.
+
+        If a linear map can read a quantity from the latent state, the quantity counts as represented. The verdict then
+        says that the head does not decode it.
 
         Args:
-            probed: R^2 of such a map, by emission; see :func:`worldmodel.diagnostics.probe.linear_probe`.
+            probed: the R^2 of such a map by emission; see :func:`worldmodel.diagnostics.probe.linear_probe`.
+            threshold: the share of variance from which a quantity counts as represented.
         """
         varying = [r2 for r2 in labelled(self.explained, self.names).values() if not math.isnan(r2)]
         if not varying:
@@ -80,23 +95,24 @@ class Collapse(NamedTuple):
         lost = {name: r2 for name, r2 in missing.items() if name not in held}
         lines = []
         if lost:
-            partly = "partial collapse"
-            wholly = "nothing is represented, and yet the posterior is told something"
-            named = listed(
-                {name: f"{name} is not represented (R^2 {r2:.2f})" for name, r2 in lost.items()}, lost, "nor are"
-            )
-            lines.append(f"{wholly if len(lost) == len(varying) else partly}: {named}; {NOT_HELD}")
+            partly = "partial collapse. Not represented"
+            wholly = "no quantity is represented, although the posterior carries information"
+            named = listed({name: f"{name} (R^2 {r2:.2f})" for name, r2 in lost.items()}, lost)
+            lines.append(f"{wholly if len(lost) == len(varying) else partly}: {named}. {NOT_HELD}")
         if held:
-            told = {
+            described = {
                 name: f"{name} (R^2 {missing[name]:.2f} by its head, {r2:.2f} by a linear map)"
                 for name, r2 in held.items()
             }
-            said = listed(told, {name: missing[name] for name in held}, "and")
-            lines.append(f"the latent state holds what the head does not say: {said}; {NOT_SAID}")
-        return ". ".join(lines)
+            named = listed(described, {name: missing[name] for name in held})
+            lines.append(f"the latent state holds what the head does not decode: {named}. {NOT_SAID}")
+        return ". Also, ".join(lines)
 
     def _read(self, probed: Mapping[str, Tensor]) -> dict[str, float]:
-        """`probed` by the names of `explained`; of what that pools it is the mean of the entries that vary."""
+        """Return `probed` under the names of `explained`.
+
+        Where `explained` has one number for all entries, it is the mean over the entries that vary.
+        """
         pooled = {
             name: r2.nanmean(0, keepdim=True) if len(self.explained[name]) == 1 else r2
             for name, r2 in probed.items()
@@ -105,16 +121,16 @@ class Collapse(NamedTuple):
         return labelled(pooled, self.names)
 
 
-def listed(told: Mapping[str, str], order: Mapping[str, float], others: str) -> str:
-    """What is told of quantities: of no more than NAMED, those that are first in order, by name."""
-    first = sorted(sorted(order, key=lambda name: order[name])[:NAMED])
-    rest = f", {others} {len(told) - NAMED} others" if len(told) > NAMED else ""
-    return ", ".join(told[name] for name in first) + rest
+def listed(described: Mapping[str, str], order: Mapping[str, float]) -> str:
+    """Return the descriptions of the `MAX_NAMED` quantities with the lowest values of `order`, sorted by name."""
+    first = sorted(sorted(order, key=lambda name: order[name])[:MAX_NAMED])
+    rest = f" and {len(described) - MAX_NAMED} others" if len(described) > MAX_NAMED else ""
+    return ", ".join(described[name] for name in first) + rest
 
 
 @torch.no_grad()
 def collapse(model: WorldModel, batch: Batch) -> Collapse:
-    """Infer the posterior over a batch (B, T) and measure what it carries."""
+    """Infer the posterior over a batch (B, T) and measure the information that it carries."""
     inference = model.observe(batch)
     feature = model.feature(inference.states)
     recorded = batch.mask > 0
@@ -131,7 +147,10 @@ def collapse(model: WorldModel, batch: Batch) -> Collapse:
 
 
 def r2_of_images(head: Head, feature: Tensor, image: Tensor, chunk: int = 256) -> Tensor:
-    """(n, F), (n, W) -> (1,): explained share of the variance of all pixels together, a few images at a time."""
+    """Return the explained share of the variance of all pixels together: (n, F), (n, W) -> (1,).
+
+    A few images are decoded at a time.
+    """
     mean = torch.stack([pixels(part).mean(0) * len(part) for part in image.split(chunk)]).sum(0) / len(image)
     left = whole = torch.zeros((), device=feature.device)
     for features, recorded in zip(feature.split(chunk), image.split(chunk), strict=True):
@@ -142,20 +161,21 @@ def r2_of_images(head: Head, feature: Tensor, image: Tensor, chunk: int = 256) -
 
 
 def r2(value: Tensor, guess: Tensor, pooled: bool = False) -> Tensor:
-    """(n, W), (n, W) -> (W,): share of variance explained; (1,), of all entries together, if `pooled`.
+    """Return the explained share of variance, (n, W), (n, W) -> (W,), or of all entries together (1,) if `pooled`.
 
-    Not a number where the value is constant.
+    It is NaN if the value is constant.
     """
     left, whole, square = (value - guess).square().mean(0), value.var(0, correction=0), value.square().mean(0)
     if pooled:
         left, whole, square = (each.sum(0, keepdim=True) for each in (left, whole, square))
-    return torch.where(whole > 1e-10 * square, 1 - left / whole, torch.nan)  # entry by entry: units differ
+    return torch.where(whole > 1e-10 * square, 1 - left / whole, torch.nan)  # relative: units differ
 
 
 def labelled(values: dict[str, Tensor], names: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """{emission: (W,)} -> {name of an entry: number}.
+    """Return the entries of emissions by name: {emission: (W,)} -> {name of an entry: number}.
 
-    Where its entries have no names, an emission's own with their index, "observation[0]", or alone if there is one.
+    An entry without a name is called after its emission with its index, such as "observation[0]". A single entry has
+    no index.
     """
     named: dict[str, float] = {}
     for emission, entries in values.items():

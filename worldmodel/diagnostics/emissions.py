@@ -1,4 +1,4 @@
-"""Everything a model says about the observable world, by name, in numbers that can be compared."""
+"""The emissions of a model by name, as numbers that can be compared: its observations and its reward."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, cast
@@ -17,23 +17,26 @@ from worldmodel.types import Batch
 class Emission(NamedTuple):
     head: Head
     value: Tensor  # (B, T, width) as recorded
-    numbers: Tensor  # (B, T, W): the same as one-hot codes where it is categorical, in the order of `head.mean`
-    recorded: Tensor  # (B, T) bool: where there is a value; a reset brings no reward
+    numbers: Tensor  # (B, T, W): the values in the order of `head.mean`; one-hot features if they are categorical
+    recorded: Tensor  # (B, T) bool: where there is a value; a reset has no reward
 
 
 def images(model: WorldModel) -> dict[str, Head]:
-    """The heads of pictures, by observation key: of those that are decoded."""
+    """Return the heads of the decoded images by observation key."""
     heads = zip(model.keys, cast(Iterable[Head], model.decoders), strict=True)
     return {key: head for key, head in heads if isinstance(head.output, Pixels)}
 
 
 def without_images(model: WorldModel, batch: Batch) -> Batch:
-    """What is left to copy and to compare, a thousandth of a batch that holds pictures."""
+    """Return the batch without its images, which take almost all of its memory."""
     return batch._replace(obs={key: value for key, value in batch.obs.items() if key not in model.image_keys})
 
 
 def emissions(model: WorldModel, batch: Batch) -> dict[str, Emission]:
-    """Every observation key but those of images, of which no number means anything by itself, and the reward."""
+    """Return the emissions of all observation keys and of the reward.
+
+    Images are left out, because a single pixel has no meaning by itself.
+    """
     recorded = batch.mask > 0
     found = {}
     for key, head in zip(model.keys, cast(Iterable[Head], model.decoders), strict=True):
@@ -47,7 +50,7 @@ def emissions(model: WorldModel, batch: Batch) -> dict[str, Emission]:
 
 
 def numbers(head: Head, value: Tensor) -> Tensor:
-    """Recorded values (..., width) -> (..., W): indices become one-hot codes, everything else real numbers."""
+    """Convert recorded values (..., width) -> (..., W): indices to one-hot features, others to real numbers."""
     if isinstance(head.output, Categorical):
         codes = [F.one_hot(value[..., i].long(), n) for i, n in enumerate(head.output.classes)]
         return torch.cat(codes, -1).to(torch.get_default_dtype())
@@ -55,10 +58,10 @@ def numbers(head: Head, value: Tensor) -> Tensor:
 
 
 def is_discrete(head: Head) -> bool:
-    """Whether values are classes: intervals and densities then mean nothing."""
+    """Return whether the values are classes, for which intervals and densities have no meaning."""
     return isinstance(head.output, Bernoulli | Categorical)
 
 
 def has_density(head: Head) -> bool:
-    """Whether `log_prob` is a density over the value itself, so that it compares with that of a Gaussian."""
+    """Return whether `log_prob` is a density of the value itself, so that it can be compared with a Gaussian."""
     return not isinstance(head.output, Bernoulli | Categorical | TwoHot)

@@ -1,4 +1,4 @@
-"""What a model foresees: imagined with the recorded controls, from a state inferred of the steps before."""
+"""Open-loop forecasts: a model imagines future steps with the recorded actions, from a state inferred before them."""
 
 import math
 from typing import NamedTuple
@@ -16,31 +16,38 @@ from worldmodel.types import Batch, State
 
 
 class Forecast(NamedTuple):
-    """One emission over K imagined steps of B windows, from S samples of the latent path; k = 1 is one step ahead."""
+    """The forecast of one emission for B windows and K imagined steps, from S samples of the latent path.
 
-    mean: Tensor  # (B, K, W): of the emission's means; the median where the output says so
-    samples: Tensor  # (S, B, K, W) of the emission itself, its noise included
-    log_prob: Tensor  # (B, K) log 1/S sum_s p(x_k | s_k^s) in nats: Rao-Blackwellised, no noise is sampled for it
-    value: Tensor  # (B, K, W): what was recorded
+    k = 1 is one step ahead.
+    """
+
+    mean: Tensor  # (B, K, W): the mean over the samples of the emission's mean, or of its median for some outputs
+    samples: Tensor  # (S, B, K, W): samples of the emission, including its noise
+    log_prob: Tensor  # (B, K): log 1/S sum_s p(x_k | s_k^s) in nats, Rao-Blackwellized: the noise is not sampled
+    value: Tensor  # (B, K, W): the recorded values
 
 
 @torch.no_grad()
 def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) -> dict[str, Forecast]:
-    """Infer a state from the first `context` steps of each window and imagine the rest with the recorded controls.
+    """Infer a state from the first `context` steps of each window, and imagine the rest with the recorded actions.
 
-    The state is sampled from `observe` of the context alone: for members that filter that is filtering, and a smoother
-    sees nothing later than the context either. Windows in which an episode begins after the context are left out.
+    The state is sampled from `observe` of the context only. A smoother therefore does not see later steps either.
+    Windows in which an episode begins after the context are left out.
 
+    Args:
+        model: the model. batch: the windows (B, T).
+        context: the number of steps that the model sees.
+        samples: the number of samples of the latent path.
     Returns:
-        A forecast of every observation key but those of images, and of the reward.
+        A forecast of the reward and of every observation key that is not an image.
     Raises:
-        ValueError: if nothing is left to see or to imagine, no window is whole, or the model cannot imagine.
+        ValueError: if the context is empty or as long as the window, no window is left, or the model cannot imagine.
     """
     length = batch.reward.shape[1]
     if not 1 <= context < length:
-        raise ValueError(f"context must be at least 1 and leave something of the window of {length}: {context}")
+        raise ValueError(f"context must be at least 1 and below the {length} steps of a window, but it is {context}")
     if samples < 1:
-        raise ValueError(f"samples must be at least 1: {samples}")
+        raise ValueError(f"samples must be at least 1, but it is {samples}")
     batch = unbroken(batch, context)
     embedding = model.encoder(crop(batch, 0, context).obs).repeat_interleave(samples, 0)
     many = repeated(without_images(model, batch), samples)
@@ -61,23 +68,26 @@ def open_loop(model: WorldModel, batch: Batch, context: int, samples: int = 64) 
 
 
 def foretold(model: WorldModel, batch: Batch, context: int, embedding: Tensor | None = None) -> tuple[State, Tensor]:
-    """The states inferred of the context, (B, context, ...), and features (B, K, F) of the K steps after it.
+    """Return the states of the context (B, context, ...), and the features (B, K, F) of the K steps after it.
 
-    These are imagined with the recorded controls, from the last of those states: both together are one path.
+    The later steps are imagined with the recorded actions, from the last state of the context. Both parts form one
+    path.
 
     Args:
-        embedding: (B, context, E) of the context, where that is known already.
+        model: the model. batch: the windows (B, T).
+        context: the number of steps that the model sees.
+        embedding: (B, context, E), the embedding of the context if it has been computed already.
     """
     states = model.observe(crop(batch, 0, context), embedding=embedding).states
     return states, unroll(model, last(states), batch.prev_action[:, context:])[1]
 
 
 def last(states: State) -> State:
-    """(B, T, ...) -> (B, ...)."""
+    """Return the last state of each window: (B, T, ...) -> (B, ...)."""
     return type(states)(*(field[:, -1] for field in states))
 
 
 def scores(forecast: Forecast) -> Scores:
-    """Errors of a forecast by step and entry."""
+    """Return the errors of a forecast by step and entry."""
     error = root_mean_square(forecast.value - forecast.mean)
     return Scores(error, crps(forecast.samples, forecast.value).mean(0), -forecast.log_prob.mean(0))

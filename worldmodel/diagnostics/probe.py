@@ -1,4 +1,4 @@
-"""What can be read off the latent state by a linear map: whether it holds a quantity that is known from elsewhere."""
+"""A linear probe: whether a linear map can read a known quantity from the latent state."""
 
 from collections.abc import Mapping
 
@@ -11,34 +11,38 @@ from worldmodel.model import WorldModel
 from worldmodel.types import Batch
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
-"""Penalties that are tried, in mean squares of the standardised features."""
+"""The penalties that are tried, in mean squares of the standardized features."""
 
 
 @torch.no_grad()
 def linear_probe(
     model: WorldModel, batch: Batch, states: Mapping[str, Tensor], folds: int = 5, skip: int = 0
 ) -> dict[str, Tensor]:
-    """R^2 (D,) of known states (B, T, D), by name, from features of the sampled posterior: see :func:`probe`.
+    """Return the R^2 (D,) with which features of the posterior predict known states (B, T, D); see :func:`probe`.
 
     Args:
-        skip: steps at the beginning of each sequence that count for nothing: one picture does not show a velocity.
+        model: the model. batch: the sequences (B, T).
+        states: the known states by name.
+        folds: the number of folds of the cross-validation.
+        skip: the number of steps at the beginning of each sequence that are left out. A single image, for example,
+            does not show a velocity.
     """
     feature = model.feature(model.observe(batch).states)[:, skip:]
     return {name: probe(feature, state[:, skip:], batch.mask[:, skip:], folds) for name, state in states.items()}
 
 
 def probe(feature: Tensor, target: Tensor, mask: Tensor, folds: int = 5) -> Tensor:
-    """(B, T, F), (B, T, D), (B, T) -> (D,): R^2 of ridge regression on sequences that it was not fitted to.
+    """Return the cross-validated R^2 of a ridge regression: (B, T, F), (B, T, D), (B, T) -> (D,).
 
-    Every sequence is predicted by a fit to the other folds, since neighbouring steps of one sequence know each other.
-    The ridge with the best R^2 is taken, for each of the D by itself.
+    Every sequence is predicted by a fit to the other folds. The folds consist of whole sequences, because neighboring
+    steps of a sequence are not independent. The best of the `RIDGES` is taken for each of the D targets.
 
     Raises:
         ValueError: if there are fewer sequences than folds.
     """
     count = len(feature)
     if not 2 <= folds <= count:
-        raise ValueError(f"folds must lie between 2 and the {count} sequences: {folds}")
+        raise ValueError(f"folds must be between 2 and the number of sequences, {count}, but it is {folds}")
     fold = torch.arange(count, device=feature.device) % folds
     recorded = mask > 0
     scores = []

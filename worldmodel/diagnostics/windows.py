@@ -1,4 +1,4 @@
-"""Windows of recorded sequences: cut, crop and choose them."""
+"""Functions that cut, crop and select windows of recorded sequences."""
 
 from collections.abc import Callable
 
@@ -9,41 +9,44 @@ from worldmodel.types import Batch
 
 
 def each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor of it changed in the same way."""
+    """Return the batch with `change` applied to each of its tensors."""
     return Batch({key: change(value) for key, value in batch.obs.items()}, *(change(leaf) for leaf in batch[1:]))
 
 
 def crop(batch: Batch, start: int, stop: int | None = None) -> Batch:
-    """Steps `start` to `stop` of every window."""
+    """Return the steps from `start` to `stop` of every window."""
     return each(batch, lambda leaf: leaf[:, start:stop])
 
 
 def unbroken(batch: Batch, start: int) -> Batch:
-    """The windows in which steps `start` and later are recorded and begin no episode.
+    """Return the windows in which all steps from `start` on are recorded and none of them begins an episode.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such window.
     """
     bad = batch.is_first | (batch.mask == 0)
     whole = ~bad[:, start:].any(1)
     if not whole.any():
         raise ValueError(
-            f"each of the {len(whole)} windows of {bad.shape[1]} steps has an episode's end after step {start}: "
-            "take shorter ones"
+            f"in each of the {len(whole)} windows of {bad.shape[1]} steps, an episode ends after step {start}. "
+            "Use shorter windows."
         )
     return each(batch, lambda leaf: leaf[whole])
 
 
 def cut(stream: Batch, length: int, stride: int | None) -> Batch:
-    """A stream (1, L, ...) -> every window (B, length, ...) that lies inside one episode.
+    """Cut a stream (1, L, ...) into windows (B, length, ...) that lie inside one episode. B may be 0.
 
-    Windows begin every `stride` steps from the start of their episode, or of the stream; with a stride of `length`
-    they share no step. Without a stride there is one for each episode, its beginning. There may be none.
+    Args:
+        stream: the recorded steps. length: the number of steps of a window.
+        stride: the distance between the starts of two windows, counted from the beginning of their episode or of the
+            stream. With a stride of `length`, they share no step. None gives one window for each episode, its
+            beginning.
     """
     steps = stream.reward.shape[1]
     time = torch.arange(steps, device=stream.reward.device)
     begins = stream.is_first[0] | (stream.mask[0] == 0)
-    begun = torch.where(begins, time, 0).cummax(0).values  # when the episode of each step began
+    begun = torch.where(begins, time, 0).cummax(0).values  # the first step of the episode of each step
     start = time[: max(steps - length + 1, 0)]
     inside = begun[start + length - 1] <= start
     late = start - begun[start]

@@ -1,6 +1,6 @@
-"""The family: each member is a choice of what p and q are conditioned on.
+"""The family of dynamical variational autoencoders. The members differ in what p and q are conditioned on.
 
-A new member is a file, a line in `DYNAMICS`, and a section of `DynamicsConfig` under the same name.
+To add a member, write a file, add a line to `DYNAMICS`, and add a section of the same name to `DynamicsConfig`.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ DYNAMICS: dict[str, Callable[..., SequentialVAE]] = {
 
 @dataclass
 class DynamicsConfig:
-    """`name` chooses a member of the family; the section of that name holds its sizes."""
+    """The choice of a member of the family by `name`. The section of the same name holds its sizes."""
 
     name: str = "rssm"
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -50,7 +50,7 @@ class DynamicsConfig:
 
     def __post_init__(self) -> None:
         if self.name not in DYNAMICS:
-            raise ValueError(f"name '{self.name}' is no member of the family; choose one of {', '.join(DYNAMICS)}")
+            raise ValueError(f"name must be one of {', '.join(DYNAMICS)}, but it is '{self.name}'")
 
 
 __all__ = [

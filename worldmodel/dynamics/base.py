@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.dynamics.scan import scan
-from worldmodel.kernels.coded import Features
 from worldmodel.networks.latents import LatentFamily
 from worldmodel.types import Inference, State, restart
 
@@ -73,18 +72,6 @@ class SequentialVAE(nn.Module, ABC):
     def feature(self, state: State) -> Tensor:
         """s_t -> what the heads and behaviours read, (..., F)."""
 
-    def coded(self, state: State, sampled: bool) -> Features:
-        """As :meth:`feature`, beside what is known of it where it ends in one-hot codes, those of z_t.
-
-        Args:
-            sampled: whether z_t is known to be a sample; else it is looked at.
-        """
-        return self.feature(state)
-
-    def advance_coded(self, state: State, control: Tensor, ones: Tensor) -> Any:
-        """As :meth:`advance`, where z_{t-1} is a code of which these entries are 1, as :meth:`coded` has told."""
-        return self.advance(state, control)
-
     @abstractmethod
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         """What the posterior at each t sees of the data, for all t at once.
@@ -113,16 +100,25 @@ class SequentialVAE(nn.Module, ABC):
         evidence = self.evidence(embed, control, is_first, state)
 
         def step(state: State, inputs: tuple[Tensor, ...]) -> tuple[State, tuple[Tensor, ...]]:
-            embed, control, evidence, is_first = inputs
-            context = self.advance(restart(state, start, is_first), control)
-            posterior = self.posterior(context, evidence)
-            z = self.latent.sample(posterior)
-            return self.with_observation(self.with_latent(context, z), embed), (z, posterior, *context)
+            return self.step(state, start, *inputs)
 
         _, (z, posterior, *fields) = scan(step, state, (embed, control, evidence, is_first))
         contexts = self.Context(*fields)
         states = self.with_observation(self.with_latent(contexts, z), embed)
         return Inference(states, self.prior(contexts), posterior, z)
+
+    def step(
+        self, state: State, start: State, embed: Tensor, control: Tensor, evidence: Tensor, is_first: Tensor
+    ) -> tuple[State, tuple[Tensor, ...]]:
+        """Take one step of :meth:`observe`: s_{t-1}, s_0 and what belongs to t, each (B, ...).
+
+        Returns:
+            s_t, and (z_t, the parameters of its posterior, the fields of the context).
+        """
+        context = self.advance(restart(state, start, is_first), control)
+        posterior = self.posterior(context, evidence)
+        z = self.latent.sample(posterior)
+        return self.with_observation(self.with_latent(context, z), embed), (z, posterior, *context)
 
     def filter(self, state: State, embed: Tensor, control: Tensor, is_first: Tensor, sample: bool = True) -> State:
         """One step of :meth:`observe`: s_{t-1}, x_t (B, E), u_{t-1} (B, A), is_first (B,) -> s_t (derivation Eq. 26).
@@ -143,13 +139,11 @@ class SequentialVAE(nn.Module, ABC):
         z = self.latent.sample(posterior) if sample else self.latent.mode(posterior)
         return self.with_observation(self.with_latent(context, z), embed)
 
-    def imagine(self, state: State, control: Tensor, sample: bool = True, ones: Tensor | None = None) -> State:
+    def imagine(self, state: State, control: Tensor, sample: bool = True) -> State:
         """s_{t-1}, u_{t-1} (B, A) -> s_t from the prior alone: a sample, or its mode.
 
         Where the member `feeds_back`, the caller gives it an imagined x_t through :meth:`with_observation`.
 
-        Args:
-            ones: (B, G), the entries of z_{t-1} that are 1, where :meth:`coded` has told.
         Raises:
             ValueError: if this member has no dynamics.
         """
@@ -157,6 +151,6 @@ class SequentialVAE(nn.Module, ABC):
             raise ValueError(
                 f"{type(self).__name__} has no dynamics and cannot imagine: choose another member such as dkf or rssm"
             )
-        context = self.advance(state, control) if ones is None else self.advance_coded(state, control, ones)
+        context = self.advance(state, control)
         prior = self.prior(context)
         return self.with_latent(context, self.latent.sample(prior) if sample else self.latent.mode(prior))

@@ -15,16 +15,16 @@ from worldmodel.types import State
 
 @dataclass
 class DKFConfig:
-    """Sizes of the deep Kalman filter, and what its posterior may see."""
+    """Sizes of the deep Kalman filter, and what its posterior sees."""
 
-    hidden: int = 64  # width of transition and posterior
-    posterior: Literal["filter", "smoother"] = "filter"  # x_t alone, or x_t..x_T through a backward GRU
+    hidden: int = 64  # width of the transition and the posterior
+    posterior: Literal["filter", "smoother"] = "filter"  # sees x_t only, or x_t..x_T through a backward GRU
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1: {self.hidden}")
+            raise ValueError(f"hidden must be at least 1, but it is {self.hidden}")
         if self.posterior not in ("filter", "smoother"):
-            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
+            raise ValueError(f"posterior must be filter or smoother, but it is '{self.posterior}'")
 
 
 class DKFState(NamedTuple):
@@ -33,11 +33,11 @@ class DKFState(NamedTuple):
 
 class DKFContext(NamedTuple):
     inputs: Tensor  # z_{t-1}, u_{t-1} (..., Z + A)
-    hidden: Tensor  # (..., hidden) features of z_{t-1}, u_{t-1}
+    hidden: Tensor  # features of z_{t-1}, u_{t-1} (..., hidden)
 
 
 class DKF(SequentialVAE):
-    """A Markov chain in z_t alone: all memory is in the latent variable.
+    """A Markov chain of z_t. The latent variable is the only memory.
 
         u_{t-1} ──┐
         z_{t-1} ──┴─> z_t ──> x_t        p(z_t | z_{t-1}, u_{t-1}),  p(x_t | z_t)
@@ -45,8 +45,8 @@ class DKF(SequentialVAE):
         filter:    q(z_t | z_{t-1}, u_{t-1}, x_t)
         smoother:  q(z_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}), which contains the exact posterior
 
-    The transition is gated as in Krishnan et al. (2017, Eq. 11): (1 - g) linear + g nonlinear, so that slow and
-    linear parts of the dynamics are easy to express. Here the gate mixes all parameters of p, not its mean alone.
+    The transition is gated as in Krishnan et al. (2017, Eq. 11): (1 - g) linear + g nonlinear. The gate makes slow and
+    linear parts of the dynamics easy to learn. Here it mixes all parameters of p, and not only the mean.
 
     Derivation Eq. 58, 59.
     """

@@ -19,34 +19,35 @@ class DSAEConfig:
     """Sizes of the disentangled sequential autoencoder."""
 
     static: int = 8  # width of v
-    deter: int = 64  # width of the memory of z_{<t}, u_{<t}
+    deter: int = 64  # width of the memory, which summarizes z_{<t}, u_{<t}
     hidden: int = 64  # width of the other layers
 
     def __post_init__(self) -> None:
         if min(self.static, self.deter, self.hidden) < 1:
-            raise ValueError(f"static, deter and hidden must be at least 1: {self}")
+            raise ValueError(f"static, deter and hidden must be at least 1, but the section is {self}")
 
 
 class DSAEState(NamedTuple):
     deter: Tensor  # memory of z_{<t}, u_{<t} (..., deter)
     latent: Tensor  # z_t, v (..., Z)
-    begun: Tensor  # (..., 1): 0 before x_1, where v is still to be drawn
+    begun: Tensor  # (..., 1): 0 before x_1, when v has not been sampled yet
 
 
 class DSAEContext(NamedTuple):
     deter: Tensor  # (..., deter)
-    static: Tensor  # v (..., static), of no meaning until it is drawn
+    static: Tensor  # v (..., static), without a meaning until it is sampled
     begun: Tensor  # (..., 1)
 
 
 class DSAE(SequentialVAE):
-    """One static v says what is in a sequence, a varying z_t how it moves.
+    """A static v describes the content of a sequence, and a varying z_t describes its motion.
 
         z_{<t}, u_{<t} ──> z_t ──> x_t        p(v) = N(0, I),  p(z_t | z_{<t}, u_{<t}),  p(x_t | z_t, v)
                             v ──────┘         q(v | x_{1:T}, u),  q(z_t | v, x_{1:T}, u)
 
-    v is drawn with x_1, where its KL is counted, and held until the next episode begins; z_1, drawn beside it, does
-    not see it. The posterior reads the whole sequence and cannot filter; given v the model can imagine.
+    v is sampled at x_1, where its KL is counted, and kept until the next episode begins. z_1 is sampled at the same
+    time, and does not depend on v. The posterior reads the whole sequence, so it cannot filter. Given v, the model can
+    imagine.
 
     Derivation Eq. 76 to 78.
     """

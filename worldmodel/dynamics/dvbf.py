@@ -17,18 +17,18 @@ from worldmodel.types import State
 
 @dataclass
 class DVBFConfig:
-    """Sizes of the deep variational Bayes filter, and what its posterior may see."""
+    """Sizes of the deep variational Bayes filter, and what its posterior sees."""
 
-    size: int = 16  # width of z_t; the noise w_t has that of the latent
-    matrices: int = 8  # locally linear systems that are mixed
-    hidden: int = 64  # width of mixing network and posterior
-    posterior: Literal["filter", "smoother"] = "filter"  # x_t alone, or x_t..x_T through a backward GRU
+    size: int = 16  # width of z_t; the noise w_t has the width of the latent variable
+    matrices: int = 8  # number of locally linear systems that are mixed
+    hidden: int = 64  # width of the mixing network and the posterior
+    posterior: Literal["filter", "smoother"] = "filter"  # sees x_t only, or x_t..x_T through a backward GRU
 
     def __post_init__(self) -> None:
         if min(self.size, self.matrices, self.hidden) < 1:
-            raise ValueError(f"size, matrices and hidden must be at least 1: {self}")
+            raise ValueError(f"size, matrices and hidden must be at least 1, but the section is {self}")
         if self.posterior not in ("filter", "smoother"):
-            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
+            raise ValueError(f"posterior must be filter or smoother, but it is '{self.posterior}'")
 
 
 class DVBFState(NamedTuple):
@@ -38,22 +38,22 @@ class DVBFState(NamedTuple):
 
 class DVBFContext(NamedTuple):
     expected: Tensor  # A z_{t-1} + B u_{t-1} (..., size)
-    weights: Tensor  # of the systems (..., matrices)
+    weights: Tensor  # weights of the systems (..., matrices)
     begun: Tensor  # (..., 1)
 
 
 class DVBF(SequentialVAE):
-    """The latent variable is the noise of the transition, so that gradients pass through the dynamics.
+    """The latent variable is the noise of the transition. Gradients of the emissions then pass through the dynamics.
 
         u_{t-1} ──┐
         z_{t-1} ──┼─> z_t ──> x_t        z_t = A z_{t-1} + B u_{t-1} + C w_t,  z_1 = f(w_1)
             w_t ──┘                      p(w_t) = N(0, I),  p(x_t | z_t)
 
         filter:    q(w_t | z_{t-1}, u_{t-1}, x_t)
-        smoother:  q(w_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}); the paper infers w_1 so, and later ones from x_t
+        smoother:  q(w_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}); the paper uses this for w_1, and the filter for later ones
 
     A, B and C are mixtures of learned matrices with weights softmax(g(z_{t-1}, u_{t-1})) (Karl et al. 2017, Eq. 13).
-    Whatever q adds to z_t is a noise that p must pay for: a state that only copies x_t is expensive.
+    Everything that q adds to z_t is noise with a cost in KL, so a state that only copies x_t is expensive.
 
     Derivation Eq. 60 to 62.
     """
@@ -94,7 +94,7 @@ class DVBF(SequentialVAE):
 
     @exact
     def noise(self, weights: Tensor, w: Tensor) -> Tensor:
-        """C w (..., size), of the mixed C."""
+        """Return C w (..., size) with the mixed C."""
         return torch.einsum("...m,mij,...j->...i", weights, self.C, w)
 
     def feature(self, state: DVBFState) -> Tensor:

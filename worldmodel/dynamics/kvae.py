@@ -19,13 +19,13 @@ from worldmodel.types import State
 class KVAEConfig:
     """Sizes of the Kalman variational autoencoder."""
 
-    size: int = 16  # width of z_t; the pseudo-observation a_t has that of the latent
-    matrices: int = 8  # linear systems that are mixed
+    size: int = 16  # width of z_t; the pseudo-observation a_t has the width of the latent variable
+    matrices: int = 8  # number of linear systems that are mixed
     hidden: int = 64  # width of the mixing GRU and of the posterior
 
     def __post_init__(self) -> None:
         if min(self.size, self.matrices, self.hidden) < 1:
-            raise ValueError(f"size, matrices and hidden must be at least 1: {self}")
+            raise ValueError(f"size, matrices and hidden must be at least 1, but the section is {self}")
 
 
 class KVAEState(NamedTuple):
@@ -38,25 +38,25 @@ class KVAEState(NamedTuple):
 class KVAEContext(NamedTuple):
     mean: Tensor  # m_{t|t-1} (..., size)
     covariance: Tensor  # P_{t|t-1} (..., size * size)
-    weights: Tensor  # of the systems (..., matrices)
+    weights: Tensor  # weights of the systems (..., matrices)
     mixing: Tensor  # (..., hidden)
 
 
 class KVAE(SequentialVAE):
-    """An autoencoder x_t <-> a_t, and under a_t a linear-Gaussian system whose z_t is integrated out exactly.
+    """An autoencoder x_t <-> a_t. A linear-Gaussian system generates a_t, and its state z_t is integrated out exactly.
 
         u_{t-1} ──┐
         z_{t-1} ──┴─> z_t ──> a_t ──> x_t        z_t = A_t z_{t-1} + B_t u_{t-1} + N(0, Q),  a_t = C_t z_t + N(0, R)
         a_{<t}, u_{<t} ──> A_t, B_t, C_t         q(a_t | x_t)
 
-    A, B and C are mixtures of learned matrices, weighted by a GRU over the past. Given those, the Kalman filter gives
-    the prior of a_t in closed form,
+    A, B and C are mixtures of learned matrices. A GRU over the past computes their weights. Given the weights, the
+    Kalman filter gives the prior of a_t in closed form,
 
         p(a_t | a_{<t}, u_{<t}) = N(C_t m_{t|t-1}, C_t P_{t|t-1} C_t' + R),
 
-    and so the KL to q: where the paper samples z_t from the smoother, nothing is left to sample but a_t. The heads
-    read a_t and the filtered mean m_{t|t}, because rewards and policies need what one a_t does not show. `smooth`
-    is the exact smoother of z.
+    and therefore also the KL to q. The paper samples z_t from the smoother, but here only a_t is sampled. The heads
+    read a_t and the filtered mean m_{t|t}, because rewards and policies need information that a single a_t does not
+    contain. `smooth` is the exact smoother of z.
 
     Derivation Eq. 63 to 68.
 
@@ -70,7 +70,9 @@ class KVAE(SequentialVAE):
     def __init__(self, config: KVAEConfig, latent: LatentFamily, control_size: int, embed_size: int) -> None:
         super().__init__()
         if not isinstance(latent, Gaussian):
-            raise ValueError("kvae needs model.latent.family gaussian; for discrete latents choose another, as rssm")
+            raise ValueError(
+                "kvae needs model.latent.family gaussian. For discrete latents, choose another member, such as rssm."
+            )
         self.latent, self.encoding = FullGaussian(latent.size), latent
         self.size, self.feature_size = config.size, latent.size + config.size
         self.mixing_input = MLP(latent.size + control_size, config.hidden, layers=1)
@@ -85,7 +87,7 @@ class KVAE(SequentialVAE):
         return KVAEState(latent, mean, torch.eye(self.size).to(mean).flatten().expand(batch_size, -1), mixing)
 
     def moments(self, of: KVAEState | KVAEContext) -> Moments:
-        """p(z_t | a_{1:t}, u_{<t}) of a state, p(z_t | a_{<t}, u_{<t}) of a context."""
+        """Return the moments of p(z_t | a_{1:t}, u_{<t}) from a state, or of p(z_t | a_{<t}, u_{<t}) from a context."""
         return Moments(of.mean, of.covariance.unflatten(-1, (self.size, self.size)))
 
     def advance(self, state: KVAEState, control: Tensor) -> KVAEContext:
@@ -102,7 +104,7 @@ class KVAE(SequentialVAE):
         return torch.cat([mean, std.diag_embed().flatten(-2)], -1)
 
     def with_latent(self, context: KVAEContext, z: Tensor) -> KVAEState:
-        """The Kalman update by a_t = z."""
+        """Return the state after the Kalman update with a_t = z."""
         mean, covariance = self.system.update(context.weights, self.moments(context), z)
         return KVAEState(z, mean, covariance.flatten(-2), context.mixing)
 
@@ -113,7 +115,13 @@ class KVAE(SequentialVAE):
         return self.posterior_net(embed)
 
     def smooth(self, states: KVAEState, control: Tensor, is_first: Tensor) -> Moments:
-        """s_1..s_T as `observe` infers them, each (B, T, ...), (B, T, A), (B, T) -> moments of z_t given a_{1:T}."""
+        """Return the moments of every z_t given a_{1:T}.
+
+        Args:
+            states: s_1..s_T as `observe` infers them, each field (B, T, ...).
+            control: (B, T, A), the control that led to each step.
+            is_first: (B, T) bool.
+        """
         control = control * ~is_first.unsqueeze(-1)
         ahead = self.advance(type(states)(*(field[:, :-1] for field in states)), control[:, 1:])
         return self.system.smooth(ahead.weights, self.moments(states), self.moments(ahead), is_first[:, 1:])

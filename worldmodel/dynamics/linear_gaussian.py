@@ -1,4 +1,4 @@
-"""A linear-Gaussian state-space model with known matrices: the member whose ELBO has an exact answer."""
+"""A linear-Gaussian state-space model with known matrices. Its ELBO can be computed exactly."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -17,10 +17,12 @@ Posterior = Literal["smoother", "filter", "prior"]
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """z_t = A z_{t-1} + B u_{t-1} + N(0, Q) and x_t = C z_t + N(0, R), for x (X,), u (A,) and z (Z,).
+    """The system z_t = A z_{t-1} + B u_{t-1} + N(0, Q) and x_t = C z_t + N(0, R), for x (X,), u (A,) and z (Z,).
+
+    Q and R must be positive definite.
 
     Raises:
-        ValueError: if a matrix does not fit the others. Q and R must be positive definite.
+        ValueError: if a matrix does not fit the others.
     """
 
     A: Tensor  # (Z, Z)
@@ -35,12 +37,16 @@ class LinearSystem:
         for name, shape in shapes.items():
             found = tuple(getattr(self, name).shape)
             if found != shape:
-                raise ValueError(f"{name} must have shape {shape} where C has {(x, z)}: {found}")
+                raise ValueError(
+                    f"{name} must have shape {shape}, because C has the shape {(x, z)}, but its shape is {found}"
+                )
 
 
 def example_system(dtype: torch.dtype = torch.float64) -> LinearSystem:
-    """One control, two latents, one observation (Gedon et al. 2021). Under u ~ U(-2.5, 2.5) its evidence becomes
-    -1.657723 nats per frame, that of the best causal linear filter -1.8217.
+    """Return a system with one control, two latents and one observation (Gedon et al. 2021).
+
+    Under u ~ U(-2.5, 2.5), its evidence converges to -1.657723 nats per step. The best causal linear filter reaches
+    -1.8217.
     """
 
     def tensor(values: list[list[float]]) -> Tensor:
@@ -59,24 +65,25 @@ class LinearGaussianContext(NamedTuple):
 
 
 class LinearGaussian(SequentialVAE):
-    """A Markov chain with linear transition and emission, and the posterior in closed form.
+    """A Markov chain with a linear transition, a linear emission and a posterior in closed form.
 
         u_{t-1} ──┐
         z_{t-1} ──┴─> z_t ──> x_t        p(z_t | z_{t-1}, u_{t-1}) = N(A z_{t-1} + B u_{t-1}, Q),  z_0 = 0
                                          p(x_t | z_t) = N(C z_t, R)
 
-        smoother:  q(z_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}), exact: the ELBO is log p(x_{1:T} | u_{0:T-1})
-        filter:    q = p(z_t | z_{t-1}, u_{t-1}, x_t), exact given z_{t-1}, but blind to the future: a gap remains
+        smoother:  q(z_t | z_{t-1}, u_{t-1:T-1}, x_{t:T}) is exact, so the ELBO is log p(x_{1:T} | u_{0:T-1})
+        filter:    q = p(z_t | z_{t-1}, u_{t-1}, x_t) is exact given z_{t-1}, but does not see the future: a gap remains
         prior:     q = p(z_t | z_{t-1}, u_{t-1}): total collapse
 
-    What the posterior sees is information about z_t: e_t = [eta_t, Lambda_t], a likelihood proportional to
-    exp(eta_t' z_t - z_t' Lambda_t z_t / 2), of x_{t:T}, of x_t, or none. Multiplied with the prior it gives
+    The evidence of the posterior is information about z_t: e_t = [eta_t, Lambda_t]. It stands for a likelihood
+    proportional to exp(eta_t' z_t - z_t' Lambda_t z_t / 2), of x_{t:T} (smoother), of x_t (filter), or of nothing
+    (prior). Its product with the prior is
 
         q(z_t | .) = N(S (Q^-1 (A z_{t-1} + B u_{t-1}) + eta_t), S),  S = (Q^-1 + Lambda_t)^-1
 
-    A reference for exact tests and for understanding: nothing is learned, so it has no config and is not in the
-    registry. The embedding it takes is x_t itself (..., X). :class:`LinearGaussianEncoder` gives it, and
-    :class:`LinearGaussianEmission` is its emission.
+    This member is a reference for exact tests. It learns nothing, so it has no config and is not in the registry. Its
+    embedding is x_t itself (..., X), which :class:`LinearGaussianEncoder` returns. Its emission is
+    :class:`LinearGaussianEmission`.
 
     Derivation Eq. 23, 24, 80, 81. Source: the two-filter form of the Rauch-Tung-Striebel smoother (Fraser and Potter
     1969).
@@ -94,7 +101,7 @@ class LinearGaussian(SequentialVAE):
     def __init__(self, system: LinearSystem, posterior: Posterior = "smoother") -> None:
         super().__init__()
         if posterior not in get_args(Posterior):
-            raise ValueError(f"posterior must be one of {', '.join(get_args(Posterior))}: '{posterior}'")
+            raise ValueError(f"posterior must be one of {', '.join(get_args(Posterior))}, but it is '{posterior}'")
         self.feature_size = len(system.A)
         self.latent = FullGaussian(self.feature_size)
         self.posterior_name, self.can_filter = posterior, posterior != "smoother"
@@ -137,10 +144,10 @@ class LinearGaussian(SequentialVAE):
         return self.add_future(present, control, is_first)
 
     def add_future(self, present: Tensor, control: Tensor, is_first: Tensor) -> Tensor:
-        """Information of x_{t:T} about z_t from that of each x_t alone, both (B, T, Z + Z * Z).
+        """Return the information of x_{t:T} about z_t from that of each single x_t, both (B, T, Z + Z * Z).
 
-        e_T = present_T, and backwards e_{t-1} = present_{t-1} + pull_back(e_t, u_{t-1}), without the second term where
-        x_t begins another episode.
+        It begins with e_T = present_T and goes backward by e_{t-1} = present_{t-1} + pull_back(e_t, u_{t-1}). The
+        second term is absent if x_t begins another episode.
         """
         none = torch.zeros_like(present[:, 0])
 
@@ -153,9 +160,10 @@ class LinearGaussian(SequentialVAE):
         return evidence
 
     def pull_back(self, evidence: Tensor, control: Tensor) -> Tensor:
-        """Information about z_t -> information about z_{t-1}, given u_{t-1} (B, A): integrates z_t out of p e_t.
+        """Convert information about z_t to information about z_{t-1}, given u_{t-1} (B, A).
 
-        With M = (I + Lambda_t Q)^-1: Lambda = A' M Lambda_t A and eta = A' M (eta_t - Lambda_t B u_{t-1}).
+        This integrates z_t out of the product of p and e_t. With M = (I + Lambda_t Q)^-1, the result is
+        Lambda = A' M Lambda_t A and eta = A' M (eta_t - Lambda_t B u_{t-1}).
         """
         eta, information = self.split(evidence)
         eta = eta - product(information, control @ self.B.mT)
@@ -164,17 +172,17 @@ class LinearGaussian(SequentialVAE):
         return self.join(eta @ self.A, self.A.mT @ torch.linalg.solve(spread, information) @ self.A)
 
     def join(self, eta: Tensor, information: Tensor) -> Tensor:
-        """(..., Z), (..., Z, Z) -> (..., Z + Z * Z): evidence is one tensor."""
+        """Join both parts of the evidence into one tensor: (..., Z), (..., Z, Z) -> (..., Z + Z * Z)."""
         return torch.cat([eta, information.flatten(-2)], -1)
 
     def split(self, evidence: Tensor) -> tuple[Tensor, Tensor]:
-        """Inverse of :meth:`join`."""
+        """Split the evidence into eta and Lambda, the inverse of :meth:`join`."""
         eta, information = evidence.split([self.feature_size, self.feature_size**2], -1)
         return eta, information.unflatten(-1, (self.feature_size, self.feature_size))
 
 
 class LinearGaussianEncoder(nn.Module):
-    """The embedding of x_t is x_t, the only observation."""
+    """Returns x_t, the only observation, as its own embedding."""
 
     def forward(self, obs: dict[str, Tensor]) -> Tensor:
         (value,) = obs.values()
@@ -182,7 +190,7 @@ class LinearGaussianEncoder(nn.Module):
 
 
 class LinearGaussianEmission(nn.Module):
-    """p(x_t | z_t) = N(C z_t, R), where a learned member has a :class:`worldmodel.networks.encoder.Head`."""
+    """The emission p(x_t | z_t) = N(C z_t, R), in place of a :class:`worldmodel.networks.encoder.Head`."""
 
     C: Tensor
     R: Tensor
@@ -194,9 +202,9 @@ class LinearGaussianEmission(nn.Module):
         self.register_buffer("R", system.R)
 
     def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
-        """(..., Z), (..., X) -> (...): log density in nats."""
+        """Return the log density in nats: (..., Z), (..., X) -> (...)."""
         return self.family.log_prob(self.family.pack(self.mean(feature), self.R), value)
 
     def mean(self, feature: Tensor) -> Tensor:
-        """(..., Z) -> (..., X)."""
+        """Return the mean of x_t: (..., Z) -> (..., X)."""
         return feature @ self.C.mT

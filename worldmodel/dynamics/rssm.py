@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodel.dynamics.base import SequentialVAE
-from worldmodel.kernels.coded import Coded, Features, are_codes, ones
-from worldmodel.networks.latents import LatentFamily, OneHot
+from worldmodel.networks.latents import LatentFamily
 from worldmodel.networks.layers import MLP, LayerConfig, PosteriorNet
 from worldmodel.networks.recurrent import BlockGRU, GRUCell, PlainGRUCell
 from worldmodel.types import State
@@ -54,13 +53,12 @@ class Core(nn.Module):
         cell = GRUCell if config.cell == "norm" else PlainGRUCell
         self.cell = cell(config.hidden, config.deter)
 
-    def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
-        x = torch.cat([z, control], -1) if ones is None else Coded(control, z, ones, codes_first=True)
-        return self.cell(self.input(x), h)
+    def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
+        return self.cell(self.input(torch.cat([z, control], -1)), h)
 
 
 def core(latent: int, control: int, config: RSSMConfig) -> nn.Module:
-    """z_{t-1}, u_{t-1}, h_{t-1} and, where it is known, which entries of z_{t-1} are 1 -> h_t."""
+    """Build the module that maps z_{t-1}, u_{t-1}, h_{t-1} to h_t."""
     if config.cell == "blocks":
         return BlockGRU(latent, control, config.hidden, config.deter, config.blocks)
     return Core(latent, control, config)
@@ -98,9 +96,6 @@ class RSSM(SequentialVAE):
     def advance(self, state: RSSMState, control: Tensor) -> RSSMContext:
         return RSSMContext(self.core(state.latent, control, state.deter))
 
-    def advance_coded(self, state: RSSMState, control: Tensor, ones: Tensor) -> RSSMContext:
-        return RSSMContext(self.core(state.latent, control, state.deter, ones))
-
     def prior(self, context: RSSMContext) -> Tensor:
         return self.prior_net(context.deter)
 
@@ -112,12 +107,6 @@ class RSSM(SequentialVAE):
 
     def feature(self, state: RSSMState) -> Tensor:
         return torch.cat([state.deter, state.latent], -1)
-
-    def coded(self, state: RSSMState, sampled: bool) -> Features:
-        latent = self.latent
-        if not isinstance(latent, OneHot) or not (sampled or are_codes(state.latent, latent.classes)):
-            return self.feature(state)
-        return Coded(*state, ones(state.latent, latent.classes))
 
     def evidence(self, embed: Tensor, control: Tensor, is_first: Tensor, state: State) -> Tensor:
         return self.posterior_net.share(embed)

@@ -16,17 +16,17 @@ from worldmodel.types import State
 
 @dataclass
 class RVAEConfig:
-    """Sizes of the recurrent variational autoencoder, and what its posterior may see."""
+    """Sizes of the recurrent variational autoencoder, and what its posterior sees."""
 
     deter: int = 64  # width of the recurrent h_t
     hidden: int = 64  # width of the layers around it
-    posterior: Literal["filter", "smoother"] = "filter"  # x_t alone, or x_t..x_T through a backward GRU
+    posterior: Literal["filter", "smoother"] = "filter"  # sees x_t only, or x_t..x_T through a backward GRU
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:
-            raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+            raise ValueError(f"deter and hidden must be at least 1, but they are {self.deter} and {self.hidden}")
         if self.posterior not in ("filter", "smoother"):
-            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
+            raise ValueError(f"posterior must be filter or smoother, but it is '{self.posterior}'")
 
 
 class RVAEState(NamedTuple):
@@ -40,14 +40,14 @@ class RVAEContext(NamedTuple):
 
 
 class RVAE(SequentialVAE):
-    """Independent latents, and a recurrent decoder that remembers them.
+    """Independent latents with a recurrent decoder that remembers them.
 
     u_{t-1} ──┐
         z_t ──┴─> h_t ──> x_t        h_t = GRU(h_{t-1}, z_t, u_{t-1})
     h_{t-1} ─────> │                 p(z_t) = N(0, I),  p(x_t | z_{1:t}, u_{0:t-1}) through h_t
 
     filter:    q(z_t | z_{1:t-1}, u_{0:t-1}, x_t)
-    smoother:  q(z_t | z_{1:t-1}, u_{0:T-1}, x_{t:T}), that of the paper
+    smoother:  q(z_t | z_{1:t-1}, u_{0:T-1}, x_{t:T}), as in the paper
 
     Derivation Eq. 74, 75.
     """

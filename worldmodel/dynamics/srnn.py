@@ -14,24 +14,24 @@ from worldmodel.networks.layers import MLP, PosteriorNet
 
 @dataclass
 class SRNNConfig:
-    """Sizes of the stochastic recurrent network, what drives it and what its posterior may see."""
+    """Sizes of the stochastic recurrent network, its inputs, and what its posterior sees."""
 
     deter: int = 64  # width of the deterministic d_t
     hidden: int = 64  # width of the other layers
-    posterior: Literal["filter", "smoother"] = "filter"  # (d_t, x_t), or (d, x)_{t:T} through a backward GRU
-    feedback: bool = False  # whether x_{t-1} drives d_t beside u_{t-1}; then imagination decodes and feeds back
+    posterior: Literal["filter", "smoother"] = "filter"  # sees (d_t, x_t), or (d, x)_{t:T} through a backward GRU
+    feedback: bool = False  # whether x_{t-1} is an input of d_t; imagination then decodes it and feeds it back
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:
-            raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+            raise ValueError(f"deter and hidden must be at least 1, but they are {self.deter} and {self.hidden}")
         if self.posterior not in ("filter", "smoother"):
-            raise ValueError(f"posterior is filter or smoother: '{self.posterior}'")
+            raise ValueError(f"posterior must be filter or smoother, but it is '{self.posterior}'")
 
 
 class SRNNState(NamedTuple):
     deter: Tensor  # d_t (..., deter)
     latent: Tensor  # z_t (..., Z)
-    seen: Tensor  # embedding of x_t (..., E), of no width without feedback
+    seen: Tensor  # embedding of x_t (..., E); its width is 0 without feedback
 
 
 class SRNNContext(NamedTuple):
@@ -40,7 +40,7 @@ class SRNNContext(NamedTuple):
 
 
 class SRNN(SequentialVAE):
-    """A deterministic layer d_t that no latent enters, under a Markov chain of latents.
+    """A deterministic layer d_t, which does not depend on the latents, below a Markov chain of latents.
 
         z_{t-1} ─────────> z_t ──> x_t        d_t = GRU(d_{t-1}, u_{t-1} [, x_{t-1}])
                   ┌──────> │        ↑         p(z_t | z_{t-1}, d_t),  p(x_t | z_t, d_t)
@@ -50,7 +50,8 @@ class SRNN(SequentialVAE):
         filter:    q(z_t | z_{t-1}, d_t, x_t)
         smoother:  q(z_t | z_{t-1}, a_t), a_t = GRU(a_{t+1}, d_t, x_t)
 
-    The posterior is a residual on the prior's parameters (Fraccaro et al. 2016, Eq. 12, there for the mean alone).
+    The posterior network predicts a residual on the parameters of the prior (Fraccaro et al. 2016, Eq. 12). The paper
+    does this only for the mean.
 
     Derivation Eq. 72, 73.
     """
@@ -97,7 +98,7 @@ class SRNN(SequentialVAE):
         return self.posterior_net.share(embed)
 
     def drive(self, embed: Tensor, control: Tensor, is_first: Tensor, state: SRNNState) -> Tensor:
-        """d_1..d_T (B, T, deter): no latent enters them, so they are known before any is inferred."""
+        """Return d_1..d_T (B, T, deter). They do not depend on latents, so they can be computed before inference."""
         if self.feeds_back:
             before = torch.cat([state.seen.unsqueeze(1), embed[:, :-1]], 1)
             control = torch.cat([control, before * ~is_first.unsqueeze(-1)], -1)

@@ -17,17 +17,17 @@ from worldmodel.types import State
 class STORNConfig:
     """Sizes of the stochastic recurrent network."""
 
-    deter: int = 64  # width of the generating and of the recognising memory
+    deter: int = 64  # width of the memory of the generative network, and of that of the recognition network
     hidden: int = 64  # width of the layers around them
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:
-            raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+            raise ValueError(f"deter and hidden must be at least 1, but they are {self.deter} and {self.hidden}")
 
 
 class STORNState(NamedTuple):
-    deter: Tensor  # h_t (..., deter): of x_{<t}, z_{<=t}, u_{<t}
-    recogniser: Tensor  # g_t (..., deter): of x_{<t}, u_{<t}
+    deter: Tensor  # h_t (..., deter), a function of x_{<t}, z_{<=t}, u_{<t}
+    recogniser: Tensor  # g_t (..., deter), a function of x_{<t}, u_{<t}
     latent: Tensor  # z_t (..., Z)
     seen: Tensor  # embedding of x_t (..., E)
 
@@ -39,14 +39,14 @@ class STORNContext(NamedTuple):
 
 
 class STORN(SequentialVAE):
-    """Independent noise z_t drives a recurrent network, as a hidden input.
+    """A recurrent network with independent noise z_t as an additional input.
 
         x_{t-1}, u_{t-1} ──┐
                      z_t ──┴─> h_t ──> x_t        h_t = GRU(h_{t-1}, z_t, x_{t-1}, u_{t-1})
                  h_{t-1} ─────> │                 p(z_t) = N(0, I),  p(x_t | h_t, z_t)
-                                                  q(z_t | x_{<=t}, u_{<t}), by a recognising network of its own
+                                                  q(z_t | x_{<=t}, u_{<t}), by a separate recognition network
 
-    The prior knows nothing of time; all dynamics are in h_t. Imagination decodes and feeds back.
+    The prior is the same at all steps, and all dynamics are in h_t. Imagination decodes x_t and feeds it back.
 
     Derivation Eq. 69, 70.
     """

@@ -1,4 +1,4 @@
-"""What a smoothing posterior sees: a summary of the present and the future, cut at the borders of episodes."""
+"""Summaries of sequences for posteriors, such as of the present and the future. They restart in every episode."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ class Memory(NamedTuple):
 
 
 class Recurrence(nn.Module):
-    """A GRU over a window (B, T, inputs) -> (B, T, size), in either direction; it starts afresh in every episode.
+    """A GRU over a window, (B, T, inputs) -> (B, T, size), in either direction. It restarts in every episode.
 
-    Backward, it makes a smoothing posterior (derivation Eq. 27).
+    The backward direction makes a smoothing posterior (derivation Eq. 27).
     """
 
     def __init__(self, inputs: int, size: int, backward: bool) -> None:
@@ -25,9 +25,14 @@ class Recurrence(nn.Module):
         self.cell, self.size, self.backward = GRUCell(inputs, size), size, backward
 
     def forward(self, inputs: Tensor, is_first: Tensor, start: Tensor | None = None) -> Tensor:
-        """`start` (B, size): the memory before the window, zero by default."""
+        """Return the summary at every step.
+
+        Args:
+            inputs: (B, T, inputs). is_first: (B, T) bool.
+            start: (B, size), the memory before the window, zero by default.
+        """
         empty = Memory(inputs.new_zeros(len(inputs), self.size))
-        # Backward, the memory is cut after the last step of an episode: where the next one is another's first.
+        # The backward direction restarts at the last step of an episode: the next step is the first of another one.
         after = torch.cat([is_first[:, 1:], torch.ones_like(is_first[:, :1])], 1)
 
         def step(memory: Memory, now: tuple[Tensor, ...]) -> tuple[Memory, tuple[Tensor, ...]]:
@@ -43,5 +48,8 @@ class Recurrence(nn.Module):
 
 
 def leaving(control: Tensor) -> Tensor:
-    """(B, T, A), u_{t-1} beside x_t -> u_t beside x_t; null at the end, and where x_{t+1} begins an episode."""
+    """Shift controls (B, T, A) from u_{t-1} at x_t to u_t at x_t.
+
+    The result is zero at the last step, and wherever x_{t+1} begins an episode.
+    """
     return torch.cat([control[:, 1:], torch.zeros_like(control[:, :1])], 1)

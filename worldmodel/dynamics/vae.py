@@ -1,4 +1,4 @@
-"""Variational autoencoder (Kingma and Welling 2014): the member of the family without dynamics."""
+"""Variational autoencoder (Kingma and Welling 2014), the member of the family without dynamics."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         if self.hidden < 1:
-            raise ValueError(f"hidden must be at least 1: {self.hidden}")
+            raise ValueError(f"hidden must be at least 1, but it is {self.hidden}")
 
 
 class VAEState(NamedTuple):
@@ -31,11 +31,11 @@ class VAEContext(NamedTuple):
 
 
 class VAE(SequentialVAE):
-    """Every step by itself: the case T = 1, and what the others must beat.
+    """A model of each time step by itself: the case T = 1, and a baseline for the other members.
 
         z_t ──> x_t        p(z_t) = N(0, I),  p(x_t | z_t),  q(z_t | x_t)
 
-    Controls and the past have no part in it: it can filter, but there is nothing to imagine with.
+    It ignores the past and the controls. It can filter, but it cannot imagine.
 
     Derivation Eq. 57.
     """

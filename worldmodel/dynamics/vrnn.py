@@ -22,7 +22,7 @@ class VRNNConfig:
 
     def __post_init__(self) -> None:
         if min(self.deter, self.hidden) < 1:
-            raise ValueError(f"deter and hidden must be at least 1: {self.deter}, {self.hidden}")
+            raise ValueError(f"deter and hidden must be at least 1, but they are {self.deter} and {self.hidden}")
 
 
 class VRNNState(NamedTuple):
@@ -36,7 +36,7 @@ class VRNNContext(NamedTuple):
 
 
 class VRNN(SequentialVAE):
-    """A memory of everything: latents, controls and observations.
+    """A recurrent memory of all past latents, controls and observations.
 
         x_{t-1} ──┐
         u_{t-1} ──┤
@@ -44,7 +44,7 @@ class VRNN(SequentialVAE):
         h_{t-1} ─────> │       │         p(z_t | h_t)
                        └─> x_t <┘        q(z_t | h_t, x_t),  p(x_t | h_t, z_t)
 
-    The RSSM is this model without the arrow from x_{t-1}. Imagination decodes and feeds back.
+    The RSSM is this model without the arrow from x_{t-1}. Imagination decodes x_t and feeds it back.
 
     Derivation Eq. 71.
     """

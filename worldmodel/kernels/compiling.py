@@ -2,22 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import wraps
-from types import CodeType, FunctionType
-from typing import Any, Literal, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import torch
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 COMPILERS = ("g++", "clang++", "cl")
 STEPS, WHOLE = 2_000, 20_000  # updates on a GPU from which compiled steps, and a compiled update, should pay
 SAVED, BUILDING = 0.1, 180.0  # on a CPU: the share of an update that compiled parts save at least, seconds to build
-READS = 8  # of what a number is computed from, up to which it is rather computed again than written and read
 DECISIONS = 100_000  # that save half a millisecond each: twice the time that compiling takes
 
 
@@ -44,102 +41,81 @@ def check_compiler(key: str) -> None:
 
 
 def compiled(function: Callable[..., T], key: str, **options: Any) -> Callable[..., T]:
-    """The function, to be compiled when it is first called.
+    """Return the function, to be compiled when it is first called.
 
     Args:
-        key: of the config, for the message. options: of `torch.compile`.
+        key: The key of the config that asks for it, for the message.
+        options: Of `torch.compile`.
     Raises:
-        ValueError: if no C++ compiler is found.
+        ValueError: If no C++ compiler is found.
     """
     check_compiler(key)
-    _keep_exact_gradients()
-    return torch.compile(function, **options)
+    return torch.compile(function, **options) if _keep_exact_gradients() else function
 
 
-def _keep_exact_gradients() -> None:
-    """A compiled backward pass is not in the autocast around its region, as an eager one is not.
+def _keep_exact_gradients() -> bool:
+    """Keep a compiled backward pass out of the autocast around its forward pass, as an eager one is.
 
-    Torch 2.13 would trace it in that, and round the gradients of what :func:`worldmodel.kernels.precision.exact` left
-    alone.
+    Torch 2.13 would trace it inside that autocast and round the gradients that
+    :func:`worldmodel.kernels.precision.exact` keeps exact. The switch is a private part of torch.
+
+    Returns:
+        Whether the switch exists. Without it nothing is compiled, and a warning says so.
     """
-    from torch._functorch import config as functorch  # torch's compiler takes as long to import as torch itself
+    try:
+        from torch._functorch import config  # imported here: torch's compiler takes as long to import as torch itself
 
-    if hasattr(functorch, "backward_pass_autocast"):
-        functorch.backward_pass_autocast = "off"
+        config.backward_pass_autocast = "off"
+    except (ImportError, AttributeError) as error:
+        warnings.warn(
+            f"torch {torch.__version__} cannot keep gradients exact under compilation ({error}), so that nothing is "
+            "compiled. Set learner.compile to off to silence this warning",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
-REGIONS: ContextVar[str | None] = ContextVar("REGIONS", default=None)
-"""The type of the device that regions are compiled for, where they are."""
-MADE: dict[tuple[Callable[..., Any], CodeType | None, str], Callable[..., Any]] = {}
-"""What was compiled by itself, by function, kind and device: to ask torch.compile takes milliseconds each time."""
+MADE: dict[tuple[Callable[..., Any], str], Callable[..., Any]] = {}
+"""Every compiled function, by the function and the type of device. A call of torch.compile takes milliseconds."""
 
 
 @contextmanager
-def compiled_regions(device: str) -> Iterator[None]:
-    """In here every :func:`region` is compiled by itself, and the step of every loop over time.
+def compiled_methods(methods: Iterable[tuple[object, str]], device: str) -> Iterator[None]:
+    """Replace methods by compiled ones, each compiled by itself, until the block ends.
 
-    A whole update unrolls its loops and takes many minutes to compile; these take two to six together.
-    """
-    token = REGIONS.set(device)
-    try:
-        yield
-    finally:
-        REGIONS.reset(token)
-
-
-def regions_device() -> str | None:
-    """The type of the device that regions are compiled for; none where they are not, or all around them is."""
-    return None if torch.compiler.is_compiling() else REGIONS.get()
-
-
-def by_itself(function: Callable[P, T], device: str, kind: CodeType | None = None) -> Callable[P, T]:
-    """The function, compiled for a type of device.
-
-    On a CPU random numbers are torch's own, the same as without: those of its compiler take several times as long. And
-    what calls the compiled operators is C++ there: from Python a call takes some microseconds.
+    A whole update unrolls its loops over time and takes many minutes to compile. Its parts take two to six together.
+    A method must not change what it reads before the gradient is taken: a compiled backward pass may compute again
+    what the forward pass computed (torch 2.13 does; pull request 197039 is to end it).
 
     Args:
-        kind: code that the function, which closes over nothing, is given and runs. Torch finds what it compiled by the
-            code of a function, and compiles at most eight variants of one: for each kind, it gets code of its own.
+        methods: Pairs of an object and the name of one of its methods.
+        device: The type of the device that they run on.
     """
-    key = (function, kind, device)
-    if key not in MADE:
-        _keep_exact_gradients()
-        options: dict[str, Any] = {}
-        if device == "cpu":
-            from worldmodel.kernels.products import PRODUCTS  # as above
-
-            options = {"fallback_random": True, "post_grad_custom_post_pass": PRODUCTS, "cpp_wrapper": True}
-            options["realize_reads_threshold"] = READS
-        if kind is not None:
-            code = function.__code__.replace(co_name=f"{function.__name__}_{kind.co_name}_{len(MADE)}")
-            function = FunctionType(code, function.__globals__)
-        MADE[key] = torch.compile(function, dynamic=False, options=options)
-    return MADE[key]
+    replaced: list[tuple[object, str]] = []
+    try:
+        for owner, name in methods:
+            if name not in vars(owner):  # else it is named twice
+                setattr(owner, name, partial(_compiled(getattr(type(owner), name), device), owner))
+                replaced.append((owner, name))
+        yield
+    finally:
+        for owner, name in replaced:
+            delattr(owner, name)
 
 
-def on_one_thread() -> bool:
-    """Whether torch computes on one thread. What is compiled may ask: for another number it is compiled anew."""
-    return torch.get_num_threads() == 1
+def _compiled(function: Callable[..., T], device: str) -> Callable[..., T]:
+    """Compile a function for a type of device, once.
 
-
-# What `torch.compiler.assume_constant_result` does, which imports torch's compiler for it.
-on_one_thread._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def region(function: Callable[P, T]) -> Callable[P, T]:
-    """A function in which no loop over time runs, compiled :func:`by_itself` inside :func:`compiled_regions`.
-
-    It must not change what it reads, nor may anyone before the gradient is taken: a compiled backward pass may compute
-    again what the forward pass has, from what there is by then (torch 2.13 does, pull request 197039 is to end it).
+    On a CPU, random numbers are drawn by torch itself, so that they are the same as without compilation. Torch's
+    compiler would draw others, and take several times as long. `cpp_wrapper` calls the compiled operators from C++: a
+    call from Python takes some microseconds, a tenth of an update of a small model.
     """
-
-    @wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        device = regions_device()
-        return (function if device is None else by_itself(function, device))(*args, **kwargs)
-
-    return called
+    if (function, device) not in MADE:
+        options: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": True} if device == "cpu" else {}
+        exact = _keep_exact_gradients()
+        MADE[function, device] = torch.compile(function, dynamic=False, options=options) if exact else function
+    return MADE[function, device]
 
 
 def choose_learning(device: str, updates: float, seconds: float) -> tuple[Learning, str]:

@@ -1,4 +1,4 @@
-"""Memory that a long run asks the system for once: rings of rows, and room for tensors that replace each other."""
+"""Memory that a long run requests from the system only once: for rings of rows, and for tensors that come and go."""
 
 import ctypes
 import math
@@ -13,27 +13,27 @@ import numpy as np
 
 from worldmodel.validation import address_limits, memory
 
-NORESERVE = 0x4000 if sys.platform == "linux" else 0  # mman.h: no memory is promised for pages that nobody wrote
-PROMISES = Path("/proc/sys/vm/overcommit_memory")
-STRICT = "2"  # there: each mapping counts in full, written or not
+NORESERVE = 0x4000 if sys.platform == "linux" else 0  # mman.h: reserve no memory for pages before they are written
+PROMISES = Path("/proc/sys/vm/overcommit_memory")  # how Linux counts memory that was requested but not written
+STRICT = "2"  # the setting in which every mapping counts in full
 
-PIECE = 31 * 2**20  # bytes: glibc takes blocks below 32 MiB from the heap, once one of that size was freed
-MOST = 2**34  # bytes of room: more than an update needs
+PIECE = 31 * 2**20  # bytes: glibc takes blocks below 32 MiB from the heap after one of that size was freed
+MAX_ROOM = 2**34  # bytes: more than an update needs
 
 
 def addresses_are_free() -> bool:
-    """Whether a mapping costs nothing before its pages are written."""
+    """Return whether a memory mapping costs nothing before its pages are written."""
     strict = PROMISES.is_file() and PROMISES.read_text().strip() == STRICT
     return sys.platform != "win32" and not address_limits() and not strict
 
 
 def untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros in a mapping of their own: each page takes memory from when it is first written, and not before.
+    """Return zeros in a separate memory mapping. Each page takes memory only after it is first written.
 
-    An array on the heap may leave a hole there when it goes, and NumPy asks for pages of 2 MB.
+    A NumPy array on the heap may leave a hole there when it is freed, and NumPy requests pages of 2 MB.
 
     Raises:
-        MemoryError: if the system refuses.
+        MemoryError: if the system refuses the mapping.
     """
     count = math.prod(shape)
     if sys.platform == "win32":
@@ -42,30 +42,30 @@ def untouched(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
         block = mmap.mmap(-1, max(count * dtype.itemsize, 1), flags=flags)
     except (OSError, OverflowError) as error:
-        raise MemoryError(f"no memory for {shape} of {dtype}") from error
+        raise MemoryError(f"there is no memory for an array of shape {shape} and type {dtype}") from error
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        with suppress(OSError):  # of a system without large ones
+        with suppress(OSError):  # the system has no large pages
             block.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(block, dtype, count).reshape(shape)
 
 
 @contextmanager
 def room_for_tensors() -> Iterator[None]:
-    """In here, freed tensors leave their memory to the next ones, instead of handing it back each time.
+    """Let new tensors reuse the memory of freed tensors, instead of returning it to the system each time.
 
-    glibc maps large blocks one by one and unmaps them when they are freed, and shortens the heap when its end is free:
-    the system then fills each page with zeros once more, 60,000 of them in an update of DreamerV3 on vectors, a tenth
-    of its time. But it takes a block from a hole in the heap wherever one is large enough, and a hole is only handed
-    back when asked for. So we make one: many pieces, which nobody touches and which take no memory before, freed below
-    a last one that stays. Nothing is set for the process. At the end the last piece is freed, and all that is free is
-    handed back.
+    glibc maps large blocks one by one and unmaps them when they are freed. It also shortens the heap when its end is
+    free. The system must then fill every page with zeros again. In an update of DreamerV3 on vectors these are 60,000
+    pages, and a tenth of the time. But glibc prefers a hole in the heap that is large enough, and it keeps holes until
+    it is asked to return them. This context manager makes such a hole: it requests many pieces, and frees all but the
+    last one. The pieces are never written, so they take no memory. No setting of the process changes. At the end the
+    last piece is freed, and all free memory is returned.
 
-    Does nothing where the C library is another, where addresses are limited, and in other threads than the main one,
-    whose heap it is.
+    It does nothing without glibc, with a limited address space, and in threads other than the main thread, which owns
+    the heap.
     """
     main = threading.current_thread() is threading.main_thread()
     library = _glibc() if main and addresses_are_free() else None
-    lid = None if library is None else _make_hole(library, min((memory() or MOST) // 2, MOST))
+    lid = None if library is None else _make_hole(library, min((memory() or MAX_ROOM) // 2, MAX_ROOM))
     try:
         yield
     finally:
@@ -75,12 +75,12 @@ def room_for_tensors() -> Iterator[None]:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process, where it is glibc."""
+    """Return the C library of this process if it is glibc."""
     if sys.platform != "linux":
         return None
     try:
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # others have none
+        library.gnu_get_libc_version  # noqa: B018  # only glibc has this function
     except (AttributeError, OSError):
         return None
     library.malloc.restype = ctypes.c_void_p
@@ -90,8 +90,12 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def _make_hole(library: ctypes.CDLL, size: int) -> int | None:
-    """Free pieces of the heap side by side, under one that stays, which is returned; None where there is no memory."""
-    library.free(library.malloc(PIECE + PIECE // 64))  # blocks below this size come from the heap from now on
+    """Allocate pieces side by side on the heap, free all but the last one, and return the last one.
+
+    Returns:
+        None if there was no memory.
+    """
+    library.free(library.malloc(PIECE + PIECE // 64))  # from now on, blocks below this size come from the heap
     pieces = [library.malloc(PIECE) for _ in range(size // PIECE + 1)]
     lid: int | None = pieces.pop()
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""The optimiser of DreamerV3: LaProp, with gradients clipped relative to what they change."""
+"""The optimizer of DreamerV3: LaProp, with gradients clipped relative to what they change."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -33,7 +33,7 @@ class LaProp(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient; none where the attribute `found_inf` is set to 1.
 
-        The name is that of torch's own optimisers, which read it from a gradient scaler.
+        The name is that of torch's own optimizers, which read it from a gradient scaler.
         """
         skipped: Tensor | None = getattr(self, "found_inf", None)
         if skipped is not None and skipped.device.type == "cpu":

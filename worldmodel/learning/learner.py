@@ -1,4 +1,4 @@
-"""One place where parameters change: gradient, clipping, optimiser step, and the switch for compilation."""
+"""One place where parameters change: gradient, clipping, optimizer step, and the switch for compilation."""
 
 import copy
 import math
@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from worldmodel.kernels.compiling import check_compiler, compiled, compiled_regions
+from worldmodel.kernels.compiling import check_compiler, compiled, compiled_methods
 from worldmodel.kernels.precision import PRECISIONS, Precision, products_in
 from worldmodel.learning.laprop import LaProp, clip_adaptively
 
@@ -59,18 +59,23 @@ def build_optimizer(parameters: list[nn.Parameter], config: LearnerConfig) -> to
 class Learner:
     """Minimises a loss over its own parameters only; others that the loss depends on receive no gradient.
 
-    A step whose loss or gradient is not finite is skipped: parameters and optimiser stay as they were.
+    A step whose loss or gradient is not finite is skipped: parameters and optimizer stay as they were.
 
     Args:
-        loss: any arguments -> (scalar loss, anything). It changes nothing, see
-        :func:`worldmodel.kernels.compiling.region`.
-        parameters: what is trained.
+        loss: Maps any arguments to (scalar loss, anything). It must not change what it reads.
+        parameters: What is trained.
+        steps: Maps the arguments of the loss to the methods that `compile: step` compiles, each with its owner. By
+            default the whole loss is compiled, which suits a loss without a loop over time.
     Raises:
         ValueError: if the loss is to be compiled and nothing can, or `auto` was left undecided.
     """
 
     def __init__(
-        self, loss: Callable[..., tuple[Tensor, Any]], parameters: Iterable[nn.Parameter], config: LearnerConfig
+        self,
+        loss: Callable[..., tuple[Tensor, Any]],
+        parameters: Iterable[nn.Parameter],
+        config: LearnerConfig,
+        steps: Callable[..., Iterable[tuple[object, str]]] | None = None,
     ) -> None:
         self.parameters, self.config = list(parameters), config
         self.optimizer = build_optimizer(self.parameters, config)
@@ -78,7 +83,7 @@ class Learner:
         self.progress = 0.0  # share of all learning that is done, told before an update by whoever knows when it ends
         self.factor = 1.0  # of the learning rate, see `slow_down`
         self.plain = loss  # as it was given
-        self.loss = self._as_configured(loss)
+        self.loss = self._as_configured(loss, steps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Learner":
         """A copy computes its loss as it was given: what is compiled belongs to the weights of the original."""
@@ -88,20 +93,24 @@ class Learner:
         other.loss = other.plain
         return other
 
-    def _as_configured(self, loss: Callable[..., tuple[Tensor, Any]]) -> Callable[..., tuple[Tensor, Any]]:
+    def _as_configured(
+        self, loss: Callable[..., tuple[Tensor, Any]], steps: Callable[..., Iterable[tuple[object, str]]] | None
+    ) -> Callable[..., tuple[Tensor, Any]]:
         if self.config.compile == "auto":
             raise ValueError("compile: auto is decided by whoever knows how long is learned: set off, step or update")
         if self.config.compile == "off":
             return loss
         if self.config.compile == "update":
             return compiled(loss, "learner.compile", fullgraph=True, dynamic=False)
+        if steps is None:
+            return compiled(loss, "learner.compile", dynamic=False)
         check_compiler("learner.compile")
 
-        def by_regions(*args: Any) -> tuple[Tensor, Any]:
-            with compiled_regions(self.parameters[0].device.type):
+        def by_steps(*args: Any) -> tuple[Tensor, Any]:
+            with compiled_methods(steps(*args), self.parameters[0].device.type):
                 return loss(*args)
 
-        return by_regions
+        return by_steps
 
     @property
     def lr(self) -> float:

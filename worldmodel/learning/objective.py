@@ -1,4 +1,4 @@
-"""What is optimised. The ELBO itself stays exact; weights, free nats and balance make an objective, not a bound."""
+"""What is optimized. The ELBO itself stays exact; weights, free nats and balance make an objective, not a bound."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,7 +7,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from worldmodel.kernels.compiling import region
 from worldmodel.learning.bounds import importance_bound
 from worldmodel.learning.redundancy import redundancy
 from worldmodel.model import WorldModel
@@ -93,7 +92,6 @@ def annealed(config: ObjectiveConfig, updates: int, device: torch.device | str =
     return Annealed(*(torch.tensor(start + share * (end - start), device=device) for start, end in values))
 
 
-@region
 def trained_kl(
     model: WorldModel,
     inference: Inference,
@@ -155,7 +153,7 @@ def particle_bound(model: WorldModel, batch: Batch, config: ObjectiveConfig, bet
 
 
 class Objective(NamedTuple):
-    """What is optimised, and what it was computed from."""
+    """What is optimized, and what it was computed from."""
 
     loss: Tensor  # (B, T), zero where padded
     inference: Inference

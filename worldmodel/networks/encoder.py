@@ -6,10 +6,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from worldmodel.kernels.coded import Features
 from worldmodel.networks.images import ImageEncoder
 from worldmodel.networks.layers import MLP, LayerConfig
-from worldmodel.networks.outputs import Output, Standardise, symlog
+from worldmodel.networks.outputs import Normalizer, Output, symlog
 from worldmodel.specs import ObservationSpec, ObservationSpecs
 
 
@@ -22,7 +21,7 @@ def entrance(spec: ObservationSpec, layer: LayerConfig, vector_input: str, image
         return Binary(), spec.width
     if spec.classes:
         return nn.Identity(), sum(spec.classes)
-    return Symlog() if vector_input == "symlog" else Standardise(spec.width), spec.width
+    return Symlog() if vector_input == "symlog" else Normalizer(spec.width), spec.width
 
 
 def codes(index: Tensor, classes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -78,8 +77,8 @@ class Encoder(nn.Module):
         coded = [sum(classes) for classes in self.classes]  # width of their one-hot codes
         self.accepted = [(spec.width, code or spec.width) for spec, code in zip(specs.values(), coded, strict=True)]
         given = (layer or LayerConfig(), vector_input, image_depth)
-        units, self.widths = zip(*(entrance(spec, *given) for spec in specs.values()), strict=True)
-        self.units = nn.ModuleList(units)
+        entrances, self.widths = zip(*(entrance(spec, *given) for spec in specs.values()), strict=True)
+        self.entrances = nn.ModuleList(entrances)
         self.passing = self.images if beside else []  # by their places
         self.entering = [place for place in range(len(self.keys)) if place not in self.passing]
         entering = sum(self.widths[place] for place in self.entering)
@@ -93,12 +92,12 @@ class Encoder(nn.Module):
         With `keep` the first layer is rescaled so that every observation has the embedding it had.
         """
         begins = 0
-        for place, (key, units) in enumerate(zip(self.keys, self.units, strict=True)):
+        for place, (key, module) in enumerate(zip(self.keys, self.entrances, strict=True)):
             width = self.widths[place] if place in self.entering else 0
-            if key in obs and isinstance(units, ImageEncoder):
-                units.units.fit(obs[key], mask)
-            elif key in obs and isinstance(units, Standardise):
-                ratio, shift = units.fit(obs[key], mask)
+            if key in obs and isinstance(module, ImageEncoder):
+                module.normalizer.fit(obs[key], mask)
+            elif key in obs and isinstance(module, Normalizer):
+                ratio, shift = module.fit(obs[key], mask)
                 if keep:
                     first = cast(nn.Linear, cast(MLP, self.mlp)[0])
                     weight = first.weight[:, begins : begins + width]
@@ -113,12 +112,12 @@ class Encoder(nn.Module):
             ValueError: if a key is missing, or has another width than its spec says.
         """
         parts = []
-        for key, classes, widths, units in zip(self.keys, self.classes, self.accepted, self.units, strict=True):
+        for key, classes, widths, module in zip(self.keys, self.classes, self.accepted, self.entrances, strict=True):
             if key not in obs:
                 raise ValueError(f"observation '{key}' is missing, there are {sorted(obs)}")
             if obs[key].shape[-1] not in widths:
                 raise ValueError(f"observation '{key}' is {widths[0]} numbers wide, got {tuple(obs[key].shape)}")
-            value = units(obs[key])
+            value = module(obs[key])
             if classes and not value.is_floating_point():
                 value = codes(value, classes, cast(nn.Linear, cast(MLP, self.mlp)[0]).weight.dtype)
             parts.append(value)
@@ -138,7 +137,7 @@ class Encoder(nn.Module):
     @property
     def images(self) -> list[int]:
         """Which of the keys are images, by their places."""
-        return [place for place, units in enumerate(self.units) if isinstance(units, ImageEncoder)]
+        return [place for place, module in enumerate(self.entrances) if isinstance(module, ImageEncoder)]
 
 
 class Head(nn.Module):
@@ -164,7 +163,7 @@ class Head(nn.Module):
         """With a multi-layer perceptron."""
         return Head(MLP(inputs, hidden, layers, output.parameters_size, output_scale, layer, output.linear), output)
 
-    def forward(self, feature: Features) -> Tensor:
+    def forward(self, feature: Tensor) -> Tensor:
         return self.net(feature)
 
     @property
@@ -176,14 +175,14 @@ class Head(nn.Module):
         """Take the output's units from recorded values (..., width); with `keep` its predictions stay."""
         self.output.fit(value, mask, self.last if keep and isinstance(self.net, MLP) else None)
 
-    def log_prob(self, feature: Features, value: Tensor) -> Tensor:
+    def log_prob(self, feature: Tensor, value: Tensor) -> Tensor:
         """(..., F), (..., width) -> (...)."""
         return self.output.log_prob(self.net(feature), value)
 
-    def sample(self, feature: Features) -> Tensor:
+    def sample(self, feature: Tensor) -> Tensor:
         """(..., F) -> a draw as an encoder takes it; see :class:`worldmodel.networks.outputs.Output`."""
         return self.output.sample(self.net(feature))
 
-    def mean(self, feature: Features) -> Tensor:
+    def mean(self, feature: Tensor) -> Tensor:
         """(..., F) -> (..., width)."""
         return self.output.mean(self.net(feature))

@@ -5,13 +5,11 @@ becomes a float where it enters a network, once per update.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from worldmodel.kernels.compiling import region
+from worldmodel.kernels.channel_norm import channel_norm
 from worldmodel.kernels.convolutions import Doubling, Halving
 from worldmodel.networks.latents import LOG_2PI
 from worldmodel.networks.layers import LayerConfig
@@ -28,7 +26,7 @@ def pixels(image: Tensor) -> Tensor:
     return image if image.is_floating_point() else image.float() / LARGEST
 
 
-class ImageUnits(nn.Module):
+class ImageNormalizer(nn.Module):
     """(..., W) -> (x - loc) / scale: the mean picture, and one scale, the root mean square of what differs from it.
 
     What stands still in every picture is gone then, and what moves is all that the networks see and have to say.
@@ -95,56 +93,7 @@ class ChannelNorm(nn.GroupNorm):
         super().__init__(1, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        if torch.compiler.is_compiling() and x.device.type == "cpu":
-            return _Normed.apply(x, self.weight, self.bias, self.eps)
-        return super().forward(x)
-
-
-class _Normed(torch.autograd.Function):
-    """What a compiler is given on a CPU: of torch's own gradient it makes copies with the channels first.
-
-        y = w n + b,   n = (x - mean) / std over the P pixels and C channels of an image
-        dL/dx = (g w - <g w> - n <g w n>) / std,   g = dL/dy, <.> the mean over the image
-
-    x (N, C, H, W) with channels last in memory is (N, P, C) here, without a copy. Mean and std are taken of its sum and
-    that of its square, as torch's own for such images, but less its first number, lest a large mean drown them. These
-    sums are kept, not mean and std: what is kept is computed for all images before anything else, while one image after
-    the other can be summed and normed in the cache.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        pixels = _shifted(x)
-        sums = [each.sum((1, 2), keepdim=True) for each in (pixels, pixels.square())]
-        ctx.save_for_backward(x, weight, *sums)
-        ctx.count, ctx.eps = math.prod(pixels.shape[1:]), eps
-        mean, scale = _moments(sums, ctx.count, eps)
-        return ((pixels - mean) * (scale * weight) + bias).unflatten(1, x.shape[2:]).movedim(-1, 1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, *sums = ctx.saved_tensors
-        mean, scale = _moments(sums, ctx.count, ctx.eps)
-        shape = gradient.shape[2:]
-        gradient = gradient.movedim(1, -1).flatten(1, 2)
-        normed = (_shifted(x) - mean) * scale
-        of_bias, of_weight = gradient.sum(1), (gradient * normed).sum(1)  # (N, C)
-        means = [(each * weight).sum(-1)[:, None, None] / ctx.count for each in (of_bias, of_weight)]
-        of_x = scale * (gradient * weight - means[0] - normed * means[1])
-        return of_x.unflatten(1, shape).movedim(-1, 1), of_weight.sum(0), of_bias.sum(0), None
-
-
-def _shifted(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, H W, C), less the first number of each image."""
-    pixels = x.movedim(1, -1).flatten(1, 2)
-    return pixels - pixels[:, :1, :1]
-
-
-def _moments(sums: Sequence[Tensor], count: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Sums of so many numbers and of their squares -> their mean, and 1 / std."""
-    mean, square = (each / count for each in sums)
-    return mean, torch.rsqrt((square - mean.square()).clamp(min=0) + eps)
+        return channel_norm(x.to(self.weight.dtype), self.weight, self.bias, self.eps)
 
 
 def after(channels: int, layer: LayerConfig) -> list[nn.Module]:
@@ -171,16 +120,15 @@ class ImageEncoder(nn.Module):
             channels = wider
         super().__init__()
         self.net = nn.Sequential(*modules)
-        self.units = ImageUnits(height * width * shape[-1])
+        self.normalizer = ImageNormalizer(height * width * shape[-1])
         self.shape = shape
         self.size = channels * (height >> stages(shape)) * (width >> stages(shape))
 
-    @region
     def forward(self, image: Tensor) -> Tensor:
         batch = image.shape[:-1]
-        x = self.units(image).reshape(-1, *self.shape)
+        x = self.normalizer(image).reshape(-1, *self.shape)
         x = x.movedim(-1, 1)  # channels stay last in memory, which is faster on a CPU
-        return self.net(x).flatten(1).view(*batch, -1).to(self.units.loc.dtype)
+        return self.net(x).flatten(1).view(*batch, -1).to(self.normalizer.loc.dtype)
 
 
 class ImageDecoder(nn.Module):
@@ -221,7 +169,7 @@ class Pixels(Output):
     def __init__(self, width: int, std: float = 1.0, learned: bool = False) -> None:
         super().__init__()
         self.width = self.parameters_size = width
-        self.units = ImageUnits(width)
+        self.normalizer = ImageNormalizer(width)
         log_std, self.learned = torch.tensor(math.log(std)), learned
         if learned:
             self.log_std = nn.Parameter(log_std)
@@ -229,17 +177,17 @@ class Pixels(Output):
             self.register_buffer("log_std", log_std)
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
-        error = ((self.units(value) - params) * torch.exp(-self.log_std)).square().sum(-1)
-        return -0.5 * error - self.width * (self.log_std + self.units.scale.log() + 0.5 * LOG_2PI)
+        error = ((self.normalizer(value) - params) * torch.exp(-self.log_std)).square().sum(-1)
+        return -0.5 * error - self.width * (self.log_std + self.normalizer.scale.log() + 0.5 * LOG_2PI)
 
     def mean(self, params: Tensor) -> Tensor:
-        return self.units.inverse(params)
+        return self.normalizer.inverse(params)
 
     def sample(self, params: Tensor) -> Tensor:
         if self.learned:
             params = torch.addcmul(params, torch.randn_like(params), self.log_std.exp())
-        return self.units.inverse(params)
+        return self.normalizer.inverse(params)
 
     def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
-        """Take the units from recorded images; once: see :class:`ImageUnits`."""
-        self.units.fit(value, mask)
+        """Take the units from recorded images; once: see :class:`ImageNormalizer`."""
+        self.normalizer.fit(value, mask)

@@ -130,17 +130,14 @@ def draw(probs: Tensor) -> Tensor:
     total = probs.to(torch.promote_types(probs.dtype, torch.float32)).cumsum(-1)  # bfloat16 would never pass the last
     end = JUST_BELOW_ONE * total[..., -1:]  # never at the end: a class has to pass
     before = total <= torch.rand_like(end) * end
-    return (before.to(total.dtype) if torch.compiler.is_compiling() else before).sum(-1, keepdim=True)
+    return before.sum(-1, keepdim=True)
 
 
 def straight_through(probs: Tensor) -> Tensor:
     """(..., C) probabilities -> a one-hot draw whose gradient is that of the probabilities (Bengio et al. 2013)."""
     fixed = probs.detach()
     drawn = draw(fixed)
-    if torch.compiler.is_compiling():
-        code = (drawn == torch.arange(probs.shape[-1], dtype=drawn.dtype, device=drawn.device)).to(fixed.dtype)
-    else:
-        code = torch.zeros_like(fixed).scatter(-1, drawn, 1.0)
+    code = torch.zeros_like(fixed).scatter(-1, drawn, 1.0)
     return code + (probs - fixed) if probs.requires_grad else code  # the brackets keep the draw exactly 0 or 1
 
 

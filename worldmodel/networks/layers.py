@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.kernels.coded import Coded, Features, dense, linear
-
 
 class LayerNorm(nn.LayerNorm):
     """In the precision of its own weights, also where autocast makes products in another: as GPUs have it."""
@@ -50,17 +48,6 @@ class LayerConfig:
         """The modules behind a linear map to that many units."""
         norm = NORMS[self.norm]
         return [*([] if norm is None else [norm(width)]), ACTIVATIONS[self.activation]()]
-
-
-def applied(layer: nn.Module, x: Features) -> Tensor:
-    """What a layer makes of features, (..., F) -> (..., P), with what is known of them where it is a linear map.
-
-    One that is watched is called.
-    """
-    watched = layer._forward_hooks or layer._forward_pre_hooks
-    if type(layer) is nn.Linear and isinstance(x, Coded) and not watched:
-        return linear(x, layer.weight, layer.bias)
-    return cast(Tensor, layer(dense(x)))
 
 
 ROW = 16
@@ -112,12 +99,8 @@ class MLP(nn.Sequential):
             modules.append(last)
         super().__init__(*modules)
 
-    def forward(self, x: Features) -> Tensor:
-        first, *others = self
-        y = applied(first, x)
-        for module in others:
-            y = module(y)
-        return y.to(cast(nn.Linear, first).weight.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(cast(nn.Linear, self[0]).weight.dtype)
 
 
 class PosteriorNet(nn.Module):

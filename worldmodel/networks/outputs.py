@@ -83,7 +83,7 @@ def resolved(std: Tensor, size: Tensor) -> Tensor:
     return std > torch.maximum(ROUNDING * size, NOISE * largest).clamp(min=SMALLEST)
 
 
-class Standardise(nn.Module):
+class Normalizer(nn.Module):
     """x -> (x - loc) / scale, in units taken from recorded data."""
 
     loc: Tensor
@@ -145,7 +145,7 @@ class Normal(Output):
     def __init__(self, width: int, min_std: float = 0.03) -> None:
         super().__init__()
         self.width, self.parameters_size, self.min_std = width, 2 * width, min_std
-        self.units = Standardise(width)
+        self.normalizer = Normalizer(width)
 
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """(..., 2 width) -> mean and standard deviation in standardised units, each (..., width)."""
@@ -154,18 +154,18 @@ class Normal(Output):
 
     def log_prob(self, params: Tensor, value: Tensor) -> Tensor:
         mean, std = self.moments(params)
-        error = (self.units(value) - mean) / std
-        return (-0.5 * error.square() - std.log() - self.units.scale.log() - 0.5 * LOG_2PI).sum(-1)
+        error = (self.normalizer(value) - mean) / std
+        return (-0.5 * error.square() - std.log() - self.normalizer.scale.log() - 0.5 * LOG_2PI).sum(-1)
 
     def mean(self, params: Tensor) -> Tensor:
-        return self.units.inverse(params.chunk(2, -1)[0])
+        return self.normalizer.inverse(params.chunk(2, -1)[0])
 
     def sample(self, params: Tensor) -> Tensor:
         mean, std = self.moments(params)
-        return self.units.inverse(torch.addcmul(mean, std, torch.randn_like(std)))
+        return self.normalizer.inverse(torch.addcmul(mean, std, torch.randn_like(std)))
 
     def fit(self, value: Tensor, mask: Tensor, layer: nn.Linear | None = None) -> None:
-        ratio, shift = self.units.fit(value, mask)
+        ratio, shift = self.normalizer.fit(value, mask)
         if layer is not None:
             self.keep(layer, ratio, shift)
 
@@ -283,11 +283,8 @@ class TwoHot(Output):
         # The bins sum to zero, so that the mass of an outer one can be taken from all: where the other outer ones have
         # the same, as from the start, huge bins cancel exactly. No gradient: its sum over the bins is zero as well, but
         # not when rounded.
-        compiling = torch.compiler.is_compiling()  # what `log_prob` needs as well is computed once then
-        probs = (params.log_softmax(-1).exp() if compiling else params.softmax(-1))[..., : len(self.bins)]
+        probs = params.softmax(-1)[..., : len(self.bins)]
         more = probs - probs[..., :1].detach()
-        if compiling:  # summed as they arise, where a product's factors would be written first
-            return (more * self.bins).sum(-1, keepdim=True)
         return more @ self.bins.unsqueeze(-1)
 
     @exact

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldmodel.kernels.coded import Coded
 from worldmodel.kernels.precision import exact
-from worldmodel.networks.layers import LayerNorm, RMSNorm, applied
+from worldmodel.networks.layers import LayerNorm, RMSNorm
 
 
 class GRUCell(nn.Module):
@@ -97,11 +96,9 @@ class BlockGRU(nn.Module):
         self.inner, self.norm = BlockLinear(size, size, blocks, shared=3 * hidden), RMSNorm(size)
         self.gates = BlockLinear(size, 3 * size, blocks)
 
-    def forward(self, z: Tensor, control: Tensor, h: Tensor, ones: Tensor | None = None) -> Tensor:
-        """h', of z in which these entries are 1 and all others 0, where that is known."""
+    def forward(self, z: Tensor, control: Tensor, h: Tensor) -> Tensor:
         control = control / control.abs().clamp(min=1).detach()
-        latent = z if ones is None else Coded(z[..., :0], z, ones)
-        inputs = (self.of_memory(h), applied(self.of_latent, latent), self.of_control(control))
+        inputs = (self.of_memory(h), self.of_latent(z), self.of_control(control))
         x = torch.cat([F.silu(norm(each)) for norm, each in zip(self.norms, inputs, strict=True)], -1)
         x = self.gates(F.silu(self.norm(self.inner(h, x))))
         reset, candidate, update = (part.flatten(-2) for part in x.unflatten(-1, (self.blocks, -1)).chunk(3, -1))

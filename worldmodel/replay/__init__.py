@@ -1,1 +1,1 @@
-"""Recorded time steps: the replay in memory or on disk, its archive, and adding whole episodes."""
+"""Recorded time steps: the replay in memory or on the disk, its archive, and how to add whole episodes."""

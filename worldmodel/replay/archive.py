@@ -1,4 +1,4 @@
-"""Every stored row of a replay as one `.npz` file, to keep, to hand on or to fit a model to."""
+"""All stored rows of a replay in one `.npz` file, to keep, to share, or to fit a model to."""
 
 import math
 import os
@@ -10,20 +10,20 @@ from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 
-from worldmodel.replay.storage import CHUNK, Storage, row_bytes
+from worldmodel.replay.storage import COPY_BYTES, Storage, row_bytes
 from worldmodel.validation import check_memory
 
-NPY = ".npy"  # after the name of an array in an archive
-STORED = "stored"  # the array of an archive that says how many rows of each environment count
-MOST_ENVS = 2**20  # environments that it may count the rows of
+NPY = ".npy"  # the ending of the name of an array in an archive
+STORED = "stored"  # the name of the array with the number of rows of each environment
+MOST_ENVS = 2**20  # the largest number of environments that is read
 
 
 def write_archive(file: Path, storage: Storage) -> None:
-    """Write every stored row, oldest first, a few at a time: they may be more than the memory holds.
+    """Write every stored row, oldest first. A few rows are written at a time, because all may exceed the memory.
 
-    The archive holds each column as (num_envs, L, ...), images as (num_envs, L, H, W, C), zero where a stream has fewer
-    than the L rows of the longest, and `stored`, the number of rows of each environment that count. It replaces an
-    older file in one step.
+    The archive holds each column as (num_envs, L, ...), and images as (num_envs, L, H, W, C). L is the number of rows
+    of the longest stream, and shorter streams are padded with zeros. The array `stored` holds the number of rows of
+    each environment. An older file is replaced in one step.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.stem}.partial.npz")
@@ -34,7 +34,7 @@ def write_archive(file: Path, storage: Storage) -> None:
             content.flush()
             os.fsync(content.fileno())
         partial.replace(file)
-    except BaseException:  # of a full disk: what there is of it is in the way
+    except BaseException:  # for example of a full disk: remove the incomplete file
         partial.unlink(missing_ok=True)
         raise
 
@@ -61,7 +61,7 @@ def _write_column(member: IO[bytes], storage: Storage, name: str) -> None:
 
 
 def all_rows(storage: Storage) -> dict[str, np.ndarray]:
-    """What :func:`write_archive` writes, as arrays in memory."""
+    """Return the arrays that :func:`write_archive` writes."""
     stored = storage.stored
     arrays = {STORED: stored}
     for name, column in storage.columns.items():
@@ -76,28 +76,33 @@ def all_rows(storage: Storage) -> dict[str, np.ndarray]:
 
 @contextmanager
 def readable(file: Path) -> Iterator[ZipFile]:
-    """An `.npz` archive, opened.
+    """Open an `.npz` archive.
 
     Raises:
-        ValueError: naming the file, if it is none or damaged, or whatever else goes wrong while it is read.
+        ValueError: if the file is missing, damaged or no archive, or if any error occurs inside the `with` block. The
+            message names the file.
     """
     if not file.is_file():
-        raise ValueError(f"no file at {file}")
+        raise ValueError(f"there is no file at {file}")
     try:
         with ZipFile(file) as archive:
             yield archive
-    except Exception as error:  # of zipfile, zlib and numpy, which have no error in common for a damaged file
+    except Exception as error:  # zipfile, zlib and numpy raise many types of errors for a damaged file
         raise ValueError(f"{file} cannot be read as an .npz archive: {error or type(error).__name__}") from error
 
 
 def read_arrays(file: Path, wanted: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` archive: those that are wanted and there, by default all.
+    """Return the arrays of an `.npz` archive by name.
 
-    Nothing in the file is executed, and no more memory is asked for than the machine has: what an array says of its
-    size is compared with what is there before any is read.
+    Code in the file is never executed. The size in the header of each array is compared with the size of its data and
+    with the memory of the machine before any array is read.
 
+    Args:
+        file: the archive.
+        wanted: the names to return, as far as the archive has them; by default all.
     Raises:
-        ValueError: naming the file, if it is damaged, no archive, holds objects, or does not fit into the memory.
+        ValueError: if the file is damaged, is no archive, holds Python objects, or does not fit into the memory. The
+            message names the file.
     """
     with readable(file) as archive:
         chosen = {name: info for name, info in _members(archive).items() if wanted is None or name in wanted}
@@ -108,10 +113,10 @@ def read_arrays(file: Path, wanted: Iterable[str] | None = None) -> dict[str, np
 
 
 def array_names(file: Path) -> list[str]:
-    """What the arrays of an `.npz` archive are called.
+    """Return the names of the arrays of an `.npz` archive.
 
     Raises:
-        ValueError: naming the file, if it is damaged or no archive.
+        ValueError: if the file is damaged or no archive. The message names the file.
     """
     with readable(file) as archive:
         return [name.removesuffix(NPY) for name in archive.namelist()]
@@ -125,23 +130,26 @@ def _members(archive: ZipFile) -> dict[str, ZipInfo]:
 
 
 class Described(NamedTuple):
-    """What an array says of itself."""
+    """The header of an array."""
 
     shape: tuple[int, ...]
-    fortran: bool  # columns of it stand together, not rows
+    fortran: bool  # whether the numbers are in column-major order
     dtype: np.dtype
 
 
 def _header(archive: ZipFile, info: ZipInfo) -> Described:
-    """Refuse an array whose header promises more, or less, than follows it."""
+    """Return the header of an array, and check that the size of its data is as the header says."""
     with archive.open(info) as member:
         described = _read_header(member)
         shape, _, dtype = described
         if dtype.hasobject:
-            raise ValueError(f"'{info.filename}' holds Python objects, which are not read: store numbers")
+            raise ValueError(f"'{info.filename}' holds Python objects, which are not read. Store numbers instead.")
         promised, there = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
     if promised != there:
-        raise ValueError(f"'{info.filename}' says it is {shape} of {dtype}, {promised} bytes, and {there} follow")
+        raise ValueError(
+            f"the header of '{info.filename}' says that it has the shape {shape} and the type {dtype}. "
+            f"That is {promised} bytes, but the file holds {there} bytes."
+        )
     return described
 
 
@@ -154,14 +162,14 @@ def _read_header(member: IO[bytes]) -> Described:
 def _read_array(archive: ZipFile, info: ZipInfo) -> np.ndarray:
     with archive.open(info) as member:
         array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-        member.read()  # to the end, where the checksum is compared
+        member.read()  # the checksum is compared at the end of the member
     return array
 
 
 def read_archive(file: Path, storage: Storage) -> None:
-    """Let a storage that holds nothing hold what :func:`write_archive` wrote, of each stream the newest rows.
+    """Read a file that :func:`write_archive` wrote into an empty storage. A smaller storage keeps the newest rows.
 
-    They are read a few at a time, so that they are in memory once.
+    A few rows are read at a time, so that the memory never holds them twice.
 
     Raises:
         ValueError: if the file is damaged, or holds other columns or another number of environments.
@@ -179,7 +187,7 @@ def read_archive(file: Path, storage: Storage) -> None:
 
 
 def _described(file: Path) -> tuple[np.ndarray, dict[str, Described]]:
-    """Rows of each environment that count, and what the arrays say of themselves."""
+    """Return the number of rows of each environment, and the headers of the arrays by name."""
     with readable(file) as archive:
         members = _members(archive)
         found = {name: _header(archive, info) for name, info in members.items()}
@@ -188,34 +196,38 @@ def _described(file: Path) -> tuple[np.ndarray, dict[str, Described]]:
 
 
 def _checked(file: Path, storage: Storage, stored: np.ndarray, found: dict[str, Described]) -> int:
-    """Rows of the longest stream in an archive that fits this storage."""
+    """Check that an archive fits a storage, and return the number of rows of its longest stream."""
     columns, num_envs = storage.columns, storage.num_envs
     if set(found) != {STORED, *columns}:
         raise ValueError(
-            f"{file} holds {sorted(found)}; this replay needs {sorted(columns)}: give a recording of the same "
-            "environment"
+            f"{file} holds the arrays {sorted(found)}, but this replay needs {sorted(columns)}. "
+            "Give a recording of the same environment."
         )
     longest = found[next(iter(columns))].shape[1:2]
     for name, column in columns.items():
         shape, fortran, dtype = found[name]
-        shapes = [(num_envs, *longest, *row) for row in (column.shown, column.shape)]  # flat: of earlier versions
+        shapes = [(num_envs, *longest, *row) for row in (column.shown, column.shape)]  # old versions wrote flat images
         if dtype != column.dtype or shape not in shapes or not longest or fortran:
             needed = ", ".join(map(str, (num_envs, "steps", *column.shown)))
             raise ValueError(
-                f"{file}: '{name}' is {shape} of {dtype}, not ({needed}) of {column.dtype}: give a "
-                "recording of the same environment, with the same section env of the config"
+                f"{file}: '{name}' has the shape {shape} and the type {dtype} instead of ({needed}) and "
+                f"{column.dtype}. Give a recording of the same environment, made with the same section env of the "
+                "config."
             )
     if stored.shape != (num_envs,) or stored.dtype.kind not in "iu":
-        raise ValueError(f"{file}: '{STORED}' is {stored.shape} of {stored.dtype}, not a row count per environment")
+        raise ValueError(
+            f"{file}: '{STORED}' has the shape {stored.shape} and the type {stored.dtype}, but it must be one whole "
+            f"number for each of the {num_envs} environments"
+        )
     if stored.min(initial=0) < 0 or stored.max(initial=0) > longest[0]:
-        raise ValueError(f"{file}: '{STORED}' counts {stored} rows, where there are {longest[0]}")
+        raise ValueError(f"{file}: '{STORED}' counts {stored} rows, but the arrays have {longest[0]} rows")
     return longest[0]
 
 
 def _read_column(member: IO[bytes], storage: Storage, name: str, stored: np.ndarray, longest: int) -> None:
-    """Of each stream the newest rows that fit into a ring, from its first slot on."""
+    """Put the newest rows of each stream into its ring, beginning at the first slot."""
     column = storage.columns[name]
-    step = max(CHUNK // max(column.nbytes, 1), 1)
+    step = max(COPY_BYTES // max(column.nbytes, 1), 1)
     _read_header(member)
     for env, count in enumerate(stored.tolist()):
         first = max(count - storage.length, 0)
@@ -225,11 +237,11 @@ def _read_column(member: IO[bytes], storage: Storage, name: str, stored: np.ndar
             rows = content.reshape(stop - start, *column.shape)[max(first - start, 0) : max(count - start, 0)]
             slot = np.arange(len(rows)) + max(start - first, 0)
             storage.put(name, np.full_like(slot, env), slot, rows)
-    member.read()  # to the end, where the checksum is compared
+    member.read()  # the checksum is compared at the end of the member
 
 
 def _exactly(member: IO[bytes], size: int) -> bytes:
     content = member.read(size)
     if len(content) < size:
-        raise ValueError(f"{size - len(content)} bytes of a column are missing")
+        raise ValueError(f"{size - len(content)} bytes are missing at the end of a column")
     return content

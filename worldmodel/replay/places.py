@@ -1,4 +1,4 @@
-"""Where sampled steps lie in the rings of a replay."""
+"""Where sampled time steps lie in the rings of a replay."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,18 @@ import torch
 
 
 class Places(NamedTuple):
-    """Where the steps of B windows lie."""
+    """The places of the time steps of B windows."""
 
     env: np.ndarray  # (B, T)
     slot: np.ndarray  # (B, T) in the ring of that environment
-    seam: np.ndarray  # (B, T) bool: the oldest step of its ring, what came before it is forgotten
+    seam: np.ndarray  # (B, T) bool: True for the oldest step of its ring, whose predecessor was overwritten
 
 
 def moved(rows: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """A copy on the device; to a GPU by way of pinned memory, so that the next batch is drawn while it computes."""
+    """Return a copy on the device.
+
+    A copy to a GPU goes through pinned memory, so that the next batch can be drawn while the GPU computes.
+    """
     if torch.device(device).type == "cuda":
         return rows.pin_memory().to(device, non_blocking=True)
     return rows.to(device)

@@ -1,12 +1,12 @@
-"""Where the rows of a replay live: in one ring per environment, column by column.
+"""Storage of the rows of a replay: one ring for each environment, column by column.
 
-Row i of a stream lies in slot i % L of a ring of L slots. Two counters per environment say which rows count: `begun`
-rows were begun to be written, `written` of them are whole. Those stored are
+Row i of an environment is in slot i % L of a ring of L slots. Each environment has two counters. `begun` counts the
+rows whose writing has started, and `written` counts the rows that are complete. The stored rows are
 
     max(begun - L, 0) <= i < written
 
-so that a row counts only once it is whole, and the one whose slot it takes is forgotten before that is touched: an
-error or a crash in between leaves no row that is half the old one and half the new.
+A new row counts only after it is complete. The old row in its slot stops counting before the slot is changed. After
+an error or a crash in between, no stored row mixes old and new content.
 """
 
 import math
@@ -19,10 +19,10 @@ import numpy as np
 from worldmodel.kernels.memory import addresses_are_free, untouched
 from worldmodel.specs import ActionSpec, ObservationSpecs
 
-OBS = "obs/"  # before the names of columns that hold an observation
+OBS = "obs/"  # the prefix of the columns that hold an observation
 FLAGS = ("is_first", "is_last", "is_terminal")
-CHUNK = 2**24  # bytes copied at a time
-SHORT = 1024  # slots of rings that grow, at first
+COPY_BYTES = 2**24  # the largest number of bytes that are copied at a time
+FIRST_SLOTS = 1024  # the number of slots with which growing rings begin
 
 
 class Column(NamedTuple):
@@ -30,24 +30,24 @@ class Column(NamedTuple):
 
     dtype: np.dtype
     shape: tuple[int, ...]  # of one row: (width,), or () for a scalar
-    image: tuple[int, ...] = ()  # (H, W, C) where a row is a picture
+    image: tuple[int, ...] = ()  # (H, W, C) if a row is an image
 
     @property
     def nbytes(self) -> int:
-        """Of one row."""
+        """The size of one row in bytes."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """The shape of one row for who opens a file: a picture's is not flat."""
+        """The shape of one row in an archive, where an image is not flattened."""
         return self.image or self.shape
 
 
 Columns = Mapping[str, Column]
 
 
-def arrival_columns(obs_specs: ObservationSpecs, action_spec: ActionSpec) -> dict[str, Column]:
-    """The columns of an :class:`worldmodel.types.Arrival`, under the names that they have in files."""
+def time_step_columns(obs_specs: ObservationSpecs, action_spec: ActionSpec) -> dict[str, Column]:
+    """Return the columns of an :class:`worldmodel.types.TimeStep` under the names that they have in files."""
     real, flag = np.dtype(np.float32), np.dtype(bool)
     named = {
         OBS + key: Column(spec.dtype, (spec.width,), spec.shape if spec.image else ())
@@ -58,53 +58,53 @@ def arrival_columns(obs_specs: ObservationSpecs, action_spec: ActionSpec) -> dic
 
 
 def row_bytes(columns: Columns) -> int:
-    """Of one row, over all columns."""
+    """Return the size in bytes of one row with all its columns."""
     return sum(column.nbytes for column in columns.values())
 
 
 class Storage(ABC):
-    """Rings of rows, and which rows of them count.
+    """Rings of rows, and the counters that say which rows are stored.
 
     Args:
-        columns: what a row holds.
-        length: slots of each ring, L.
-        begun, written: (num_envs,) int64, see above; they are changed in place.
+        columns: the columns of a row.
+        length: the number of slots of each ring, L.
+        begun, written: the counters described above, (num_envs,) int64. They are changed in place.
     """
 
     def __init__(self, columns: Columns, length: int, begun: np.ndarray, written: np.ndarray) -> None:
         self.columns, self.length = dict(columns), length
         self.begun, self.written = begun, written
-        self.beside: dict[str, Column] = {}  # columns that are forgotten with the process
+        self.beside: dict[str, Column] = {}  # additional columns, which no file keeps after the process has ended
 
-    # What memory and disk do in their own ways.
+    # Memory and disk implement these methods.
 
     @abstractmethod
     def array(self, name: str) -> np.ndarray:
-        """A column (num_envs, L, *shape) to look at: the first slots of it at least, as far as they were written."""
+        """Return a column (num_envs, L, *shape) for reading. Slots that were never written may be missing."""
 
     @abstractmethod
     def put(self, name: str, env: np.ndarray, slot: np.ndarray, values: np.ndarray) -> None:
-        """Write values (..., *shape) of a column to these places (...)."""
+        """Write the values (..., *shape) of a column into these slots (...)."""
 
     @abstractmethod
     def add_beside(self, name: str, column: Column) -> None:
-        """Another column, which no file will hold later."""
+        """Add a column that no file keeps after the process has ended."""
 
     @abstractmethod
     def begin_writing(self) -> None:
-        """Called before anything is changed."""
+        """Prepare for writing. It is called before every change."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Return when everything stored would survive the end of the machine, where it can."""
+        """Wait until everything stored would survive a power failure, if the storage can ensure this."""
 
     def take(self, name: str, env: np.ndarray, slot: np.ndarray) -> np.ndarray:
-        """A copy of what a column holds at these places: (...) -> (..., *shape)."""
+        """Return a copy of the values of a column in these slots: (...) -> (..., *shape)."""
         array = self.array(name)
         slots = array.shape[1]
         return array.reshape(self.num_envs * slots, *array.shape[2:]).take(env * slots + slot, 0)
 
-    # What follows from it.
+    # These methods are the same for memory and disk.
 
     @property
     def num_envs(self) -> int:
@@ -112,43 +112,48 @@ class Storage(ABC):
 
     @property
     def oldest(self) -> np.ndarray:
-        """(num_envs,) the number of the oldest row that counts."""
+        """The index of the oldest stored row of each environment: (num_envs,)."""
         return np.maximum(self.begun - self.length, 0)
 
     @property
     def stored(self) -> np.ndarray:
-        """(num_envs,) rows that count."""
+        """The number of stored rows of each environment: (num_envs,)."""
         return np.maximum(self.written - self.oldest, 0)
 
     def append(self, cells: Mapping[str, np.ndarray], envs: np.ndarray) -> None:
-        """One row for each of these environments (n,), without repeats: of every column (n, *shape).
+        """Append one row to each of these environments (n,), which must not repeat.
 
+        Args:
+            cells: the values (n, *shape) of every column. envs: the environments.
         Raises:
-            ValueError: if a column is missing, unknown, or of another shape; nothing has changed then.
+            ValueError: if a column is missing, unknown, or has the wrong shape. Nothing has changed then.
         """
         shapes = {name: np.shape(values) for name, values in cells.items()}
         expected = {name: (len(envs), *column.shape) for name, column in self.columns.items()}
         if shapes != expected:
             wrong = sorted(name for name in shapes.keys() | expected if shapes.get(name) != expected.get(name))
-            told = [f"{name} is {shapes.get(name, 'missing')}, not {expected.get(name, 'a column')}" for name in wrong]
-            raise ValueError(f"rows do not fit the replay: {'; '.join(told)}")
+            problems = [_mismatch(name, shapes.get(name), expected.get(name)) for name in wrong]
+            raise ValueError(f"the rows do not fit the replay: {'; '.join(problems)}")
         self.begin_writing()
         row = self.written[envs]
-        self.begun[envs] = np.maximum(self.begun[envs], row + 1)  # more had been begun before a roll_back
+        self.begun[envs] = np.maximum(self.begun[envs], row + 1)  # after `roll_back`, `begun` may be larger
         for name, values in cells.items():
             self.put(name, envs, row % self.length, values)
         self.written[envs] = row + 1
 
     def chunks(self, name: str, env: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The stored rows of one stream, oldest first, a few at a time: their slots, and a column of them."""
+        """Yield the slots of the stored rows of one environment, oldest first, and the values of a column there.
+
+        Each pair holds at most about `COPY_BYTES` bytes.
+        """
         rows = np.arange(self.oldest[env], self.oldest[env] + self.stored[env])
-        step = max(CHUNK // max(self._column(name).nbytes, 1), 1)
+        step = max(COPY_BYTES // max(self._column(name).nbytes, 1), 1)
         for start in range(0, len(rows), step):
             slot = rows[start : start + step] % self.length
             yield slot, self.take(name, np.full_like(slot, env), slot)
 
     def adopt(self, other: "Storage") -> None:
-        """Hold what another storage of the same columns and length holds, in the same slots, instead of nothing."""
+        """Copy the rows of another storage with the same columns and length. This storage must be empty."""
         self.begin_writing()
         for name in self.columns:
             for env in range(self.num_envs):
@@ -158,12 +163,12 @@ class Storage(ABC):
         self.written[:] = other.written
 
     def roll_back(self, written: np.ndarray) -> None:
-        """Forget what was added to each stream after its first `written` rows (num_envs,)."""
+        """Drop the rows that were added to each environment after its first `written` rows (num_envs,)."""
         self.begin_writing()
         self.written[:] = np.minimum(self.written, written)
 
     def replace(self, other: "Storage") -> None:
-        """Hold what another storage of the same columns and length holds, instead of what is there."""
+        """Replace all rows with a copy of the rows of another storage with the same columns and length."""
         self.begin_writing()
         self.written[:] = 0
         self.adopt(other)
@@ -172,25 +177,33 @@ class Storage(ABC):
         return self.columns[name] if name in self.columns else self.beside[name]
 
 
-class Memory(Storage):
-    """Rings in memory of their own, which take room only for the rows that were written.
+def _mismatch(name: str, shape: tuple[int, ...] | None, expected: tuple[int, ...] | None) -> str:
+    """Return how the shape of a column differs from what is expected."""
+    if expected is None:
+        return f"{name} is not a column of the replay"
+    return f"{name} is missing" if shape is None else f"{name} has the shape {shape} instead of {expected}"
 
-    Where a mapping costs more than its pages that are written, they begin short and grow with what is stored.
+
+class Memory(Storage):
+    """Rings in memory. They take memory only for the rows that were written.
+
+    On some systems a memory mapping also costs memory for pages that were never written. There the rings begin with
+    few slots and grow.
     """
 
     def __init__(self, columns: Columns, num_envs: int, length: int) -> None:
         super().__init__(columns, length, np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64))
-        self.whole = addresses_are_free()  # whether rings are mapped at once
+        self.whole = addresses_are_free()  # whether the rings have all their slots from the beginning
         self.arrays = {name: self._rings(column, 0) for name, column in columns.items()}
 
     def _rings(self, column: Column, needed: int) -> np.ndarray:
-        """Zeros (num_envs, slots, *shape), with `needed` slots at least."""
+        """Return zeros (num_envs, slots, *shape) with at least `needed` slots."""
         if self.whole:
             try:
                 return untouched((self.num_envs, self.length, *column.shape), column.dtype)
-            except MemoryError:  # more addresses than a process can have
+            except MemoryError:  # the address space of the process is too small
                 self.whole = False
-        slots = min(max(2 * needed, SHORT), self.length)
+        slots = min(max(2 * needed, FIRST_SLOTS), self.length)
         return untouched((self.num_envs, slots, *column.shape), column.dtype)
 
     def array(self, name: str) -> np.ndarray:
@@ -209,7 +222,7 @@ class Memory(Storage):
         self.arrays[name] = self._rings(column, 0)
 
     def begin_writing(self) -> None:
-        """Arrays are always ready."""
+        """Do nothing: arrays in memory can always be written."""
 
     def flush(self) -> None:
-        """What is in memory ends with the process."""
+        """Do nothing: rows in memory end with the process."""

@@ -1,4 +1,4 @@
-"""The dream that an algorithm of Stable-Baselines3 learns in, put together for a run."""
+"""Build the behaviour of a run whose policy is learned by an algorithm of Stable-Baselines3 in imagination."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ from worldmodel.specs import ActionSpec
 from worldmodel.training.config.config import Config
 
 
-def dreaming(
+def build_sb3_behaviour(
     config: Config, model: WorldModel, replay: SequenceReplay, action_space: spaces.Space[Any], action_spec: ActionSpec
 ) -> SB3Behaviour:
-    """A behaviour that learns in imagined episodes, which begin from what the replay holds.
+    """Build a behaviour that learns from imagined episodes, which begin from recorded states in the replay.
 
     Raises:
-        ValueError: if the algorithm is not installed, or does not take its settings or these actions.
+        ValueError: if the algorithm is not installed, or does not accept its settings or these actions.
     """
     chosen, device = config.behaviour.sb3, config.training.device
     ensemble = Disagreement(chosen.ensemble, model.feature_size, action_spec).to(device) if chosen.penalty else None
@@ -39,9 +39,9 @@ def dreaming(
 
 
 def imagined_steps(config: Config, steps: int, prefilled: bool = False) -> int:
-    """Of the rounds that so many environment steps pay for.
+    """Return the number of imagined steps of all rounds of the algorithm in `steps` environment steps.
 
-    Unless `prefilled`, the first of them fill the replay and pay for the pretraining alone.
+    Unless `prefilled`, the first environment steps only fill the replay, and the pretraining follows them.
     """
     training, sb3 = config.training, config.behaviour.sb3
     paying = max(steps - (0 if prefilled else training.prefill), 0)

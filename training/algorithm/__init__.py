@@ -1,0 +1,1 @@
+"""A run in the shape of a Stable-Baselines3 algorithm."""
